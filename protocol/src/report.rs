@@ -99,12 +99,12 @@ impl Report {
     /// The report as it is written: exactly [`SIZE`] bytes, text cut on a character's border, padded with spaces.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut report = self.clone();
-        report.message = fitting(&self.message, MAX_MESSAGE).to_owned();
+        fitting(&self.message, MAX_MESSAGE).clone_into(&mut report.message);
         report.result = String::new();
         let without = encoded(&report).len();
         // What `,"result":""` itself takes.
         let room = SIZE.saturating_sub(without + 12);
-        report.result = fitting(&self.result, room).to_owned();
+        fitting(&self.result, room).clone_into(&mut report.result);
         let mut bytes = encoded(&report);
         bytes.resize(SIZE, b' ');
         bytes

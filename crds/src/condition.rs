@@ -1,0 +1,12 @@
+//! Types of conditions.
+
+/// The session's claim exists and is bound.
+pub const WORKSPACE_READY: &str = "WorkspaceReady";
+/// The runner of the current attempt has started.
+pub const RUNNER_STARTED: &str = "RunnerStarted";
+/// The run has ended.
+pub const FINISHED: &str = "Finished";
+/// All records have arrived at the gateway.
+pub const EVENTS_DELIVERED: &str = "EventsDelivered";
+/// The trace has arrived.
+pub const TRACES_DELIVERED: &str = "TracesDelivered";
