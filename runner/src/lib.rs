@@ -1,1 +1,17 @@
-//! Placeholder.
+//! Drives the Claude Code CLI for one attempt of a session.
+//!
+//! [`drive`] is the whole run from top to bottom; every other module is one thing that it uses.
+
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod drive;
+pub mod langfuse;
+pub mod limits;
+pub mod proxy;
+pub mod redact;
+pub mod report;
+pub mod spool;
+pub mod transcript;
+pub mod uplink;
+pub mod workspace;
