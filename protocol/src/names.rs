@@ -76,6 +76,8 @@ pub mod env {
     pub const LANGFUSE_PUBLIC_KEY: &str = "LANGFUSE_PUBLIC_KEY";
     /// Langfuse secret key.
     pub const LANGFUSE_SECRET_KEY: &str = "LANGFUSE_SECRET_KEY";
+    /// `true` or `1`: traces carry usage, models and tool names, and no text.
+    pub const LANGFUSE_MASK_MESSAGES: &str = "LANGFUSE_MASK_MESSAGES";
     /// Name of the session.
     pub const AGENTIC_SESSION_NAME: &str = "AGENTIC_SESSION_NAME";
     /// Namespace of the session.
