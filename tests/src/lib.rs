@@ -1,1 +1,4 @@
-//! Placeholder.
+//! What the tests of the whole product use: a mock of the model API, a collector of traces, and the cluster at hand.
+
+pub mod cli;
+pub mod model;
