@@ -284,6 +284,10 @@ pub struct AgenticSessionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>")]
     pub first_attempt: Option<u32>,
+    /// How many of the run's attempts were ended by the cluster (eviction, preemption, a lost node) and do not count as tries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>")]
+    pub free_retries: Option<u32>,
     /// Seconds that the run's ended attempts worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i64>")]
@@ -291,6 +295,10 @@ pub struct AgenticSessionStatus {
     /// When the next attempt is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_time: Option<Time>,
+    /// Value of the annotation `ambient-code.io/start-requested-at` that was last acted upon; another value asks for the next run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub handled_start_request: Option<String>,
     /// Id of the CLI's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sdk_session_id: Option<String>,
