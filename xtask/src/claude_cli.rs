@@ -1,12 +1,13 @@
 //! The pinned Claude Code CLI. Its licence forbids shipping it, so it is fetched from npm where it is needed.
 
-use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::paths;
 
 /// The CLI version that the runner is tested with.
 pub const VERSION: &str = "2.1.329";
@@ -17,19 +18,9 @@ const SHA256: &str = "30e2724e2aecb1bf5dc9f3130901afb71c5fa229051c190a6d7ad9aff6
 /// Size of the binary in bytes.
 const SIZE: u64 = 377_545_232;
 
-/// Folder for what is built or fetched once and kept outside the tree: `AGENTIC_CACHE`, else
-/// `~/.cache/agentic-operator`.
-pub fn cache_dir() -> Result<PathBuf> {
-    if let Some(dir) = env::var_os("AGENTIC_CACHE") {
-        return Ok(dir.into());
-    }
-    let home = env::var_os("HOME").context("neither AGENTIC_CACHE nor HOME is set: set one of them")?;
-    Ok(Path::new(&home).join(".cache/agentic-operator"))
-}
-
 /// Path of the pinned CLI in the cache; fetched with npm and checked when it is not there yet.
 pub fn claude_cli() -> Result<PathBuf> {
-    let dir = cache_dir()?.join(format!("claude-code-{VERSION}"));
+    let dir = paths::cache()?.join(format!("claude-code-{VERSION}"));
     let binary = dir.join("claude");
     // It only gets its name after its checksum was right, so the size is enough from then on.
     if fs::metadata(&binary).is_ok_and(|found| found.len() == SIZE) {
@@ -48,7 +39,9 @@ fn fetch(scratch: &Path, binary: &Path) -> Result<()> {
         .args(["pack", "--silent", "--ignore-scripts"])
         .arg(format!("{PACKAGE}@{VERSION}"))
         .current_dir(scratch))?;
-    run(Command::new("tar").args(["-xzf", tarball.trim(), "package/claude"]).current_dir(scratch))?;
+    run(Command::new("tar")
+        .args(["-xzf", tarball.trim(), "package/claude"])
+        .current_dir(scratch))?;
     let unpacked = scratch.join("package/claude");
     let sum = run(Command::new("sha256sum").arg(&unpacked))?;
     let sum = sum.split_whitespace().next().unwrap_or_default();
@@ -62,9 +55,15 @@ fn fetch(scratch: &Path, binary: &Path) -> Result<()> {
 }
 
 fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("failed to run {}", command.get_program().display()))?;
+    let output = command
+        .output()
+        .with_context(|| format!("failed to run {}", command.get_program().display()))?;
     if !output.status.success() {
-        bail!("{command:?} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{command:?} failed ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     String::from_utf8(output.stdout).with_context(|| format!("{command:?} wrote bytes that are not text"))
 }

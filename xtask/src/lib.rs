@@ -1,5 +1,15 @@
-//! What a developer's commands and the tests share.
+//! What a developer needs: pinned tools, a Kubernetes cluster without Docker, images, generated files.
+//!
+//! The library half exists for tests, which start their own API server with [`cluster::ControlPlane`].
 
+pub mod chart;
 pub mod claude_cli;
+pub mod cluster;
+pub mod command;
+pub mod paths;
+pub mod progress;
+pub mod reference;
+pub mod tools;
 
-pub use claude_cli::{cache_dir, claude_cli};
+pub use claude_cli::claude_cli;
+pub use paths::cache as cache_dir;

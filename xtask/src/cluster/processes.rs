@@ -1,0 +1,238 @@
+//! The cluster's daemons: started, watched, and stopped by what identifies them for sure.
+//!
+//! A pid alone may by now belong to somebody else, so a pid file also holds the process's start time.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::command;
+
+/// The daemons of one cluster, with their pid files and logs under its state folder.
+pub(super) struct Processes {
+    state: PathBuf,
+    /// What comes before each command: a program that enters the network namespace, or one that ties its life to ours.
+    prefix: Vec<OsString>,
+}
+
+impl Processes {
+    /// `prefix` must `exec` what follows it, so that the pid is the daemon's own.
+    pub(super) fn new(state: &Path, prefix: Vec<OsString>) -> Result<Self> {
+        for folder in ["pid", "log"] {
+            let folder = state.join(folder);
+            fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
+        }
+        Ok(Self {
+            state: state.to_owned(),
+            prefix,
+        })
+    }
+
+    /// The file with all that a daemon has said.
+    pub(super) fn log(&self, name: &str) -> PathBuf {
+        self.state.join("log").join(format!("{name}.log"))
+    }
+
+    /// Starts a daemon in a process group of its own, so that Ctrl-C in a terminal does not reach it.
+    pub(super) fn spawn(&self, name: &str, program: &Path, arguments: &[String]) -> Result<()> {
+        self.spawn_with(name, &self.prefix, program, arguments)
+    }
+
+    /// Like [`Self::spawn`], but outside the cluster's network namespace.
+    pub(super) fn spawn_on_host(&self, name: &str, program: &Path, arguments: &[String]) -> Result<()> {
+        self.spawn_with(name, &[], program, arguments)
+    }
+
+    fn spawn_with(&self, name: &str, prefix: &[OsString], program: &Path, arguments: &[String]) -> Result<()> {
+        let mut words: Vec<OsString> = prefix.to_vec();
+        words.push(program.into());
+        words.extend(arguments.iter().map(OsString::from));
+        let log = File::create(self.log(name))?;
+        let child = Command::new(&words[0])
+            .args(&words[1..])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("failed to start {name} ({})", words[0].display()))?;
+        let process = Process::of(child.id())
+            .with_context(|| format!("{name} ended at once:\n{}", command::tail(&self.log(name), 10)))?;
+        fs::write(self.state.join("pid").join(name), process.to_string())?;
+        Ok(())
+    }
+
+    /// Waits until `ready`, and gives up early when the daemon has ended.
+    pub(super) fn wait(&self, name: &str, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let begun = Instant::now();
+        while !ready() {
+            if !self.is_alive(name) {
+                bail!(
+                    "{name} has ended; the end of its log:\n{}",
+                    command::tail(&self.log(name), 20)
+                );
+            }
+            if begun.elapsed() > limit {
+                bail!(
+                    "{name} is not ready after {limit:?}; the end of its log:\n{}",
+                    command::tail(&self.log(name), 20)
+                );
+            }
+            thread::sleep(Duration::from_millis(30));
+        }
+        Ok(())
+    }
+
+    fn is_alive(&self, name: &str) -> bool {
+        recorded(&self.state.join("pid").join(name)).is_some_and(|process| process.is_alive())
+    }
+
+    /// Kills one daemon at once and waits until it is gone.
+    pub(super) fn kill(&self, name: &str) -> Result<()> {
+        let process =
+            recorded(&self.state.join("pid").join(name)).with_context(|| format!("{name} was never started"))?;
+        process.signal(Signal::KILL);
+        let begun = Instant::now();
+        while process.is_alive() {
+            if begun.elapsed() > Duration::from_secs(10) {
+                bail!("{name} survives SIGKILL");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Ends one daemon: politely, then for sure.
+    pub(super) fn stop(&self, name: &str) {
+        let file = self.state.join("pid").join(name);
+        if let Some(process) = recorded(&file) {
+            stop_processes(&[process]);
+        }
+        let _ = fs::remove_file(file);
+    }
+}
+
+/// Ends every daemon that a state folder knows of; also those of a run that was killed.
+pub(super) fn stop_all(state: &Path) {
+    let files = fs::read_dir(state.join("pid")).into_iter().flatten().flatten();
+    let known: Vec<Process> = files.filter_map(|entry| recorded(&entry.path())).collect();
+    stop_processes(&known);
+}
+
+/// Whether any daemon of a state folder runs.
+pub(super) fn any_alive(state: &Path) -> bool {
+    let mut files = fs::read_dir(state.join("pid")).into_iter().flatten().flatten();
+    files.any(|entry| recorded(&entry.path()).is_some_and(|process| process.is_alive()))
+}
+
+fn recorded(file: &Path) -> Option<Process> {
+    let text = fs::read_to_string(file).ok()?;
+    let (pid, started) = text.trim().split_once(' ')?;
+    Some(Process {
+        pid: pid.parse().ok()?,
+        started: started.parse().ok()?,
+    })
+}
+
+fn stop_processes(processes: &[Process]) {
+    for (signal, patience) in [
+        (Signal::TERM, Duration::from_secs(3)),
+        (Signal::KILL, Duration::from_secs(3)),
+    ] {
+        for process in processes {
+            process.signal(signal);
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < patience && processes.iter().any(Process::is_alive) {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    pid: u32,
+    /// Clock ticks after boot, field 22 of `/proc/<pid>/stat`.
+    started: u64,
+}
+
+impl Process {
+    /// The process that has this pid now, unless it has ended.
+    pub(super) fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is the program's name in parentheses and may itself hold any character.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        if matches!(*fields.first()?, "Z" | "X") {
+            return None;
+        }
+        Some(Self {
+            pid,
+            started: fields.get(19)?.parse().ok()?,
+        })
+    }
+
+    fn is_alive(&self) -> bool {
+        Self::of(self.pid).as_ref() == Some(self)
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .filter(|_| self.is_alive())
+        {
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+impl std::fmt::Display for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.pid, self.started)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_of_another_process_with_the_same_number_ends_nobody() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::of(child.id()).unwrap();
+        let earlier = Process {
+            started: process.started - 1,
+            ..process
+        };
+        stop_processes(&[earlier]);
+        assert!(process.is_alive());
+        stop_processes(&[process]);
+        assert!(!process.is_alive());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_ends_is_reported_with_its_last_words() {
+        let state = tempfile::tempdir().unwrap();
+        let processes = Processes::new(state.path(), Vec::new()).unwrap();
+        processes
+            .spawn(
+                "broken",
+                Path::new("sh"),
+                &["-c".into(), "sleep 0.1; echo no such thing; exit 3".into()],
+            )
+            .unwrap();
+        let error = processes.wait("broken", Duration::from_secs(20), || false).unwrap_err();
+        assert!(error.to_string().contains("no such thing"), "{error}");
+    }
+}

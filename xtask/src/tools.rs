@@ -1,0 +1,324 @@
+//! The tools that clusters and checks are made of, built once from pinned sources.
+//!
+//! Each lies in `<cache>/<tool>-<hash of its pin>/<tool>`: a changed pin is a new folder, a broken build leaves none.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::{command, paths, progress};
+
+/// A Go module of ours under `cluster/tools/` whose `go.mod` and `go.sum` pin what is built.
+struct Module {
+    folder: &'static str,
+    linker_flags: &'static str,
+}
+
+/// One program of a module.
+struct Tool {
+    name: &'static str,
+    module: &'static Module,
+    package: &'static str,
+}
+
+// The version is stamped by the linker; without it the API server calls itself v0.0.0 and clients refuse it.
+const KUBERNETES: Module = Module {
+    folder: "kubernetes",
+    linker_flags: "-s -w \
+        -X k8s.io/component-base/version.gitVersion=v1.34.4 \
+        -X k8s.io/component-base/version.gitMajor=1 \
+        -X k8s.io/component-base/version.gitMinor=34 \
+        -X k8s.io/client-go/pkg/version.gitVersion=v1.34.4",
+};
+const ETCD: Module = Module {
+    folder: "etcd",
+    linker_flags: "-s -w",
+};
+const COREDNS: Module = Module {
+    folder: "coredns",
+    linker_flags: "-s -w",
+};
+const LOCAL_PATH: Module = Module {
+    folder: "local-path-provisioner",
+    linker_flags: "-s -w",
+};
+const HELM: Module = Module {
+    folder: "helm",
+    // Helm derives the Kubernetes version that `helm template` assumes from here; the default is v1.20.
+    linker_flags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
+};
+
+const CONTROL_PLANE: &[Tool] = &[
+    Tool {
+        name: "kube-apiserver",
+        module: &KUBERNETES,
+        package: "k8s.io/kubernetes/cmd/kube-apiserver",
+    },
+    Tool {
+        name: "kube-controller-manager",
+        module: &KUBERNETES,
+        package: "k8s.io/kubernetes/cmd/kube-controller-manager",
+    },
+    Tool {
+        name: "kubectl",
+        module: &KUBERNETES,
+        package: "k8s.io/kubernetes/cmd/kubectl",
+    },
+    Tool {
+        name: "etcd",
+        module: &ETCD,
+        package: "go.etcd.io/etcd/server/v3",
+    },
+];
+
+const NODE: &[Tool] = &[
+    Tool {
+        name: "kubelet",
+        module: &KUBERNETES,
+        package: "k8s.io/kubernetes/cmd/kubelet",
+    },
+    Tool {
+        name: "kube-scheduler",
+        module: &KUBERNETES,
+        package: "k8s.io/kubernetes/cmd/kube-scheduler",
+    },
+    Tool {
+        name: "kube-proxy",
+        module: &KUBERNETES,
+        package: "k8s.io/kubernetes/cmd/kube-proxy",
+    },
+    Tool {
+        name: "coredns",
+        module: &COREDNS,
+        package: "cluster/coredns",
+    },
+    Tool {
+        name: "local-path-provisioner",
+        module: &LOCAL_PATH,
+        package: "github.com/rancher/local-path-provisioner",
+    },
+];
+
+const CHART: &[Tool] = &[Tool {
+    name: "helm",
+    module: &HELM,
+    package: "helm.sh/helm/v4/cmd/helm",
+}];
+
+/// Which tools are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Group {
+    /// API server, controller manager, etcd and kubectl.
+    ControlPlane,
+    /// What a node needs beyond the control plane.
+    Node,
+    /// helm.
+    Chart,
+    /// cargo-deny.
+    Checks,
+    /// Everything.
+    All,
+}
+
+/// Builds what is missing of a group.
+pub fn ensure(group: Group) -> Result<()> {
+    let lists: &[&[Tool]] = match group {
+        Group::ControlPlane => &[CONTROL_PLANE],
+        Group::Node => &[CONTROL_PLANE, NODE],
+        Group::Chart => &[CHART],
+        Group::Checks => &[],
+        Group::All => &[CONTROL_PLANE, NODE, CHART],
+    };
+    let wanted: Vec<&Tool> = lists.iter().copied().flatten().collect();
+    for module in [&ETCD, &KUBERNETES, &COREDNS, &LOCAL_PATH, &HELM] {
+        let of_module: Vec<&Tool> = wanted
+            .iter()
+            .copied()
+            .filter(|tool| tool.module.folder == module.folder)
+            .collect();
+        ensure_module(module, &of_module)?;
+    }
+    if matches!(group, Group::Checks | Group::All) {
+        cargo_deny()?;
+    }
+    Ok(())
+}
+
+/// Where a tool is once [`ensure`] has built its group.
+pub fn path(name: &str) -> Result<PathBuf> {
+    let tool = [CONTROL_PLANE, NODE, CHART]
+        .into_iter()
+        .flatten()
+        .find(|tool| tool.name == name)
+        .with_context(|| format!("no tool is called {name}"))?;
+    Ok(place(tool.name, &pin_of(tool.module)?)?.join(tool.name))
+}
+
+fn place(name: &str, pin: &str) -> Result<PathBuf> {
+    Ok(paths::cache()?.join(format!("{name}-{pin}")))
+}
+
+/// A hash over all that decides what comes out of a build.
+fn pin_of(module: &Module) -> Result<String> {
+    let folder = module_folder(module);
+    let mut hash = Sha256::new();
+    for file in ["go.mod", "go.sum", "main.go"] {
+        // Only a module with a program of its own has a main.go.
+        let bytes = match fs::read(folder.join(file)) {
+            Ok(bytes) => bytes,
+            Err(_) if file == "main.go" => Vec::new(),
+            Err(error) => return Err(error).with_context(|| format!("failed to read {}/{file}", folder.display())),
+        };
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    }
+    hash.update(module.linker_flags);
+    hash.update(std::env::consts::ARCH);
+    Ok(hex::encode(&hash.finalize()[..6]))
+}
+
+fn module_folder(module: &Module) -> PathBuf {
+    paths::workspace().join("cluster/tools").join(module.folder)
+}
+
+fn ensure_module(module: &Module, tools: &[&Tool]) -> Result<()> {
+    let pin = pin_of(module)?;
+    let built = |tool: &Tool| place(tool.name, &pin).map(|folder| folder.join(tool.name).is_file());
+    let missing = |tools: &[&'static str]| tools.is_empty();
+    let names = |pick: &dyn Fn(&Tool) -> Result<bool>| -> Result<Vec<&'static str>> {
+        tools
+            .iter()
+            .filter_map(|tool| pick(tool).map(|done| (!done).then_some(tool.name)).transpose())
+            .collect()
+    };
+    if missing(&names(&built)?) {
+        return Ok(());
+    }
+    // Several test binaries may start at once; one builds, the others find it done.
+    let _lock = lock(&format!("build-{}", module.folder))?;
+    let absent = names(&built)?;
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = tools
+        .iter()
+        .filter(|tool| absent.contains(&tool.name))
+        .map(|tool| tool.package)
+        .collect();
+    let what = format!(
+        "building {} from Go modules (once; cached in {})",
+        absent.join(", "),
+        paths::cache()?.display()
+    );
+    progress::step(&what, || {
+        let scratch = Scratch::new(&format!("building-{}", module.folder))?;
+        let log = paths::cache()?.join(format!("build-{}.log", module.folder));
+        go_build(module, &packages, scratch.path(), &log)?;
+        for tool in tools.iter().filter(|tool| absent.contains(&tool.name)) {
+            publish(scratch.path(), tool, &pin)?;
+        }
+        Ok(())
+    })
+}
+
+fn go_build(module: &Module, packages: &[&str], into: &Path, log: &Path) -> Result<()> {
+    let mut go = Command::new("go");
+    go.current_dir(module_folder(module))
+        .env("CGO_ENABLED", "0")
+        .args([
+            "build",
+            "-mod=readonly",
+            "-trimpath",
+            "-ldflags",
+            module.linker_flags,
+            "-o",
+        ])
+        .arg(format!("{}/", into.display()))
+        .args(packages);
+    command::logged(&mut go, log).context("failed to build with Go: is Go 1.26 or newer installed?")
+}
+
+/// Moves one built program to its place; a reader sees the whole folder or none.
+fn publish(built: &Path, tool: &Tool, pin: &str) -> Result<()> {
+    // `go build` names a program after its package's last element, or the one before a version element such as v3.
+    let elements: Vec<&str> = tool.package.rsplit('/').collect();
+    let program = if elements[0].starts_with('v') && elements[0][1..].parse::<u32>().is_ok() {
+        elements[1]
+    } else {
+        elements[0]
+    };
+    let ready = built.join(format!("{}.ready", tool.name));
+    fs::create_dir(&ready)?;
+    fs::rename(built.join(program), ready.join(tool.name))
+        .with_context(|| format!("failed to find {program} among the built programs"))?;
+    let place = place(tool.name, pin)?;
+    if place.exists() {
+        fs::remove_dir_all(&place)?;
+    }
+    fs::rename(&ready, &place).with_context(|| format!("failed to put {} in place", place.display()))
+}
+
+const CARGO_DENY: &str = "0.19.9";
+
+/// cargo-deny at its pinned version; built on first use.
+pub fn cargo_deny() -> Result<PathBuf> {
+    let place = place("cargo-deny", CARGO_DENY)?;
+    let program = place.join("bin/cargo-deny");
+    if program.is_file() {
+        return Ok(program);
+    }
+    let _lock = lock("build-cargo-deny")?;
+    if program.is_file() {
+        return Ok(program);
+    }
+    progress::step(&format!("building cargo-deny {CARGO_DENY} (once)"), || {
+        let scratch = Scratch::new("building-cargo-deny")?;
+        let mut install = Command::new("cargo");
+        install
+            .env("CARGO_TARGET_DIR", scratch.path().join("target"))
+            .args(["install", "--locked", "--version", CARGO_DENY, "cargo-deny", "--root"])
+            .arg(scratch.path().join("root"));
+        command::logged(&mut install, &paths::cache()?.join("build-cargo-deny.log"))?;
+        fs::rename(scratch.path().join("root"), &place).context("failed to put cargo-deny in place")
+    })?;
+    Ok(program)
+}
+
+/// Holds `<cache>/<name>.lock` until dropped.
+pub fn lock(name: &str) -> Result<File> {
+    let cache = paths::cache()?;
+    fs::create_dir_all(&cache).with_context(|| format!("failed to create {}", cache.display()))?;
+    let file = File::create(cache.join(format!("{name}.lock")))?;
+    file.lock().with_context(|| format!("failed to lock {name}"))?;
+    Ok(file)
+}
+
+/// A folder in the cache that is gone when dropped; a leftover of a killed run is emptied first.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Callers hold the lock for `name`, so nobody else is in there.
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let folder = paths::cache()?.join(name);
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
+        Ok(Self(folder))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
