@@ -10,3 +10,6 @@ pub const FINISHED: &str = "Finished";
 pub const EVENTS_DELIVERED: &str = "EventsDelivered";
 /// The trace has arrived.
 pub const TRACES_DELIVERED: &str = "TracesDelivered";
+
+/// Reason of [`EVENTS_DELIVERED`] when what is missing will not come any more.
+pub const LOST: &str = "Lost";
