@@ -1,0 +1,472 @@
+//! `agentic-operator uninstall`: what the chart's pre-delete hook runs.
+//!
+//! Without it, a pod that is deleted after the operator has gone would stay for ever: nobody takes the report finalizer off.
+//! The operator is stopped first, or it would make the next attempts of the sessions that are stopped here.
+
+use std::time::Duration;
+
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, coordination::v1::Lease, core::v1::Pod};
+use kube::{
+    Api, Client, Resource as _, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
+};
+use protocol::names::{REPORT_FINALIZER, label};
+use serde_json::json;
+use tokio::time::Instant;
+
+/// How often pods are looked at while they end.
+const POLL: Duration = Duration::from_millis(500);
+
+/// What to uninstall.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Namespace of the operator.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Name of the operator's Deployment and Lease.
+    #[arg(long, env = "OPERATOR_DEPLOYMENT", default_value = "agentic-operator")]
+    pub deployment: String,
+    /// Label selector of the operator's own pods.
+    #[arg(
+        long,
+        env = "OPERATOR_SELECTOR",
+        default_value = "app.kubernetes.io/name=agentic-operator"
+    )]
+    pub selector: String,
+    /// Namespaces with sessions, separated by commas; all when absent.
+    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
+    /// Seconds to wait for pods to end. Then their finalizer is taken off all the same: nobody else will.
+    #[arg(long = "timeout", env = "UNINSTALL_TIMEOUT", default_value_t = 180)]
+    pub timeout_seconds: u64,
+}
+
+/// Why sessions could not be taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operator's Deployment could not be scaled.
+    #[error("failed to scale Deployment {name} to 0; check the role of the uninstall hook")]
+    Scale {
+        /// Name of the Deployment.
+        name: String,
+        /// What the API server said.
+        source: kube::Error,
+    },
+    /// Objects could not be listed.
+    #[error("failed to list {what}; check the role of the uninstall hook")]
+    List {
+        /// What was listed.
+        what: &'static str,
+        /// What the API server said.
+        source: kube::Error,
+    },
+    /// An object could not be deleted.
+    #[error("failed to delete {what}; delete it by hand and uninstall again")]
+    Delete {
+        /// Kind, namespace and name.
+        what: String,
+        /// What the API server said.
+        source: kube::Error,
+    },
+    /// A pod could not be freed.
+    #[error("failed to take finalizer {REPORT_FINALIZER} off pod {pod}; take it off by hand and uninstall again")]
+    Free {
+        /// Namespace and name.
+        pod: String,
+        /// What the API server said.
+        source: kube::Error,
+    },
+    /// The operator did not end.
+    #[error("failed to stop the operator: pods {pods} still run; delete them and uninstall again")]
+    OperatorRuns {
+        /// Names of the pods.
+        pods: String,
+    },
+}
+
+/// Stops the operator, deletes the unfinished Jobs of sessions, waits for their pods and frees all pods of sessions.
+pub async fn run(client: Client, args: Args) -> Result<(), Error> {
+    let deadline = Instant::now() + Duration::from_secs(args.timeout_seconds);
+    stop_operator(&client, &args, deadline).await?;
+    for scope in scopes(&args.watch_namespaces) {
+        delete_unfinished_jobs(&client, scope).await?;
+    }
+    free_pods(&client, &args, deadline).await?;
+    delete_lease(&client, &args).await
+}
+
+async fn stop_operator(client: &Client, args: &Args, deadline: Instant) -> Result<(), Error> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &args.namespace);
+    let replicas = Patch::Merge(json!({"spec": {"replicas": 0}}));
+    match deployments
+        .patch_scale(&args.deployment, &PatchParams::default(), &replicas)
+        .await
+    {
+        Err(error) if !is_not_found(&error) => {
+            return Err(Error::Scale {
+                name: args.deployment.clone(),
+                source: error,
+            });
+        }
+        _ => tracing::info!(deployment = args.deployment, "scaled to 0"),
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
+    let ours = ListParams::default().labels(&args.selector);
+    loop {
+        let running: Vec<_> = list(&pods, &ours, "the operator's pods")
+            .await?
+            .into_iter()
+            .filter(|p| !is_over(p))
+            .collect();
+        if running.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let pods = running.iter().map(Pod::name_any).collect::<Vec<_>>().join(", ");
+            return Err(Error::OperatorRuns { pods });
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn delete_unfinished_jobs(client: &Client, scope: Option<&str>) -> Result<(), Error> {
+    for job in list(&api::<Job>(client, scope), &ours(), "Jobs of sessions").await? {
+        if is_finished(&job) || job.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let namespace = job.namespace().unwrap_or_default();
+        let name = job.name_any();
+        let this_one = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: job.uid(),
+                resource_version: None,
+            }),
+            ..DeleteParams::background()
+        };
+        match Api::<Job>::namespaced(client.clone(), &namespace)
+            .delete(&name, &this_one)
+            .await
+        {
+            Ok(_) => tracing::info!(namespace, job = name, "deleted"),
+            // Gone, or replaced by somebody else's of the same name.
+            Err(error) if is_not_found(&error) || is_conflict(&error) => {}
+            Err(source) => {
+                return Err(Error::Delete {
+                    what: format!("Job {namespace}/{name}"),
+                    source,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Frees each pod of a session when it has ended, and whatever is left at the deadline.
+async fn free_pods(client: &Client, args: &Args, deadline: Instant) -> Result<(), Error> {
+    loop {
+        let late = Instant::now() >= deadline;
+        let mut waiting = 0_usize;
+        for scope in scopes(&args.watch_namespaces) {
+            for pod in list(&api::<Pod>(client, scope), &ours(), "pods of sessions").await? {
+                let over = is_over(&pod);
+                if !over && late {
+                    let (namespace, pod) = (pod.namespace().unwrap_or_default(), pod.name_any());
+                    tracing::warn!(namespace, pod, "still not ended; its node may be lost");
+                }
+                let free = (over || late) && free(client, &pod).await?;
+                waiting += usize::from(!free);
+            }
+        }
+        if waiting == 0 {
+            return Ok(());
+        }
+        tracing::info!(waiting, "pods of sessions are ending");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Takes our finalizer off. `false`: the pod has changed meanwhile, look again.
+async fn free(client: &Client, pod: &Pod) -> Result<bool, Error> {
+    let Some(finalizers) = finalizers_without_ours(pod) else {
+        return Ok(true);
+    };
+    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+    // With its version, so that a finalizer that somebody adds at this moment is not lost.
+    let patch = json!({"metadata": {
+        "uid": pod.uid(), "resourceVersion": pod.resource_version(), "finalizers": finalizers,
+    }});
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    match pods.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_not_found(&error) => Ok(true),
+        Err(error) if is_conflict(&error) => Ok(false),
+        Err(source) => Err(Error::Free {
+            pod: format!("{namespace}/{name}"),
+            source,
+        }),
+    }
+}
+
+async fn delete_lease(client: &Client, args: &Args) -> Result<(), Error> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), &args.namespace);
+    match leases.delete(&args.deployment, &DeleteParams::default()).await {
+        Err(error) if !is_not_found(&error) => Err(Error::Delete {
+            what: format!("Lease {}/{}", args.namespace, args.deployment),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// `None` stands for all namespaces.
+fn scopes(namespaces: &[String]) -> Vec<Option<&str>> {
+    let named: Vec<_> = namespaces
+        .iter()
+        .filter(|name| !name.is_empty())
+        .map(|name| Some(name.as_str()))
+        .collect();
+    if named.is_empty() { vec![None] } else { named }
+}
+
+fn api<K>(client: &Client, scope: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+{
+    match scope {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+fn ours() -> ListParams {
+    ListParams::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER))
+}
+
+async fn list<K>(api: &Api<K>, parameters: &ListParams, what: &'static str) -> Result<Vec<K>, Error>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    Ok(api
+        .list(parameters)
+        .await
+        .map_err(|source| Error::List { what, source })?
+        .items)
+}
+
+/// A pod that has ended, or was deleted before a node took it and so never starts.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed")) || (pod.meta().deletion_timestamp.is_some() && node.is_none())
+}
+
+fn is_finished(job: &Job) -> bool {
+    let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True")
+}
+
+/// The finalizers that a pod keeps. `None`: ours is not among them.
+fn finalizers_without_ours(pod: &Pod) -> Option<Vec<String>> {
+    let (ours, others): (Vec<_>, Vec<_>) = pod
+        .finalizers()
+        .iter()
+        .cloned()
+        .partition(|finalizer| finalizer == REPORT_FINALIZER);
+    (!ours.is_empty()).then_some(others)
+}
+
+fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex},
+    };
+
+    use http::{Method, Request, Response, StatusCode};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// An API server that knows a running session, one that has ended, and what was asked of it.
+    #[derive(Default)]
+    struct Cluster {
+        asked: Vec<String>,
+        patches: BTreeMap<String, Value>,
+        lists_until_ended: usize,
+    }
+
+    impl Cluster {
+        fn answer(&mut self, method: &Method, path: &str, body: &[u8]) -> (StatusCode, Value) {
+            self.asked.push(format!("{method} {path}"));
+            if method == Method::PATCH {
+                self.patches
+                    .insert(path.to_owned(), serde_json::from_slice(body).unwrap());
+                return (
+                    StatusCode::OK,
+                    if path.ends_with("/scale") {
+                        json!({"metadata": {}})
+                    } else {
+                        pod("any", "Failed")
+                    },
+                );
+            }
+            match path {
+                "/api/v1/namespaces/agents/pods" => (StatusCode::OK, list_of(&[])),
+                "/apis/batch/v1/jobs" => (
+                    StatusCode::OK,
+                    list_of(&[job("live-job", &json!([])), job("done-job", &complete())]),
+                ),
+                "/api/v1/pods" => {
+                    let phase = if self.lists_until_ended == 0 {
+                        "Failed"
+                    } else {
+                        "Running"
+                    };
+                    self.lists_until_ended = self.lists_until_ended.saturating_sub(1);
+                    (StatusCode::OK, list_of(&[pod("live", phase), pod("done", "Succeeded")]))
+                }
+                "/apis/batch/v1/namespaces/team/jobs/live-job" => (StatusCode::OK, job("live-job", &json!([]))),
+                _ => {
+                    let status = json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": path});
+                    (StatusCode::NOT_FOUND, status)
+                }
+            }
+        }
+    }
+
+    fn list_of(items: &[Value]) -> Value {
+        json!({"metadata": {}, "items": items})
+    }
+
+    fn job(name: &str, conditions: &Value) -> Value {
+        json!({"metadata": {"name": name, "namespace": "team", "uid": format!("uid-of-{name}")}, "status": {"conditions": conditions}})
+    }
+
+    fn complete() -> Value {
+        json!([{"type": "Complete", "status": "True"}])
+    }
+
+    fn pod(name: &str, phase: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "namespace": "team", "resourceVersion": "7", "finalizers": ["other/finalizer", REPORT_FINALIZER]},
+            "spec": {"nodeName": "node-a", "containers": []},
+            "status": {"phase": phase},
+        })
+    }
+
+    fn client(cluster: &Arc<Mutex<Cluster>>) -> Client {
+        let cluster = Arc::clone(cluster);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let cluster = Arc::clone(&cluster);
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await?;
+                let (status, answer) = cluster.lock().unwrap().answer(&parts.method, parts.uri.path(), &body);
+                let answer = Body::from(serde_json::to_vec(&answer).unwrap());
+                Ok::<_, kube::Error>(Response::builder().status(status).body(answer).unwrap())
+            }
+        });
+        Client::new(service, "agents")
+    }
+
+    fn args(timeout_seconds: u64) -> Args {
+        Args {
+            namespace: "agents".to_owned(),
+            deployment: "agentic-operator".to_owned(),
+            selector: "app.kubernetes.io/name=agentic-operator".to_owned(),
+            watch_namespaces: vec![],
+            timeout_seconds,
+        }
+    }
+
+    fn position(cluster: &Cluster, request: &str) -> usize {
+        cluster
+            .asked
+            .iter()
+            .position(|asked| asked == request)
+            .unwrap_or_else(|| panic!("no {request} in {:?}", cluster.asked))
+    }
+
+    const FREE_LIVE: &str = "/api/v1/namespaces/team/pods/live";
+    const FREE_DONE: &str = "/api/v1/namespaces/team/pods/done";
+
+    #[tokio::test]
+    async fn the_operator_stops_before_jobs_go_and_a_pod_is_freed_only_when_it_has_ended() {
+        let cluster = Arc::new(Mutex::new(Cluster {
+            lists_until_ended: 2,
+            ..Cluster::default()
+        }));
+        run(client(&cluster), args(60)).await.unwrap();
+        let cluster = cluster.lock().unwrap();
+        let scaled = position(
+            &cluster,
+            "PATCH /apis/apps/v1/namespaces/agents/deployments/agentic-operator/scale",
+        );
+        let deleted = position(&cluster, "DELETE /apis/batch/v1/namespaces/team/jobs/live-job");
+        let freed = position(&cluster, &format!("PATCH {FREE_LIVE}"));
+        assert!(scaled < deleted && deleted < freed);
+        let looks = cluster.asked[..freed]
+            .iter()
+            .filter(|asked| *asked == "GET /api/v1/pods")
+            .count();
+        assert_eq!(looks, 3, "it ran in the first two looks");
+        assert_eq!(
+            cluster.patches[FREE_LIVE]["metadata"]["finalizers"],
+            json!(["other/finalizer"])
+        );
+        assert_eq!(cluster.patches[FREE_LIVE]["metadata"]["resourceVersion"], "7");
+        assert!(cluster.patches.contains_key(FREE_DONE));
+    }
+
+    #[tokio::test]
+    async fn a_finished_job_and_its_log_stay() {
+        let cluster = Arc::new(Mutex::new(Cluster::default()));
+        run(client(&cluster), args(60)).await.unwrap();
+        assert!(
+            !cluster
+                .lock()
+                .unwrap()
+                .asked
+                .iter()
+                .any(|asked| asked.contains("done-job"))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_pod_on_a_lost_node_is_freed_at_the_deadline() {
+        let cluster = Arc::new(Mutex::new(Cluster {
+            lists_until_ended: usize::MAX,
+            ..Cluster::default()
+        }));
+        run(client(&cluster), args(0)).await.unwrap();
+        assert!(cluster.lock().unwrap().patches.contains_key(FREE_LIVE));
+    }
+
+    #[test]
+    fn a_pod_that_was_deleted_before_a_node_took_it_is_over() {
+        let waiting =
+            json!({"metadata": {"name": "waiting"}, "spec": {"containers": []}, "status": {"phase": "Pending"}});
+        let mut deleted = waiting.clone();
+        deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        assert!(!is_over(&serde_json::from_value(waiting).unwrap()));
+        assert!(is_over(&serde_json::from_value(deleted).unwrap()));
+    }
+
+    #[test]
+    fn named_namespaces_are_asked_one_by_one() {
+        assert_eq!(scopes(&["a".to_owned(), "b".to_owned()]), [Some("a"), Some("b")]);
+        assert_eq!(scopes(&[String::new()]), [None]);
+    }
+}
