@@ -34,9 +34,15 @@ impl Home {
 
     /// The transcript's lines of the CLI session, in whatever project folder it is; empty before the CLI wrote it.
     pub fn transcript(&self, session: &str) -> Vec<Value> {
-        let mut folders = fs::read_dir(self.0.path().join("config/projects")).into_iter().flatten().flatten();
+        let mut folders = fs::read_dir(self.0.path().join("config/projects"))
+            .into_iter()
+            .flatten()
+            .flatten();
         let text = folders.find_map(|folder| fs::read_to_string(folder.path().join(format!("{session}.jsonl"))).ok());
-        text.unwrap_or_default().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        text.unwrap_or_default()
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 }
 
@@ -55,8 +61,21 @@ impl Cli {
     pub fn start(home: &Home, base_url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
         let root: &Path = home.0.path();
         let mut child = Command::new(xtask::claude_cli()?)
-            .args(["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"])
-            .args(["--permission-mode", "bypassPermissions", "--strict-mcp-config", "--setting-sources", ""])
+            .args([
+                "-p",
+                "--input-format",
+                "stream-json",
+                "--output-format",
+                "stream-json",
+                "--verbose",
+            ])
+            .args([
+                "--permission-mode",
+                "bypassPermissions",
+                "--strict-mcp-config",
+                "--setting-sources",
+                "",
+            ])
             .args(arguments)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -81,18 +100,27 @@ impl Cli {
             .context("failed to start the CLI")?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("the CLI has no stdout")?;
-        Ok(Self { child, stdin, stdout: BufReader::new(stdout).lines(), seen: Vec::new() })
+        Ok(Self {
+            child,
+            stdin,
+            stdout: BufReader::new(stdout).lines(),
+            seen: Vec::new(),
+        })
     }
 
     /// Gives the CLI a user message.
     pub async fn user(&mut self, uuid: &str, text: &str) -> Result<()> {
-        self.send(&json!({ "type": "user", "uuid": uuid, "message": { "role": "user", "content": text } })).await
+        self.send(&json!({ "type": "user", "uuid": uuid, "message": { "role": "user", "content": text } }))
+            .await
     }
 
     /// Writes a line.
     pub async fn send(&mut self, line: &Value) -> Result<()> {
         let stdin = self.stdin.as_mut().context("stdin was closed")?;
-        stdin.write_all(format!("{line}\n").as_bytes()).await.context("failed to write to the CLI")
+        stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .context("failed to write to the CLI")
     }
 
     /// Reads on until a line satisfies `wanted`.
@@ -107,7 +135,9 @@ impl Cli {
             }
             bail!("the CLI ended its output")
         };
-        let found = time::timeout(deadline, reading).await.unwrap_or_else(|_| bail!("no such line in {deadline:?}"));
+        let found = time::timeout(deadline, reading)
+            .await
+            .unwrap_or_else(|_| bail!("no such line in {deadline:?}"));
         found.with_context(|| format!("the lines so far: {:#?}", self.summary()))
     }
 
@@ -128,11 +158,16 @@ impl Cli {
             while self.stdout.next_line().await?.is_some() {}
             self.child.wait().await
         };
-        let ended = time::timeout(deadline, ending).await.with_context(|| format!("no end in {deadline:?}"))?;
+        let ended = time::timeout(deadline, ending)
+            .await
+            .with_context(|| format!("no end in {deadline:?}"))?;
         ended.context("failed to wait for the CLI")
     }
 
     fn summary(&self) -> Vec<String> {
-        self.seen.iter().map(|line| line.to_string().chars().take(300).collect()).collect()
+        self.seen
+            .iter()
+            .map(|line| line.to_string().chars().take(300).collect())
+            .collect()
     }
 }

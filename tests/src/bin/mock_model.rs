@@ -15,7 +15,13 @@ struct Arguments {
     #[arg(long, env = "MOCK_MODEL_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// Keys that are accepted, separated by commas; all others are refused with 401.
-    #[arg(long = "key", env = "MOCK_MODEL_KEYS", value_delimiter = ',', required = true, hide_env_values = true)]
+    #[arg(
+        long = "key",
+        env = "MOCK_MODEL_KEYS",
+        value_delimiter = ',',
+        required = true,
+        hide_env_values = true
+    )]
     keys: Vec<String>,
 }
 

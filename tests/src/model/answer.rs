@@ -55,7 +55,11 @@ impl Answer {
         let thinking = self.step.thinking.as_ref().map(
             |text| json!({ "type": "thinking", "thinking": text, "signature": format!("mock-signature-{}", self.id) }),
         );
-        let text = self.step.text.as_ref().map(|text| json!({ "type": "text", "text": text }));
+        let text = self
+            .step
+            .text
+            .as_ref()
+            .map(|text| json!({ "type": "text", "text": text }));
         let tools = self.step.tools.iter().enumerate().map(|(index, call)| {
             let id = format!("toolu_{}_{index}", self.id.trim_start_matches("msg_"));
             json!({ "type": "tool_use", "id": id, "name": call.name, "input": call.input })
@@ -64,7 +68,11 @@ impl Answer {
     }
 
     fn stop_reason(&self) -> &str {
-        let usual = if self.step.tools.is_empty() { "end_turn" } else { "tool_use" };
+        let usual = if self.step.tools.is_empty() {
+            "end_turn"
+        } else {
+            "tool_use"
+        };
         self.step.stop_reason.as_deref().unwrap_or(usual)
     }
 
@@ -98,7 +106,9 @@ fn block_events(index: usize, block: &Value, chunk_chars: usize) -> Vec<Value> {
             for part in chunks(block["thinking"].as_str().unwrap_or_default(), chunk_chars) {
                 deltas.push(delta(json!({ "type": "thinking_delta", "thinking": part })));
             }
-            deltas.push(delta(json!({ "type": "signature_delta", "signature": block["signature"] })));
+            deltas.push(delta(
+                json!({ "type": "signature_delta", "signature": block["signature"] }),
+            ));
         }
         Some("tool_use") => {
             opening["input"] = json!({});
@@ -138,12 +148,18 @@ mod tests {
                        "cache_5m_input_tokens": 11, "cache_1h_input_tokens": 13 },
         }))
         .unwrap();
-        Answer { id: "msg_mock_1".to_owned(), model: "claude-opus-5-5".to_owned(), step }
+        Answer {
+            id: "msg_mock_1".to_owned(),
+            model: "claude-opus-5-5".to_owned(),
+            step,
+        }
     }
 
     /// Puts the deltas of block `index` together, as a client does.
     fn joined(events: &[Value], index: usize, field: &str) -> String {
-        let deltas = events.iter().filter(|event| event["type"] == "content_block_delta" && event["index"] == index);
+        let deltas = events
+            .iter()
+            .filter(|event| event["type"] == "content_block_delta" && event["index"] == index);
         deltas.filter_map(|event| event["delta"][field].as_str()).collect()
     }
 
@@ -152,7 +168,10 @@ mod tests {
         let (events, message) = (answer().events(), answer().message());
         let content = &message["content"];
         assert_eq!(joined(&events, 0, "thinking"), content[0]["thinking"].as_str().unwrap());
-        assert_eq!(joined(&events, 0, "signature"), content[0]["signature"].as_str().unwrap());
+        assert_eq!(
+            joined(&events, 0, "signature"),
+            content[0]["signature"].as_str().unwrap()
+        );
         assert_eq!(joined(&events, 1, "text"), content[1]["text"].as_str().unwrap());
         let input: Value = serde_json::from_str(&joined(&events, 2, "partial_json")).unwrap();
         assert_eq!(input, content[2]["input"]);

@@ -53,7 +53,9 @@ impl Logged {
     /// How many user messages have `marker` in one of their texts.
     pub fn user_messages_with(&self, marker: &str) -> usize {
         let users = self.messages().iter().filter(|message| message["role"] == "user");
-        users.filter(|message| script::texts(message).iter().any(|text| text.contains(marker))).count()
+        users
+            .filter(|message| script::texts(message).iter().any(|text| text.contains(marker)))
+            .count()
     }
 
     /// Whether it asks the model for a message.
@@ -83,14 +85,22 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { entries: Mutex::default(), changes: watch::Sender::new(()) }
+        Self {
+            entries: Mutex::default(),
+            changes: watch::Sender::new(()),
+        }
     }
 }
 
 impl Log {
     /// Notes a request; returns its number.
     pub fn begin(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> u64 {
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let header = |name: &str| {
+            headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         let mut parsed: Value = serde_json::from_slice(body).unwrap_or_default();
         if let Some(fields) = parsed.as_object_mut() {
             fields.remove("system");

@@ -45,7 +45,11 @@ impl MockModel {
             // An error here shows as a refused connection in the test.
             let _ = axum::serve(listener, app).await;
         });
-        Ok(Self { address, shared, serving })
+        Ok(Self {
+            address,
+            shared,
+            serving,
+        })
     }
 
     /// What `ANTHROPIC_BASE_URL` has to be.

@@ -62,7 +62,11 @@ impl Refusal {
             500..=599 => "api_error",
             _ => "invalid_request_error",
         };
-        Self { status, kind, message: message.into() }
+        Self {
+            status,
+            kind,
+            message: message.into(),
+        }
     }
 
     /// A request that is wrong in itself.
@@ -96,13 +100,20 @@ pub struct KeyPrint {
 impl KeyPrint {
     /// The print of a credential.
     pub fn of(header: &str, key: &str) -> Self {
-        Self { header: header.to_owned(), length: key.len(), sha256: hex::encode(Sha256::digest(key)) }
+        Self {
+            header: header.to_owned(),
+            length: key.len(),
+            sha256: hex::encode(Sha256::digest(key)),
+        }
     }
 }
 
 /// The credentials of a request, as header and value.
 fn credentials(headers: &HeaderMap) -> Vec<(&'static str, &str)> {
-    let key = headers.get("x-api-key").and_then(|value| value.to_str().ok()).map(|key| ("x-api-key", key));
+    let key = headers
+        .get("x-api-key")
+        .and_then(|value| value.to_str().ok())
+        .map(|key| ("x-api-key", key));
     let bearer = headers
         .get(http::header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -113,7 +124,10 @@ fn credentials(headers: &HeaderMap) -> Vec<(&'static str, &str)> {
 
 /// Prints of every credential that a request carries.
 pub fn prints(headers: &HeaderMap) -> Vec<KeyPrint> {
-    credentials(headers).into_iter().map(|(header, key)| KeyPrint::of(header, key)).collect()
+    credentials(headers)
+        .into_iter()
+        .map(|(header, key)| KeyPrint::of(header, key))
+        .collect()
 }
 
 /// Lets only accepted keys in. All credentials that a request carries must be right, so that a second, wrong one shows.
@@ -125,7 +139,11 @@ pub fn check_key(headers: &HeaderMap, accepted: &[String]) -> Result<(), Refusal
     }
     for (header, key) in found {
         if !accepted.iter().any(|accepted| accepted == key) {
-            return refusal(if header == "x-api-key" { "invalid x-api-key" } else { "invalid bearer token" });
+            return refusal(if header == "x-api-key" {
+                "invalid x-api-key"
+            } else {
+                "invalid bearer token"
+            });
         }
     }
     Ok(())
@@ -137,14 +155,18 @@ pub fn check_body(body: &Value, model: Option<&str>) -> Result<(), Refusal> {
         return Err(Refusal::bad_request("Input should be a valid dictionary"));
     };
     if let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
-        return Err(Refusal::bad_request(format!("{unknown}: Extra inputs are not permitted")));
+        return Err(Refusal::bad_request(format!(
+            "{unknown}: Extra inputs are not permitted"
+        )));
     }
     let model = model.ok_or_else(|| Refusal::bad_request("model: Field required"))?;
     if !model.starts_with("claude-") {
         return Err(Refusal::new(StatusCode::NOT_FOUND, format!("model: {model}")));
     }
     check_sampling(body)?;
-    let messages = body["messages"].as_array().ok_or_else(|| Refusal::bad_request("messages: Field required"))?;
+    let messages = body["messages"]
+        .as_array()
+        .ok_or_else(|| Refusal::bad_request("messages: Field required"))?;
     check_messages(messages)
 }
 
@@ -152,11 +174,28 @@ fn check_sampling(body: &Value) -> Result<(), Refusal> {
     match &body["max_tokens"] {
         Value::Null => return Err(Refusal::bad_request("max_tokens: Field required")),
         value if value.as_u64().is_none_or(|tokens| tokens == 0) => {
-            return Err(Refusal::bad_request("max_tokens: Input should be greater than or equal to 1"));
+            return Err(Refusal::bad_request(
+                "max_tokens: Input should be greater than or equal to 1",
+            ));
         }
         _ => {}
     }
     let thinks = matches!(body["thinking"]["type"].as_str(), Some("enabled" | "adaptive"));
+    let edits = body["context_management"]["edits"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    if !thinks
+        && edits.iter().any(|edit| {
+            edit["type"]
+                .as_str()
+                .is_some_and(|kind| kind.starts_with("clear_thinking"))
+        })
+    {
+        return Err(Refusal::bad_request(
+            "`clear_thinking` strategy requires `thinking` to be enabled or adaptive",
+        ));
+    }
     match &body["temperature"] {
         Value::Null => Ok(()),
         value => match value.as_f64() {
@@ -164,9 +203,9 @@ fn check_sampling(body: &Value) -> Result<(), Refusal> {
             Some(temperature) if !(0.0..=1.0).contains(&temperature) => {
                 Err(Refusal::bad_request("temperature: range: 0..1"))
             }
-            Some(temperature) if thinks && temperature < 1.0 => {
-                Err(Refusal::bad_request("`temperature` may only be set to 1 when thinking is enabled."))
-            }
+            Some(temperature) if thinks && temperature < 1.0 => Err(Refusal::bad_request(
+                "`temperature` may only be set to 1 when thinking is enabled.",
+            )),
             Some(_) => Ok(()),
         },
     }
@@ -181,10 +220,14 @@ fn check_messages(messages: &[Value]) -> Result<(), Refusal> {
     for (index, message) in messages.iter().enumerate() {
         let role = message["role"].as_str().unwrap_or_default();
         if !matches!(role, "user" | "assistant" | "system") {
-            return Err(Refusal::bad_request(format!("messages.{index}.role: Input should be 'user' or 'assistant'")));
+            return Err(Refusal::bad_request(format!(
+                "messages.{index}.role: Input should be 'user' or 'assistant'"
+            )));
         }
         if script::texts(message).iter().any(|text| text.is_empty()) {
-            return Err(Refusal::bad_request(format!("messages.{index}: text content blocks must be non-empty")));
+            return Err(Refusal::bad_request(format!(
+                "messages.{index}: text content blocks must be non-empty"
+            )));
         }
         // The mid-conversation system message stands between a call and its result in some requests.
         if role == "system" {
@@ -209,7 +252,10 @@ fn check_messages(messages: &[Value]) -> Result<(), Refusal> {
 
 fn ids<'a>(message: &'a Value, kind: &'a str, field: &'a str) -> impl Iterator<Item = &'a str> {
     let blocks = message["content"].as_array().map(Vec::as_slice).unwrap_or_default();
-    blocks.iter().filter(move |block| block["type"] == kind).filter_map(move |block| block[field].as_str())
+    blocks
+        .iter()
+        .filter(move |block| block["type"] == kind)
+        .filter_map(move |block| block[field].as_str())
 }
 
 #[cfg(test)]
@@ -244,6 +290,7 @@ mod tests {
     #[case(json!({ "messages": [] }), "messages: at least one message is required")]
     #[case(json!({ "messages": [{ "role": "user", "content": "" }] }), "text content blocks must be non-empty")]
     #[case(json!({ "temperature": 0.5, "thinking": { "type": "adaptive" } }), "`temperature` may only be set to 1")]
+    #[case(json!({ "context_management": { "edits": [{ "type": "clear_thinking_20251015" }] } }), "requires `thinking`")]
     #[case(json!({ "temperature": 1.5 }), "temperature: range: 0..1")]
     #[case(json!({ "messages": [
         { "role": "user", "content": "hi" },
@@ -264,9 +311,14 @@ mod tests {
     #[case(&[("authorization", "Bearer sk-ant-fake-wrong")], "invalid bearer token")]
     #[case(&[("x-api-key", "sk-ant-fake-right"), ("authorization", "Bearer other")], "invalid bearer token")]
     fn only_accepted_keys_are_let_in(#[case] headers: &[(&'static str, &'static str)], #[case] expected: &str) {
-        let headers: HeaderMap =
-            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let headers: HeaderMap = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
         let refusal = check_key(&headers, &["sk-ant-fake-right".to_owned()]).unwrap_err();
-        assert_eq!((refusal.status, refusal.message.as_str()), (StatusCode::UNAUTHORIZED, expected));
+        assert_eq!(
+            (refusal.status, refusal.message.as_str()),
+            (StatusCode::UNAUTHORIZED, expected)
+        );
     }
 }

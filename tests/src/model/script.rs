@@ -56,12 +56,18 @@ pub struct Step {
 impl Step {
     /// What is said when the script has no further step.
     pub fn after_the_end() -> Self {
-        Self { text: Some("The script has no further step.".to_owned()), ..Self::default() }
+        Self {
+            text: Some("The script has no further step.".to_owned()),
+            ..Self::default()
+        }
     }
 
     /// What is said to a conversation without a directive.
     pub fn without_script() -> Self {
-        Self { text: Some("This is an answer of the mock model.".to_owned()), ..Self::default() }
+        Self {
+            text: Some("This is an answer of the mock model.".to_owned()),
+            ..Self::default()
+        }
     }
 }
 
@@ -145,7 +151,11 @@ pub struct Position {
 impl Position {
     /// The answer that is asked for.
     pub fn answer(&self) -> Step {
-        self.script.steps.get(self.step).cloned().unwrap_or_else(Step::after_the_end)
+        self.script
+            .steps
+            .get(self.step)
+            .cloned()
+            .unwrap_or_else(Step::after_the_end)
     }
 }
 
@@ -162,7 +172,10 @@ pub fn position(messages: &[Value]) -> Result<Option<Position>, serde_json::Erro
                 if let Some(directive) = texts(message).into_iter().rev().find_map(directive) {
                     let mut parser = serde_json::Deserializer::from_str(directive);
                     let script = Script::deserialize(&mut parser)?;
-                    return Ok(Some(Position { script, step: answers_after }));
+                    return Ok(Some(Position {
+                        script,
+                        step: answers_after,
+                    }));
                 }
             }
             _ => {}
@@ -175,9 +188,11 @@ pub fn position(messages: &[Value]) -> Result<Option<Position>, serde_json::Erro
 pub fn texts(message: &Value) -> Vec<&str> {
     match &message["content"] {
         Value::String(text) => vec![text],
-        Value::Array(blocks) => {
-            blocks.iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str()).collect()
-        }
+        Value::Array(blocks) => blocks
+            .iter()
+            .filter(|block| block["type"] == "text")
+            .filter_map(|block| block["text"].as_str())
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -207,14 +222,19 @@ mod tests {
     }
 
     fn step_text(messages: &[Value]) -> Option<String> {
-        position(messages).unwrap().map(|position| position.answer().text.unwrap())
+        position(messages)
+            .unwrap()
+            .map(|position| position.answer().text.unwrap())
     }
 
     #[test]
     fn the_step_is_the_number_of_answers_after_the_directive() {
         let prompt = user(&prompt("Do it.", &json!([{ "text": "first" }, { "text": "second" }])));
         assert_eq!(step_text(&[assistant(), prompt.clone()]).unwrap(), "first");
-        assert_eq!(step_text(&[prompt.clone(), assistant(), user("go on")]).unwrap(), "second");
+        assert_eq!(
+            step_text(&[prompt.clone(), assistant(), user("go on")]).unwrap(),
+            "second"
+        );
         assert_eq!(
             step_text(&[prompt, assistant(), assistant()]).unwrap(),
             Step::after_the_end().text.unwrap(),
@@ -240,12 +260,20 @@ mod tests {
     #[test]
     fn a_script_with_a_misspelt_field_is_an_error() {
         let wrong = user(&prompt("Do it.", &json!([{ "txt": "typo" }])));
-        assert!(position(&[wrong]).unwrap_err().to_string().contains("unknown field `txt`"));
+        assert!(
+            position(&[wrong])
+                .unwrap_err()
+                .to_string()
+                .contains("unknown field `txt`")
+        );
     }
 
     #[test]
     fn text_may_follow_the_directive() {
-        let prompt = user(&format!("{} and more {{}}", prompt("Do it.", &json!([{ "text": "read" }]))));
+        let prompt = user(&format!(
+            "{} and more {{}}",
+            prompt("Do it.", &json!([{ "text": "read" }]))
+        ));
         assert_eq!(step_text(&[prompt]).unwrap(), "read");
     }
 }

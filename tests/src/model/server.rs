@@ -41,7 +41,12 @@ pub struct Shared {
 impl Shared {
     /// State of a mock that accepts these keys.
     pub fn new(keys: Vec<String>) -> Self {
-        Self { keys, log: Log::default(), released: watch::Sender::default(), asked: Mutex::default() }
+        Self {
+            keys,
+            log: Log::default(),
+            released: watch::Sender::default(),
+            asked: Mutex::default(),
+        }
     }
 
     /// Lets every answer on that holds for `name`, now and later.
@@ -104,7 +109,10 @@ async fn release(State(shared): State<Arc<Shared>>, Path(name): Path<String>) ->
 
 async fn unknown(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let exchange = Exchange::begin(&shared, &method, &uri, &headers, &[]);
-    exchange.refuse(Refusal::new(StatusCode::NOT_FOUND, format!("Not found: {method} {}", uri.path())))
+    exchange.refuse(Refusal::new(
+        StatusCode::NOT_FOUND,
+        format!("Not found: {method} {}", uri.path()),
+    ))
 }
 
 async fn models(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, headers: HeaderMap) -> Response {
@@ -112,10 +120,17 @@ async fn models(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, hea
     if let Err(refusal) = refuse::check_key(&headers, &shared.keys) {
         return exchange.refuse(refusal);
     }
-    let data: Vec<Value> = ["claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5", "claude-fable-5-2"]
-        .map(|id| json!({ "type": "model", "id": id, "display_name": id, "created_at": "2026-01-01T00:00:00Z" }))
-        .into();
-    exchange.answer(Json(json!({ "data": data, "has_more": false, "first_id": null, "last_id": null })))
+    let data: Vec<Value> = [
+        "claude-opus-5-5",
+        "claude-sonnet-5-5",
+        "claude-haiku-5-5",
+        "claude-fable-5-2",
+    ]
+    .map(|id| json!({ "type": "model", "id": id, "display_name": id, "created_at": "2026-01-01T00:00:00Z" }))
+    .into();
+    exchange.answer(Json(
+        json!({ "data": data, "has_more": false, "first_id": null, "last_id": null }),
+    ))
 }
 
 async fn count_tokens(
@@ -171,7 +186,11 @@ struct Exchange {
 impl Exchange {
     fn begin(shared: &Arc<Shared>, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Self {
         let id = shared.log.begin(method, uri, headers, body);
-        Self { shared: Arc::clone(shared), id, ended: false }
+        Self {
+            shared: Arc::clone(shared),
+            id,
+            ended: false,
+        }
     }
 
     fn end(&mut self, end: End) {
@@ -180,7 +199,9 @@ impl Exchange {
     }
 
     fn began(&self, status: StatusCode) {
-        self.shared.log.change(self.id, |entry| entry.status = Some(status.as_u16()));
+        self.shared
+            .log
+            .change(self.id, |entry| entry.status = Some(status.as_u16()));
     }
 
     fn answer(mut self, answer: impl IntoResponse) -> Response {
@@ -202,7 +223,9 @@ impl Exchange {
         let messages = body["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
         let found = script::position(messages)
             .map_err(|error| Refusal::bad_request(format!("The mock's script is wrong: {error}")))?;
-        let Some(position) = found else { return Ok((Step::without_script(), String::new())) };
+        let Some(position) = found else {
+            return Ok((Step::without_script(), String::new()));
+        };
         let mut key = format!("{:?}/{}", position.script, position.step);
         self.shared.log.change(self.id, |entry| {
             entry.step = Some(position.step);
@@ -223,15 +246,29 @@ impl Exchange {
             && self.shared.lasts(key, error.times)
         {
             let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let message = error.message.clone().unwrap_or_else(|| format!("The mock's error {status}"));
+            let message = error
+                .message
+                .clone()
+                .unwrap_or_else(|| format!("The mock's error {status}"));
             let refusal = Refusal::new(status, message);
             return self.answer((extra, refusal));
         }
         let cut = step.cut.as_ref().is_some_and(|cut| self.shared.lasts(key, cut.times));
-        let broken = step.sse_error.clone().filter(|error| self.shared.lasts(key, error.times));
-        let answer = Answer { id: format!("msg_mock_{}", Uuid::new_v4().simple()), model, step };
+        let broken = step
+            .sse_error
+            .clone()
+            .filter(|error| self.shared.lasts(key, error.times));
+        let answer = Answer {
+            id: format!("msg_mock_{}", Uuid::new_v4().simple()),
+            model,
+            step,
+        };
         if streamed {
-            let trouble = if cut { Some(Trouble::Cut) } else { broken.map(|error| Trouble::Error(error.r#type)) };
+            let trouble = if cut {
+                Some(Trouble::Cut)
+            } else {
+                broken.map(|error| Trouble::Error(error.r#type))
+            };
             self.stream(answer, trouble, extra)
         } else if cut {
             self.cut_message(&answer, extra)
@@ -266,7 +303,15 @@ impl Exchange {
         let id = self.id;
         let (sender, receiver) = mpsc::channel(1);
         // The task ends when the answer does or when the receiver, held by the connection, is dropped.
-        tokio::spawn(Sending { exchange: self, sender, answer, trouble }.run());
+        tokio::spawn(
+            Sending {
+                exchange: self,
+                sender,
+                answer,
+                trouble,
+            }
+            .run(),
+        );
         let body = futures::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|chunk| (chunk, receiver))
         });
@@ -291,7 +336,9 @@ fn extra_headers(step: &Step) -> Result<HeaderMap, Refusal> {
     let mut headers = HeaderMap::new();
     for (name, value) in &step.headers {
         let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
-            return Err(Refusal::bad_request(format!("The mock's script has a header that cannot be sent: {name}")));
+            return Err(Refusal::bad_request(format!(
+                "The mock's script has a header that cannot be sent: {name}"
+            )));
         };
         headers.insert(name, value);
     }
@@ -387,7 +434,11 @@ impl Sending {
 }
 
 fn sse(event: &Value) -> Bytes {
-    format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default()).into()
+    format!(
+        "event: {}\ndata: {event}\n\n",
+        event["type"].as_str().unwrap_or_default()
+    )
+    .into()
 }
 
 /// Serves until the process ends.
