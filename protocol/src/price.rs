@@ -13,31 +13,204 @@ pub struct Price {
     pub cache_read: u64,
     /// Tokens written to the prompt cache (five minutes).
     pub cache_write: u64,
+    /// Long prompts cost more.
+    pub tier: Option<Tier>,
 }
+
+/// A dearer price of long prompts: of everything in a response to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// Prompts of more tokens than this, cached ones included.
+    pub above: u64,
+    /// By which every price is multiplied.
+    pub factor: u64,
+}
+
+/// What a response may cost beside its tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Of the tokens written to the prompt cache, those kept for an hour: twice the price of input.
+    pub hour_cache_writes: u64,
+    /// Web searches that the API made.
+    pub web_searches: u64,
+}
+
+/// A web search of the API: ten US dollars for a thousand.
+const WEB_SEARCH: u64 = 10_000_000;
 
 impl Price {
     /// What `usage` costs.
     pub fn of(&self, usage: &Usage) -> NanoUsd {
+        self.with(usage, &Extras::default())
+    }
+
+    /// What `usage` costs together with `extras`.
+    pub fn with(&self, usage: &Usage, extras: &Extras) -> NanoUsd {
         let Self {
             input,
             output,
             cache_read,
             cache_write,
+            tier,
         } = *self;
+        let prompt = usage.total() - usage.output_tokens;
+        let factor = tier.map_or(1, |tier| if prompt > tier.above { tier.factor } else { 1 });
+        let hour = extras.hour_cache_writes.min(usage.cache_creation_input_tokens);
         [
-            (usage.input_tokens, input),
-            (usage.output_tokens, output),
-            (usage.cache_read_input_tokens, cache_read),
-            (usage.cache_creation_input_tokens, cache_write),
+            (usage.input_tokens, input * factor),
+            (usage.output_tokens, output * factor),
+            (usage.cache_read_input_tokens, cache_read * factor),
+            (usage.cache_creation_input_tokens - hour, cache_write * factor),
+            (hour, input * factor * 2),
+            (extras.web_searches, WEB_SEARCH),
         ]
         .iter()
-        .map(|(tokens, price)| NanoUsd(tokens.saturating_mul(*price)))
+        .map(|(count, price)| NanoUsd(count.saturating_mul(*price)))
         .sum()
     }
 }
 
-/// The price of a model, by its API name with or without a date; `None` for a model that the table does not have.
+const fn flat(input: u64, output: u64, cache_read: u64, cache_write: u64) -> Price {
+    Price {
+        input,
+        output,
+        cache_read,
+        cache_write,
+        tier: None,
+    }
+}
+
+const OPUS_4: Price = flat(15_000, 75_000, 1_500, 18_750);
+const OPUS_4_5: Price = flat(5_000, 25_000, 500, 6_250);
+const SONNET_4: Price = flat(3_000, 15_000, 300, 3_750);
+const FABLE_5: Price = flat(10_000, 50_000, 1_000, 12_500);
+const FABLE_5_1: Price = flat(10_000, 50_000, 250, 12_500);
+const FABLE_5_2: Price = flat(8_000, 40_000, 200, 10_000);
+
+/// The models, by what is left of their names when provider and date are taken off.
+const TABLE: &[(&str, Price)] = &[
+    ("claude-opus-5-5", flat(4_000, 20_000, 200, 5_000)),
+    ("claude-opus-5", OPUS_4_5),
+    ("claude-opus-4-8", OPUS_4_5),
+    ("claude-opus-4-7", OPUS_4_5),
+    ("claude-opus-4-6", OPUS_4_5),
+    ("claude-opus-4-5", OPUS_4_5),
+    ("claude-opus-4-1", OPUS_4),
+    ("claude-opus-4-0", OPUS_4),
+    ("claude-opus-4", OPUS_4),
+    ("claude-sonnet-5-5", flat(2_000, 10_000, 100, 2_500)),
+    ("claude-sonnet-5", flat(2_000, 10_000, 200, 2_500)),
+    ("claude-sonnet-4-6", SONNET_4),
+    ("claude-sonnet-4-5", SONNET_4),
+    ("claude-sonnet-4-0", SONNET_4),
+    ("claude-sonnet-4", SONNET_4),
+    ("claude-3-7-sonnet", SONNET_4),
+    ("claude-3-5-sonnet", SONNET_4),
+    (
+        "claude-haiku-5-5",
+        Price {
+            tier: Some(Tier {
+                above: 100_000,
+                factor: 5,
+            }),
+            ..flat(100, 500, 10, 125)
+        },
+    ),
+    ("claude-haiku-4-5", flat(1_000, 5_000, 100, 1_250)),
+    ("claude-3-5-haiku", flat(800, 4_000, 80, 1_000)),
+    ("claude-fable-5-2", FABLE_5_2),
+    ("claude-fable-5-1", FABLE_5_1),
+    ("claude-fable-5", FABLE_5),
+    ("claude-mythos-5-2", FABLE_5_2),
+    ("claude-mythos-5-1", FABLE_5_1),
+    ("claude-mythos-5", FABLE_5),
+];
+
+/// The price of a model, by its API name with or without a date, a provider's prefix or Vertex' `@date`; `None` for a
+/// model that the table does not have.
 pub fn price(model: &str) -> Option<Price> {
-    let _ = model;
-    None
+    let name = plain(model);
+    TABLE
+        .iter()
+        .find(|(known, _)| name.eq_ignore_ascii_case(known))
+        .map(|(_, price)| *price)
+}
+
+/// `eu.anthropic.claude-x-20250101-v1:0`, `anthropic/claude-x`, `claude-x@20250101`, `claude-x[1m]` → `claude-x`.
+fn plain(model: &str) -> &str {
+    let name = model.rsplit('/').next().unwrap_or(model);
+    let name = name
+        .rfind("anthropic.")
+        .map_or(name, |at| &name[at + "anthropic.".len()..]);
+    let name = name.split(['@', '[', ':']).next().unwrap_or(name);
+    let name = ["-v1", "-v2", "-latest"]
+        .iter()
+        .find_map(|end| name.strip_suffix(end))
+        .unwrap_or(name);
+    match name.rsplit_once('-') {
+        Some((rest, date)) if date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit()) => rest,
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("claude-sonnet-4-5", Some(3_000))]
+    #[case("claude-sonnet-4-5-20250929", Some(3_000))]
+    #[case("claude-sonnet-4-5@20250929", Some(3_000))]
+    #[case("anthropic/claude-sonnet-4-5-20250929", Some(3_000))]
+    #[case("vertex_ai/claude-sonnet-4-5@20250929", Some(3_000))]
+    #[case("eu.anthropic.claude-sonnet-4-5-20250929-v1:0", Some(3_000))]
+    #[case("claude-3-7-sonnet-latest", Some(3_000))]
+    #[case("Claude-Opus-5-5[1m]", Some(4_000))]
+    #[case("claude-opus-4-20250514", Some(15_000))]
+    #[case("claude-opus-4-9", None)]
+    #[case("claude-opus-5-5-fast", None)]
+    #[case("claude-mythos-preview", None)]
+    #[case("gpt-oss", None)]
+    #[case("", None)]
+    fn a_model_is_found_by_any_of_its_names_and_no_other(#[case] model: &str, #[case] input: Option<u64>) {
+        assert_eq!(price(model).map(|price| price.input), input);
+    }
+
+    /// The first as the CLI itself priced it; the others on either side of a tier.
+    #[rstest]
+    #[case("claude-opus-5-5", 50, 103, 24_000, 600, 10_060_000)]
+    #[case("claude-haiku-5-5", 50, 0, 99_950, 0, 1_004_500)]
+    #[case("claude-haiku-5-5", 51, 0, 99_950, 0, 5_023_000)]
+    fn a_response_costs_what_its_buckets_cost(
+        #[case] model: &str,
+        #[case] input_tokens: u64,
+        #[case] output_tokens: u64,
+        #[case] cache_read_input_tokens: u64,
+        #[case] cache_creation_input_tokens: u64,
+        #[case] nanos: u64,
+    ) {
+        let usage = Usage {
+            input_tokens,
+            output_tokens,
+            cache_read_input_tokens,
+            cache_creation_input_tokens,
+        };
+        assert_eq!(price(model).unwrap().of(&usage), NanoUsd(nanos));
+    }
+
+    #[test]
+    fn an_hour_in_the_cache_and_a_search_cost_extra() {
+        let usage = Usage {
+            cache_creation_input_tokens: 300,
+            ..Usage::default()
+        };
+        let extras = Extras {
+            hour_cache_writes: 100,
+            web_searches: 1,
+        };
+        let cost = price("claude-opus-5-5").unwrap().with(&usage, &extras);
+        assert_eq!(cost, NanoUsd(200 * 5_000 + 100 * 8_000 + 10_000_000));
+    }
 }
