@@ -33,12 +33,19 @@ pub struct Args {
         default_value = "app.kubernetes.io/name=agentic-operator"
     )]
     pub selector: String,
-    /// Namespaces with sessions, separated by commas; all when absent.
-    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
-    pub watch_namespaces: Vec<String>,
+    /// The one namespace with sessions; all namespaces when absent.
+    #[arg(long, env = "WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
     /// Seconds to wait for pods to end. Then their finalizer is taken off all the same: nobody else will.
     #[arg(long = "timeout", env = "UNINSTALL_TIMEOUT", default_value_t = 180)]
     pub timeout_seconds: u64,
+}
+
+impl Args {
+    /// `None` stands for all namespaces.
+    fn scope(&self) -> Option<&str> {
+        self.watch_namespace.as_deref().filter(|name| !name.is_empty())
+    }
 }
 
 /// Why sessions could not be taken back.
@@ -88,9 +95,7 @@ pub enum Error {
 pub async fn run(client: Client, args: Args) -> Result<(), Error> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout_seconds);
     stop_operator(&client, &args, deadline).await?;
-    for scope in scopes(&args.watch_namespaces) {
-        delete_unfinished_jobs(&client, scope).await?;
-    }
+    delete_unfinished_jobs(&client, args.scope()).await?;
     free_pods(&client, &args, deadline).await?;
     delete_lease(&client, &args).await
 }
@@ -166,16 +171,14 @@ async fn free_pods(client: &Client, args: &Args, deadline: Instant) -> Result<()
     loop {
         let late = Instant::now() >= deadline;
         let mut waiting = 0_usize;
-        for scope in scopes(&args.watch_namespaces) {
-            for pod in list(&api::<Pod>(client, scope), &ours(), "pods of sessions").await? {
-                let over = is_over(&pod);
-                if !over && late {
-                    let (namespace, pod) = (pod.namespace().unwrap_or_default(), pod.name_any());
-                    tracing::warn!(namespace, pod, "still not ended; its node may be lost");
-                }
-                let free = (over || late) && free(client, &pod).await?;
-                waiting += usize::from(!free);
+        for pod in list(&api::<Pod>(client, args.scope()), &ours(), "pods of sessions").await? {
+            let over = is_over(&pod);
+            if !over && late {
+                let (namespace, pod) = (pod.namespace().unwrap_or_default(), pod.name_any());
+                tracing::warn!(namespace, pod, "still not ended; its node may be lost");
             }
+            let free = (over || late) && free(client, &pod).await?;
+            waiting += usize::from(!free);
         }
         if waiting == 0 {
             return Ok(());
@@ -219,15 +222,6 @@ async fn delete_lease(client: &Client, args: &Args) -> Result<(), Error> {
 }
 
 /// `None` stands for all namespaces.
-fn scopes(namespaces: &[String]) -> Vec<Option<&str>> {
-    let named: Vec<_> = namespaces
-        .iter()
-        .filter(|name| !name.is_empty())
-        .map(|name| Some(name.as_str()))
-        .collect();
-    if named.is_empty() { vec![None] } else { named }
-}
-
 fn api<K>(client: &Client, scope: Option<&str>) -> Api<K>
 where
     K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
@@ -386,7 +380,7 @@ mod tests {
             namespace: "agents".to_owned(),
             deployment: "agentic-operator".to_owned(),
             selector: "app.kubernetes.io/name=agentic-operator".to_owned(),
-            watch_namespaces: vec![],
+            watch_namespace: None,
             timeout_seconds,
         }
     }
@@ -462,11 +456,5 @@ mod tests {
         deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         assert!(!is_over(&serde_json::from_value(waiting).unwrap()));
         assert!(is_over(&serde_json::from_value(deleted).unwrap()));
-    }
-
-    #[test]
-    fn named_namespaces_are_asked_one_by_one() {
-        assert_eq!(scopes(&["a".to_owned(), "b".to_owned()]), [Some("a"), Some("b")]);
-        assert_eq!(scopes(&[String::new()]), [None]);
     }
 }

@@ -71,37 +71,30 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* Binds a ClusterRole in the cluster, or in each watched namespace: root, role, account. */}}
+{{/* Binds a ClusterRole in the cluster, or in the watched namespace: root, role (and account), labels, annotations. */}}
 {{- define "agentic.bindings" -}}
-{{- $root := .root -}}
-{{- $role := .role -}}
-{{- $account := .account -}}
-{{- $labels := .labels -}}
-{{- $annotations := .annotations -}}
-{{- range (default (list "") $root.Values.watchNamespaces) }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
-kind: {{ ternary "RoleBinding" "ClusterRoleBinding" (ne . "") }}
+kind: {{ ternary "RoleBinding" "ClusterRoleBinding" (ne .root.Values.watchNamespace "") }}
 metadata:
-  name: {{ $role }}
-  {{- with . }}
+  name: {{ .role }}
+  {{- with .root.Values.watchNamespace }}
   namespace: {{ . }}
   {{- end }}
   labels:
-    {{- $labels | nindent 4 }}
-  {{- with $annotations }}
+    {{- .labels | nindent 4 }}
+  {{- with .annotations }}
   annotations:
     {{- . | nindent 4 }}
   {{- end }}
 roleRef:
   apiGroup: rbac.authorization.k8s.io
   kind: ClusterRole
-  name: {{ $role }}
+  name: {{ .role }}
 subjects:
   - kind: ServiceAccount
-    name: {{ $account }}
-    namespace: {{ $root.Release.Namespace }}
-{{- end }}
+    name: {{ .role }}
+    namespace: {{ .root.Release.Namespace }}
 {{- end }}
 
 {{- define "agentic.hook" -}}
