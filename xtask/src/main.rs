@@ -1,5 +1,9 @@
 //! `cargo xtask`: the developer's commands. `cargo xtask help` lists them.
 
+mod cluster_command;
+
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::tools;
@@ -19,10 +23,23 @@ enum Command {
         #[arg(value_enum, default_value = "all")]
         group: tools::Group,
     },
+    /// Run a Kubernetes cluster without Docker.
+    Cluster(cluster_command::Arguments),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Tools { group } => tools::ensure(group),
+        Command::Cluster(arguments) => cluster_command::run(arguments),
     }
 }

@@ -47,9 +47,12 @@ const LOCAL_PATH: Module = Module {
     folder: "local-path-provisioner",
     linker_flags: "-s -w",
 };
+const PODS: Module = Module {
+    folder: "pods",
+    linker_flags: "-s -w",
+};
 const HELM: Module = Module {
     folder: "helm",
-    // Helm derives the Kubernetes version that `helm template` assumes from here; the default is v1.20.
     linker_flags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
 };
 
@@ -102,6 +105,16 @@ const NODE: &[Tool] = &[
         module: &LOCAL_PATH,
         package: "github.com/rancher/local-path-provisioner",
     },
+    Tool {
+        name: "pause",
+        module: &PODS,
+        package: "cluster/pods/pause",
+    },
+    Tool {
+        name: "volume-helper",
+        module: &PODS,
+        package: "cluster/pods/volume-helper",
+    },
 ];
 
 const CHART: &[Tool] = &[Tool {
@@ -135,7 +148,7 @@ pub fn ensure(group: Group) -> Result<()> {
         Group::All => &[CONTROL_PLANE, NODE, CHART],
     };
     let wanted: Vec<&Tool> = lists.iter().copied().flatten().collect();
-    for module in [&ETCD, &KUBERNETES, &COREDNS, &LOCAL_PATH, &HELM] {
+    for module in [&ETCD, &KUBERNETES, &COREDNS, &LOCAL_PATH, &PODS, &HELM] {
         let of_module: Vec<&Tool> = wanted
             .iter()
             .copied()
@@ -165,21 +178,29 @@ fn place(name: &str, pin: &str) -> Result<PathBuf> {
 
 /// A hash over all that decides what comes out of a build.
 fn pin_of(module: &Module) -> Result<String> {
-    let folder = module_folder(module);
     let mut hash = Sha256::new();
-    for file in ["go.mod", "go.sum", "main.go"] {
-        // Only a module with a program of its own has a main.go.
-        let bytes = match fs::read(folder.join(file)) {
-            Ok(bytes) => bytes,
-            Err(_) if file == "main.go" => Vec::new(),
-            Err(error) => return Err(error).with_context(|| format!("failed to read {}/{file}", folder.display())),
-        };
+    for file in files_below(&module_folder(module))? {
+        let bytes = fs::read(&file).with_context(|| format!("failed to read {}", file.display()))?;
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     }
     hash.update(module.linker_flags);
     hash.update(std::env::consts::ARCH);
     Ok(hex::encode(&hash.finalize()[..6]))
+}
+
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("failed to read {}", folder.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(files_below(&entry.path())?);
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn module_folder(module: &Module) -> PathBuf {
@@ -189,14 +210,13 @@ fn module_folder(module: &Module) -> PathBuf {
 fn ensure_module(module: &Module, tools: &[&Tool]) -> Result<()> {
     let pin = pin_of(module)?;
     let built = |tool: &Tool| place(tool.name, &pin).map(|folder| folder.join(tool.name).is_file());
-    let missing = |tools: &[&'static str]| tools.is_empty();
     let names = |pick: &dyn Fn(&Tool) -> Result<bool>| -> Result<Vec<&'static str>> {
         tools
             .iter()
             .filter_map(|tool| pick(tool).map(|done| (!done).then_some(tool.name)).transpose())
             .collect()
     };
-    if missing(&names(&built)?) {
+    if names(&built)?.is_empty() {
         return Ok(());
     }
     // Several test binaries may start at once; one builds, the others find it done.

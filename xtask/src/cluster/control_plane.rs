@@ -126,7 +126,7 @@ fn kubeconfig_of(state: &Path) -> PathBuf {
 }
 
 fn keep_running(state: &Path, requests: &mpsc::Receiver<Request>, started: &mpsc::Sender<Result<()>>) {
-    let running = match start_daemons(state) {
+    let running = match start_daemons(state, &tied_to_this_thread()) {
         Ok(running) => running,
         Err(error) => {
             processes::stop_all(state);
@@ -145,6 +145,11 @@ fn keep_running(state: &Path, requests: &mpsc::Receiver<Request>, started: &mpsc
     processes::stop_all(state);
 }
 
+/// Starts one whose daemons stay when this process ends.
+pub(super) fn start_detached(state: &Path) -> Result<()> {
+    start_daemons(state, &[]).map(drop)
+}
+
 /// The daemons and all that is needed to start one again.
 struct Running {
     processes: Processes,
@@ -160,10 +165,10 @@ impl Running {
 }
 
 /// A port that was free may be taken before the daemon binds it, so this tries a few sets of ports.
-fn start_daemons(state: &Path) -> Result<Running> {
+fn start_daemons(state: &Path, prefix: &[OsString]) -> Result<Running> {
     let mut attempt = 1;
     loop {
-        match try_daemons(state) {
+        match try_daemons(state, prefix.to_vec()) {
             Err(error) if attempt < 3 && error.to_string().contains("address already in use") => {
                 progress::say("a port was taken by another program; trying others");
                 processes::stop_all(state);
@@ -177,7 +182,7 @@ fn start_daemons(state: &Path) -> Result<Running> {
     }
 }
 
-fn try_daemons(state: &Path) -> Result<Running> {
+fn try_daemons(state: &Path, prefix: Vec<OsString>) -> Result<Running> {
     let shape = Shape {
         addresses: Addresses::free()?,
         service_cidr: "10.96.0.0/16",
@@ -186,8 +191,8 @@ fn try_daemons(state: &Path) -> Result<Running> {
         endpoint_reconciler: "none",
     };
     let certificates = Certificates::create(&state.join("pki"), &[Ipv4Addr::LOCALHOST], "none")?;
-    kubeconfig::write(&kubeconfig_of(state), shape.addresses.api, &certificates)?;
-    let processes = Processes::new(state, tied_to_this_thread())?;
+    kubeconfig::write(&kubeconfig_of(state), shape.addresses.api, &certificates, "admin")?;
+    let processes = Processes::new(state, prefix)?;
     servers::start_etcd(&processes, state, &shape.addresses)?;
     let running = Running {
         processes,

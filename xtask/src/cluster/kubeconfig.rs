@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::certificates::Certificates;
 
-/// Writes the administrator's kubeconfig for an API server at `server`.
-pub(super) fn write(file: &Path, server: SocketAddr, certificates: &Certificates) -> Result<()> {
+/// Writes the kubeconfig of one of the certificates' owners for an API server at `server`.
+pub(super) fn write(file: &Path, server: SocketAddr, certificates: &Certificates, user: &str) -> Result<()> {
     let encoded = |name: &str| -> Result<String> { Ok(STANDARD.encode(certificates.read(name)?)) };
     let config = json!({
         "apiVersion": "v1",
@@ -18,11 +18,11 @@ pub(super) fn write(file: &Path, server: SocketAddr, certificates: &Certificates
             "server": format!("https://{server}"),
             "certificate-authority-data": encoded("ca.crt")?,
         }}],
-        "users": [{"name": "admin", "user": {
-            "client-certificate-data": encoded("admin.crt")?,
-            "client-key-data": encoded("admin.key")?,
+        "users": [{"name": user, "user": {
+            "client-certificate-data": encoded(&format!("{user}.crt"))?,
+            "client-key-data": encoded(&format!("{user}.key"))?,
         }}],
-        "contexts": [{"name": "agentic", "context": {"cluster": "agentic", "user": "admin"}}],
+        "contexts": [{"name": "agentic", "context": {"cluster": "agentic", "user": user}}],
         "current-context": "agentic",
     });
     // JSON is YAML, and all readers of a kubeconfig read YAML.

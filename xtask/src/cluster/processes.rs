@@ -75,7 +75,7 @@ impl Processes {
     pub(super) fn wait(&self, name: &str, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
         let begun = Instant::now();
         while !ready() {
-            if !self.is_alive(name) {
+            if !is_alive(&self.state, name) {
                 bail!(
                     "{name} has ended; the end of its log:\n{}",
                     command::tail(&self.log(name), 20)
@@ -92,10 +92,6 @@ impl Processes {
         Ok(())
     }
 
-    fn is_alive(&self, name: &str) -> bool {
-        recorded(&self.state.join("pid").join(name)).is_some_and(|process| process.is_alive())
-    }
-
     /// Kills one daemon at once and waits until it is gone.
     pub(super) fn kill(&self, name: &str) -> Result<()> {
         let process =
@@ -110,14 +106,12 @@ impl Processes {
         }
         Ok(())
     }
+}
 
-    /// Ends one daemon: politely, then for sure.
-    pub(super) fn stop(&self, name: &str) {
-        let file = self.state.join("pid").join(name);
-        if let Some(process) = recorded(&file) {
-            stop_processes(&[process]);
-        }
-        let _ = fs::remove_file(file);
+/// Ends one daemon of a state folder: politely, then for sure.
+pub(super) fn stop(state: &Path, name: &str) {
+    if let Some(process) = recorded(&state.join("pid").join(name)) {
+        stop_processes(&[process]);
     }
 }
 
@@ -128,10 +122,28 @@ pub(super) fn stop_all(state: &Path) {
     stop_processes(&known);
 }
 
-/// Whether any daemon of a state folder runs.
-pub(super) fn any_alive(state: &Path) -> bool {
-    let mut files = fs::read_dir(state.join("pid")).into_iter().flatten().flatten();
-    files.any(|entry| recorded(&entry.path()).is_some_and(|process| process.is_alive()))
+/// Whether a daemon of a state folder runs.
+pub(super) fn is_alive(state: &Path, name: &str) -> bool {
+    recorded(&state.join("pid").join(name)).is_some_and(|process| process.is_alive())
+}
+
+/// All processes of the machine that have an argument which `matches`.
+pub(super) fn running_with_argument(matches: impl Fn(&[u8]) -> bool) -> Vec<Process> {
+    let folders = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = folders.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        line.split(|byte| *byte == 0)
+            .any(&matches)
+            .then(|| Process::of(pid))
+            .flatten()
+    })
+    .collect()
+}
+
+/// Kills at once.
+pub(super) fn kill(processes: &[Process]) {
+    processes.iter().for_each(|process| process.signal(Signal::KILL));
 }
 
 fn recorded(file: &Path) -> Option<Process> {

@@ -1,0 +1,3 @@
+module cluster/pods
+
+go 1.26.0

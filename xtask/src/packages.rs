@@ -1,0 +1,96 @@
+//! Debian packages that a step needs, installed when they are missing and we are root.
+
+use std::{path::Path, process::Command, sync::Mutex};
+
+use anyhow::{Result, bail};
+
+use crate::{command, paths, progress, tools};
+
+/// How to see that a package is there, and its name on Debian and Ubuntu.
+///
+/// The program is asked for, not the package: on a machine with Docker containerd comes from elsewhere.
+enum Need {
+    Program(&'static str, &'static str),
+    File(&'static str, &'static str),
+}
+
+const NODE: &[Need] = &[
+    Need::Program("containerd", "containerd"),
+    Need::Program("ctr", "containerd"),
+    Need::Program("runc", "runc"),
+    Need::File("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    Need::Program("ip", "iproute2"),
+    Need::Program("iptables", "iptables"),
+    Need::Program("conntrack", "conntrack"),
+    Need::Program("nsenter", "util-linux"),
+    Need::Program("buildah", "buildah"),
+];
+
+const IMAGES: &[Need] = &[
+    Need::Program("buildah", "buildah"),
+    Need::Program("runc", "runc"),
+    Need::Program("mmdebstrap", "mmdebstrap"),
+];
+
+/// What a node is made of.
+pub fn ensure_node() -> Result<()> {
+    if !is_root() {
+        bail!("a cluster with a node needs root: use sudo, or CLUSTER=current for a cluster that you have");
+    }
+    ensure(NODE)
+}
+
+/// What images are made with.
+pub fn ensure_images() -> Result<()> {
+    ensure(IMAGES)
+}
+
+/// Whether this process may do what only root may.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn ensure(needs: &[Need]) -> Result<()> {
+    let mut packages: Vec<&str> = needs.iter().filter(|need| !need.is_met()).map(Need::package).collect();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if !is_root() || !command::exists("apt-get") {
+        bail!("these packages are missing: {list}. Install them, for example with `sudo apt-get install {list}`");
+    }
+    install(&packages, &list)
+}
+
+fn install(packages: &[&str], list: &str) -> Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock();
+    let _lock = tools::lock("packages")?;
+    progress::step(&format!("installing Debian packages: {list}"), || {
+        let log = paths::cache()?.join("packages.log");
+        command::logged(Command::new("apt-get").args(["update", "--quiet"]), &log)?;
+        command::logged(
+            Command::new("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+                .args(packages),
+            &log,
+        )
+    })
+}
+
+impl Need {
+    fn is_met(&self) -> bool {
+        match self {
+            Self::Program(program, _) => command::exists(program) || Path::new("/usr/sbin").join(program).is_file(),
+            Self::File(file, _) => Path::new(file).exists(),
+        }
+    }
+
+    fn package(&self) -> &'static str {
+        match self {
+            Self::Program(_, package) | Self::File(_, package) => package,
+        }
+    }
+}
