@@ -1,0 +1,85 @@
+//! What the proxy says itself, in the shape of the model API's errors.
+
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+
+/// A response body on its way to the agent.
+pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// An error as the model API words it, so that the CLI understands it.
+pub fn error(status: StatusCode, message: &str) -> Response<Body> {
+    let body = serde_json::json!({
+        "type": "error",
+        "error": { "type": kind(status), "message": message },
+    });
+    whole(status, "application/json", Bytes::from(body.to_string()))
+}
+
+/// A response that is complete.
+pub fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}
+
+/// A body that is complete.
+pub fn full(body: Bytes) -> Body {
+    Full::new(body).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// The API's name for the error of a status.
+fn kind(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        529 => "overloaded_error",
+        400..=499 => "invalid_request_error",
+        _ => "api_error",
+    }
+}
+
+/// The status that stands behind an error that the API sends inside a stream it began with 200.
+pub fn status_of(kind: &str) -> u16 {
+    match kind {
+        "authentication_error" => 401,
+        "permission_error" => 403,
+        "not_found_error" => 404,
+        "request_too_large" => 413,
+        "rate_limit_error" => 429,
+        "overloaded_error" => 529,
+        "invalid_request_error" => 400,
+        "timeout_error" => 504,
+        _ => 500,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_has_the_shape_that_the_cli_reads() {
+        let response = error(StatusCode::NOT_FOUND, "no \"such\" path");
+        assert_eq!(response.status(), 404);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&body).unwrap(),
+            serde_json::json!({"type": "error", "error": {"type": "not_found_error", "message": "no \"such\" path"}})
+        );
+    }
+
+    #[test]
+    fn an_error_in_a_stream_stands_for_the_status_of_its_kind() {
+        for status in [401, 403, 404, 413, 429, 529] {
+            assert_eq!(status_of(kind(StatusCode::from_u16(status).unwrap())), status);
+        }
+        assert_eq!(status_of("api_error"), 500);
+    }
+}

@@ -1,0 +1,393 @@
+//! Forwards one request.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use protocol::{NanoUsd, Usage, price};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use subtle::ConstantTimeEq as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Credential, Metered,
+    answer::{self, Body},
+    headers,
+    meter::Meter,
+    route::{Route, route},
+    stream,
+    witness::{Refusal, Seen, retry_after},
+};
+use crate::limits::{Amount, Gate, Permit};
+
+/// Most bytes of a request.
+const MAX_REQUEST: usize = 64 << 20;
+/// Most bytes of a response that is not streamed.
+const MAX_RESPONSE: usize = 64 << 20;
+/// Most bytes of an error of the API that are passed on.
+const MAX_ERROR: usize = 1 << 20;
+/// Room for the bodies of all requests that are read or wait, in KiB.
+pub const ROOM: usize = 256 << 10;
+
+/// What all requests share.
+pub struct Shared {
+    pub client: reqwest::Client,
+    pub base_url: String,
+    pub credential: Credential,
+    /// The credential as a header, marked sensitive.
+    pub authorization: (HeaderName, HeaderValue),
+    pub token: SecretString,
+    pub events: mpsc::Sender<Metered>,
+    pub seen: Seen,
+    pub gate: Arc<Gate>,
+    pub room: Arc<Semaphore>,
+    /// Nothing is forwarded any more.
+    pub cut: CancellationToken,
+    /// Model calls in flight.
+    pub calls: TaskTracker,
+}
+
+/// What the meter must know of a request.
+#[derive(Debug, Default, Deserialize)]
+struct Asked {
+    #[serde(default)]
+    model: String,
+    #[serde(default)]
+    max_tokens: u64,
+}
+
+/// The header that a credential is sent in; `None`: it has bytes that no header can carry.
+pub fn authorization(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {
+    let (name, text) = match credential {
+        Credential::ApiKey(key) => (HeaderName::from_static("x-api-key"), key.expose_secret().to_owned()),
+        Credential::Bearer(token) => (header::AUTHORIZATION, format!("Bearer {}", token.expose_secret())),
+    };
+    let mut value = HeaderValue::from_str(&text).ok()?;
+    value.set_sensitive(true);
+    Some((name, value))
+}
+
+/// Answers one request of the agent.
+pub async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    if !shared.knows(request.headers()) {
+        return answer::error(
+            StatusCode::UNAUTHORIZED,
+            "this proxy takes the token of its own session only",
+        );
+    }
+    let Some(route) = route(request.method(), request.uri().path()) else {
+        return answer::error(
+            StatusCode::NOT_FOUND,
+            "only model calls, token counts and model names are forwarded to the model API",
+        );
+    };
+    if let Some(response) = shared.closed() {
+        return response;
+    }
+    let (parts, body) = request.into_parts();
+    let (body, room) = match shared.read(&parts.headers, body).await {
+        Ok(read) => read,
+        Err(response) => return response,
+    };
+    let asked: Asked = serde_json::from_slice(&body).unwrap_or_default();
+    let size = body.len() as u64;
+    let Ok(outgoing) = shared.outgoing(&parts, body) else {
+        return answer::error(StatusCode::BAD_REQUEST, "the request's path and query are no URL");
+    };
+    match route {
+        Route::Messages => call(shared, outgoing, asked, size, room).await,
+        Route::CountTokens | Route::Models => plain(&shared, outgoing).await,
+    }
+}
+
+impl Shared {
+    /// Whether the request shows this run's token.
+    fn knows(&self, headers: &HeaderMap) -> bool {
+        let key = headers.get("x-api-key").map(HeaderValue::as_bytes);
+        let bearer = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let token = self.token.expose_secret().as_bytes();
+        [key, bearer]
+            .into_iter()
+            .flatten()
+            .any(|shown| bool::from(shown.ct_eq(token)))
+    }
+
+    /// The answer to everything after the end, or after the API refused the credential.
+    fn closed(&self) -> Option<Response<Body>> {
+        if let Some(Refusal { status, body }) = self.seen.refusal() {
+            return Some(answer::whole(status, "application/json", body));
+        }
+        self.cut
+            .is_cancelled()
+            .then(|| answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"))
+    }
+
+    async fn read(&self, headers: &HeaderMap, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Response<Body>> {
+        let told = headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        let too_large = || {
+            answer::error(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the request is larger than 64 MiB, more than the model API takes",
+            )
+        };
+        if told.is_some_and(|length| length > MAX_REQUEST) {
+            return Err(too_large());
+        }
+        // A chunked body has no length; few are read at a time then.
+        let kib = told.unwrap_or(MAX_REQUEST) / 1024 + 1;
+        let room = Arc::clone(&self.room)
+            .acquire_many_owned(kib as u32)
+            .await
+            .map_err(|_| answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"))?;
+        match Limited::new(body, MAX_REQUEST).collect().await {
+            Ok(body) => Ok((body.to_bytes(), room)),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+            Err(_) => Err(answer::error(StatusCode::BAD_REQUEST, "the request's body ended early")),
+        }
+    }
+
+    fn outgoing(&self, parts: &Parts, body: Bytes) -> reqwest::Result<reqwest::Request> {
+        let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let url = format!("{}{}{query}", self.base_url, parts.uri.path());
+        let mut headers = headers::to_upstream(&parts.headers);
+        let (name, value) = self.authorization.clone();
+        headers.insert(name, value);
+        self.client
+            .request(parts.method.clone(), url)
+            .headers(headers)
+            .body(body)
+            .build()
+    }
+
+    /// The credential itself, so that an answer that repeats it can be told.
+    pub fn secret(&self) -> &str {
+        match &self.credential {
+            Credential::ApiKey(secret) | Credential::Bearer(secret) => secret.expose_secret(),
+        }
+    }
+}
+
+/// A request that costs nothing.
+async fn plain(shared: &Shared, outgoing: reqwest::Request) -> Response<Body> {
+    let answered = async {
+        match shared.client.execute(outgoing).await {
+            Err(error) => unreachable(&error),
+            Ok(response) if response.status().is_success() => {
+                let (status, headers) = (
+                    response.status(),
+                    headers::to_agent(response.headers(), shared.secret()),
+                );
+                match bounded(response, MAX_RESPONSE).await {
+                    Ok(body) => with_headers(status, headers, answer::full(body)),
+                    Err(error) => unreachable(&error),
+                }
+            }
+            Ok(response) => failed(shared, Route::CountTokens, response).await,
+        }
+    };
+    shared
+        .cut
+        .run_until_cancelled(answered)
+        .await
+        .unwrap_or_else(|| answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"))
+}
+
+/// A model call: admitted by the gate, then driven by a task of its own, which outlives the agent's connection so that
+/// every response gets its closing record.
+async fn call(
+    shared: Arc<Shared>,
+    outgoing: reqwest::Request,
+    asked: Asked,
+    size: u64,
+    room: OwnedSemaphorePermit,
+) -> Response<Body> {
+    let admitted = shared.gate.admit(asked.reservation(size));
+    let permit = shared.cut.run_until_cancelled(admitted).await;
+    // It may have waited long: what held before need not hold now.
+    let (Some(permit), None) = (permit, shared.closed()) else {
+        return shared
+            .closed()
+            .unwrap_or_else(|| answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"));
+    };
+    let (head, answered) = oneshot::channel();
+    shared
+        .calls
+        .spawn(drive(Arc::clone(&shared), outgoing, asked, size, permit, head, room));
+    answered
+        .await
+        .unwrap_or_else(|_| answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"))
+}
+
+async fn drive(
+    shared: Arc<Shared>,
+    outgoing: reqwest::Request,
+    asked: Asked,
+    size: u64,
+    mut permit: Permit,
+    mut head: oneshot::Sender<Response<Body>>,
+    room: OwnedSemaphorePermit,
+) {
+    let started_at = Timestamp::now();
+    let answered = tokio::select! {
+        biased;
+        () = shared.cut.cancelled() => None,
+        () = head.closed() => None,
+        answered = shared.client.execute(outgoing) => Some(answered),
+    };
+    drop(room);
+    match answered {
+        // Given up before an answer: the API may have read the prompt all the same.
+        None => permit.charge = asked.amount(size, 0),
+        Some(Err(error)) => {
+            shared.seen.unreachable();
+            let _ = head.send(unreachable(&error));
+        }
+        Some(Ok(response)) if !response.status().is_success() => {
+            let answer = failed(&shared, Route::Messages, response).await;
+            let _ = head.send(answer);
+        }
+        Some(Ok(response)) => {
+            shared.seen.answered(response.status().as_u16(), None);
+            // What it costs at least, until the response tells.
+            permit.charge = asked.amount(size, 0);
+            let meter = Meter::new(asked.model, started_at);
+            let streamed = response
+                .headers()
+                .get(header::CONTENT_TYPE)
+                .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+            if streamed {
+                stream::pass(&shared, response, meter, permit, head).await;
+            } else {
+                whole(&shared, response, meter, permit, head).await;
+            }
+        }
+    }
+}
+
+/// A model response that is not streamed: it is metered before any of it reaches the agent.
+async fn whole(
+    shared: &Shared,
+    response: reqwest::Response,
+    mut meter: Meter,
+    mut permit: Permit,
+    head: oneshot::Sender<Response<Body>>,
+) {
+    let (status, headers) = (
+        response.status(),
+        headers::to_agent(response.headers(), shared.secret()),
+    );
+    let encoded = stream::encoding(response.headers());
+    let body = shared.cut.run_until_cancelled(bounded(response, MAX_RESPONSE)).await;
+    if let Some(Ok(body)) = &body {
+        if let Ok(encoding) = encoded {
+            meter.whole(&encoding.decoded(body), Timestamp::now());
+        } else {
+            meter.seen(body.len());
+        }
+    } else {
+        shared.seen.unreachable();
+        meter.seen(0);
+    }
+    let durable = stream::open(shared, &meter).await;
+    stream::close(shared, &meter, &mut permit).await;
+    let answer = match body {
+        Some(Ok(body)) if durable => with_headers(status, headers, answer::full(body)),
+        Some(Err(error)) => unreachable(&error),
+        Some(Ok(_)) | None => answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"),
+    };
+    let _ = head.send(answer);
+}
+
+/// The API's refusal of a request, passed on with its own words but for the credential.
+async fn failed(shared: &Shared, route: Route, response: reqwest::Response) -> Response<Body> {
+    let status = response.status();
+    if status.is_redirection() {
+        shared.seen.unreachable();
+        return answer::error(
+            StatusCode::BAD_GATEWAY,
+            "the model API answered with a redirect; set ANTHROPIC_BASE_URL to where it leads",
+        );
+    }
+    let headers = headers::to_agent(response.headers(), shared.secret());
+    let wait = retry_after(response.headers(), Timestamp::now());
+    let body = shared.cut.run_until_cancelled(bounded(response, MAX_ERROR)).await;
+    let body = without(body.and_then(Result::ok).unwrap_or_default(), shared.secret());
+    // A gateway may forbid one of the other paths; that says nothing of model calls.
+    if status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && route == Route::Messages) {
+        shared.seen.refused(Refusal {
+            status,
+            body: body.clone(),
+        });
+    } else if route == Route::Messages {
+        shared.seen.answered(status.as_u16(), wait);
+    }
+    with_headers(status, headers, answer::full(body))
+}
+
+fn unreachable(error: &reqwest::Error) -> Response<Body> {
+    let what = if error.is_connect() { "be reached" } else { "answer" };
+    // The error's own text would name the upstream's address; the cause says enough.
+    let cause = std::error::Error::source(error)
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    answer::error(
+        StatusCode::BAD_GATEWAY,
+        &format!("the model API failed to {what}: {cause}"),
+    )
+}
+
+async fn bounded(mut response: reqwest::Response, limit: usize) -> reqwest::Result<Bytes> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
+        if body.len() == limit {
+            break;
+        }
+    }
+    Ok(body.into())
+}
+
+/// A text with the credential replaced, should a gateway repeat it.
+fn without(body: Bytes, secret: &str) -> Bytes {
+    match std::str::from_utf8(&body) {
+        Ok(text) if !secret.is_empty() && text.contains(secret) => Bytes::from(text.replace(secret, "[redacted]")),
+        _ => body,
+    }
+}
+
+/// A response with the API's own headers.
+pub fn with_headers(status: StatusCode, headers: HeaderMap, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+impl Asked {
+    /// What the request may cost at most: its body as input, `max_tokens` as output.
+    fn reservation(&self, size: u64) -> Amount {
+        self.amount(size, self.max_tokens)
+    }
+
+    fn amount(&self, size: u64, output: u64) -> Amount {
+        let usage = Usage {
+            input_tokens: size / 3,
+            output_tokens: output,
+            ..Usage::default()
+        };
+        let cost = price::price(&self.model).map_or(NanoUsd(0), |price| price.of(&usage));
+        Amount {
+            cost,
+            tokens: usage.total(),
+        }
+    }
+}
