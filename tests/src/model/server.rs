@@ -11,6 +11,7 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -26,6 +27,9 @@ use super::script::{self, Place, Step};
 const MAX_BODY: usize = 32 << 20;
 /// The API keeps a quiet stream open with pings.
 const PING: Duration = Duration::from_secs(5);
+
+/// How long bytes take at most from a handler into the socket.
+const FLUSHED: Duration = Duration::from_millis(30);
 
 /// Everything the handlers share.
 #[derive(Debug)]
@@ -293,8 +297,8 @@ impl Exchange {
         let half = Bytes::copy_from_slice(&whole.as_bytes()[..whole.len() / 2]);
         self.began(StatusCode::OK);
         self.end(End::Cut);
-        let parts = [Ok(half), Err(io::Error::other("cut as the script says"))];
-        let body = Body::from_stream(futures::stream::iter(parts));
+        let parts = stream::once(async { Ok(half) }).chain(stream::once(cut()));
+        let body = Body::from_stream(parts);
         (extra, [(header::CONTENT_TYPE, "application/json")], body).into_response()
     }
 
@@ -312,7 +316,7 @@ impl Exchange {
             }
             .run(),
         );
-        let body = futures::stream::unfold(receiver, |mut receiver| async move {
+        let body = stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|chunk| (chunk, receiver))
         });
         let headers = [
@@ -416,8 +420,7 @@ impl Sending {
         match self.trouble.take() {
             None => Ok(None),
             Some(Trouble::Cut) => {
-                let cut = Err(io::Error::other("cut as the script says"));
-                self.sender.send(cut).await.map_err(|_| Gone)?;
+                self.sender.send(cut().await).await.map_err(|_| Gone)?;
                 Ok(Some(End::Cut))
             }
             Some(Trouble::Error(kind)) => {
@@ -431,6 +434,12 @@ impl Sending {
     async fn send(&self, event: &Value) -> Result<(), Gone> {
         self.sender.send(Ok(sse(event))).await.map_err(|_| Gone)
     }
+}
+
+/// What closes the connection, once the bytes before it are on their way: the server drops what it has not flushed.
+async fn cut() -> Result<Bytes, io::Error> {
+    time::sleep(FLUSHED).await;
+    Err(io::Error::other("cut as the script says"))
 }
 
 fn sse(event: &Value) -> Bytes {
