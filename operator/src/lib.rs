@@ -1,2 +1,16 @@
-//! Placeholder.
-pub mod uninstall;
+//! Turns `AgenticSession`s into Jobs, and records what became of them.
+
+mod backoff;
+mod context;
+mod events;
+mod lease;
+mod metrics;
+mod pods;
+mod preflight;
+mod run;
+mod server;
+mod session;
+mod settings;
+
+pub use run::{Error, run};
+pub use settings::{LeaseSettings, PodSettings, RunAs, Settings};

@@ -1,2 +1,37 @@
-//! Placeholder.
-fn main() {}
+//! The operator's process: arguments, logging, signals.
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use operator::Settings;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let settings = Settings::parse();
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .init();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), image = settings.pod.runner_image, "starting");
+    // The one provider: with two in the graph rustls would not choose. An error means that it is set already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = kube::Client::try_default().await.context("failed to find the cluster: give a kubeconfig or run in a pod")?;
+    let stop = CancellationToken::new();
+    tokio::spawn(on_signal(stop.clone()));
+    operator::run(client, settings, stop).await?;
+    Ok(())
+}
+
+/// The first signal stops gracefully; the second has its default effect no more, so it ends the process.
+async fn on_signal(stop: CancellationToken) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
+    let mut once = async || tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} };
+    once().await;
+    tracing::info!("stopping");
+    stop.cancel();
+    once().await;
+    std::process::exit(130);
+}

@@ -1,0 +1,19 @@
+//! What every reconcile needs.
+
+use kube::Client;
+
+use crate::{backoff::Backoff, events::Events, metrics::Metrics, settings::Settings};
+
+/// What every reconcile needs.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What the operator was told at its start.
+    pub settings: Settings,
+    /// Tells of sessions.
+    pub events: Events,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Failures in a row, by session.
+    pub backoff: Backoff,
+}

@@ -1,0 +1,111 @@
+//! Frees deleted pods whose session is gone: nobody will read their report.
+//!
+//! The session controller frees the pods of sessions that live. It hears nothing of pods whose session does not.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    ResourceExt as _,
+    core::PartialObjectMeta,
+    runtime::{
+        Controller, WatchStreamExt as _,
+        controller::{Action, Config},
+        reflector, watcher,
+    },
+};
+use protocol::names::{REPORT_FINALIZER, label};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backoff::jittered,
+    context::Context,
+    events::Note,
+    session::{self, ApplyError, Found, ObserveError},
+};
+
+type Meta = PartialObjectMeta<Pod>;
+
+/// How long a deleted pod is held for a session that cannot be read, seconds.
+const HELD_FOR_UNREADABLE: i64 = 600;
+/// How often a pod that waits for its session's controller is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// A pod that could not be judged or freed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its session could not be read.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// Its finalizer could not be removed.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+/// Runs until `stop`.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let (reader, writer) = reflector::store();
+    let ours = watcher::Config::default().labels(label::SESSION_UID);
+    let trigger = watcher(context.api::<Meta>(), ours)
+        .default_backoff()
+        .modify(|pod| {
+            pod.metadata.managed_fields = None;
+            pod.metadata.annotations = None;
+        })
+        .reflect(writer)
+        .applied_objects();
+    Controller::for_stream(trigger, reader)
+        .with_config(Config::default().concurrency(context.settings.concurrency))
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(reconcile, on_error, context)
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                tracing::debug!(%error, "pod controller");
+            }
+        })
+        .await;
+}
+
+async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error> {
+    // The finalizer matters only to a pod that is being deleted.
+    let Some(deleted) = pod.metadata.deletion_timestamp.as_ref() else { return Ok(Action::await_change()) };
+    if !pod.finalizers().iter().any(|f| f == REPORT_FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    let namespace = pod.namespace().unwrap_or_default();
+    let (Some(name), Some(uid)) = (pod.labels().get(label::SESSION), pod.labels().get(label::SESSION_UID)) else {
+        return free(&context, &namespace, &pod).await;
+    };
+    match session::find(&context.client, &namespace, name).await? {
+        Found::Gone => free(&context, &namespace, &pod).await,
+        Found::Live(session) if session.uid().as_deref() != Some(uid) => free(&context, &namespace, &pod).await,
+        // Its controller reads the report and frees the pod.
+        Found::Live(_) => Ok(Action::requeue(jittered(LOOK_AGAIN))),
+        Found::Unreadable(why) => {
+            // The deletion's time is when it ends by: grace is in it.
+            if Timestamp::now().duration_since(deleted.0).as_secs() < HELD_FOR_UNREADABLE {
+                return Ok(Action::requeue(jittered(LOOK_AGAIN)));
+            }
+            let text = format!("The report of pod {} is given up: session {name} cannot be read: {why}", pod.name_any());
+            let note = Note { warning: true, reason: "ReportLost".to_owned(), text, action: "Release" };
+            context.events.publish(&kube::Resource::object_ref(&*pod, &()), note).await;
+            free(&context, &namespace, &pod).await
+        }
+    }
+}
+
+async fn free(context: &Context, namespace: &str, pod: &Meta) -> Result<Action, Error> {
+    session::release(&context.client, namespace, &pod.name_any(), &pod.uid().unwrap_or_default()).await?;
+    Ok(Action::await_change())
+}
+
+fn on_error(pod: Arc<Meta>, error: &Error, _: Arc<Context>) -> Action {
+    let race = matches!(error, Error::Apply(error) if error.is_race());
+    if race {
+        return Action::requeue(jittered(Duration::from_millis(100)));
+    }
+    tracing::warn!(pod = pod.name_any(), namespace = pod.namespace(), %error, "failed to free a pod");
+    Action::requeue(jittered(Duration::from_secs(5)))
+}

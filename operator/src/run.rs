@@ -1,0 +1,97 @@
+//! The whole operator, from its start to its end.
+
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    backoff::Backoff, context::Context, events::Events, lease, metrics::Metrics, pods, preflight, server, session::controller,
+    settings::Settings,
+};
+
+/// Why the operator ends other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cluster cannot run sessions.
+    #[error(transparent)]
+    Preflight(#[from] preflight::Error),
+    /// The address for metrics and probes cannot be had.
+    #[error("failed to listen on {address}: choose another --metrics-address")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The lease could not be kept; another process may work now.
+    #[error(transparent)]
+    Lease(#[from] lease::Error),
+}
+
+/// Runs until `stop`: serves probes, waits for the CRD and the lease, works, and gives the lease back.
+pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> Result<(), Error> {
+    preflight::version(&client).await?;
+    let address = settings.metrics_address;
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let context = Arc::new(Context {
+        events: Events::new(client.clone(), &settings.lease.identity),
+        metrics: Metrics::default(),
+        backoff: Backoff::default(),
+        client: client.clone(),
+        settings,
+    });
+    let (tell, mut waiting_for) = watch::channel(Some("the operator is starting".to_owned()));
+    let background = TaskTracker::new();
+    let probes = CancellationToken::new();
+    background.spawn(preflight::watch_crd(client, tell));
+    background.spawn(server::serve(listener, context.clone(), waiting_for.clone(), probes.clone()));
+    background.close();
+
+    let ready = async { waiting_for.wait_for(Option::is_none).await.is_ok() };
+    let result = if until(&stop, ready).await == Some(true) { lead(context, &stop).await } else { Ok(()) };
+    drop(waiting_for);
+    probes.cancel();
+    background.wait().await;
+    result
+}
+
+/// Works for as long as the lease is held.
+async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Error> {
+    let mut candidate = lease::Candidate::new(context.client.clone(), context.settings.lease.clone());
+    if until(stop, candidate.acquire()).await.is_none() {
+        return Ok(());
+    }
+    context.metrics.leader.set(1);
+    let work = CancellationToken::new();
+    let working = async { tokio::join!(controller::run(context.clone(), work.clone()), pods::run(context.clone(), work.clone())) };
+    let mut working = std::pin::pin!(working);
+    let (kept, ended) = tokio::select! {
+        kept = candidate.keep(stop) => (kept, false),
+        _ = &mut working => (Ok(()), true),
+    };
+    context.metrics.leader.set(0);
+    work.cancel();
+    match kept {
+        Ok(()) => {
+            // The lease is ours until the last write is done.
+            if !ended {
+                working.await;
+            }
+            candidate.release().await;
+            Ok(())
+        }
+        // Another may work already: nothing more is written. The process ends with this error.
+        Err(lost) => Err(lost.into()),
+    }
+}
+
+/// `None` when told to stop first.
+async fn until<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        () = stop.cancelled() => None,
+        done = work => Some(done),
+    }
+}

@@ -1,0 +1,114 @@
+//! What makes the session controller look: watches, timers, failures.
+
+use std::{sync::Arc, time::Duration};
+
+use crds::AgenticSession;
+use futures::StreamExt as _;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::{
+    Api, ResourceExt as _,
+    core::PartialObjectMeta,
+    runtime::{
+        Controller, WatchStreamExt as _,
+        controller::{Action, Config},
+        reflector::{self, ObjectRef},
+        watcher,
+    },
+};
+use protocol::names::label;
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Settled};
+use crate::{backoff::jittered, context::Context, events::Note};
+
+type Meta = PartialObjectMeta<AgenticSession>;
+
+/// A reconcile that takes longer is given up: the client's own retries may go on for minutes.
+const LONGEST_RECONCILE: Duration = Duration::from_secs(60);
+/// How often a settled session is looked at though nothing was heard of it: watches may miss.
+const SAFETY: Duration = Duration::from_secs(600);
+
+/// Runs until `stop`, then waits for the reconciles that are under way.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let (reader, writer) = reflector::store();
+    let trigger = watcher(context.api::<Meta>(), watcher::Config::default())
+        .default_backoff()
+        .modify(|session| session.metadata.managed_fields = None)
+        .reflect(writer)
+        .applied_objects();
+    let ours = watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
+    Controller::for_stream(trigger, reader)
+        .with_config(Config::default().concurrency(context.settings.concurrency))
+        .watches(context.api::<PartialObjectMeta<Job>>(), ours.clone(), |job| session_of(&job))
+        .watches(context.api::<PartialObjectMeta<Pod>>(), ours, |pod| session_of(&pod))
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(reconcile, on_error, context)
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                tracing::debug!(%error, "session controller");
+            }
+        })
+        .await;
+}
+
+/// Pods are owned by Jobs: the label leads to the session, and the reconcile checks UIDs.
+fn session_of<K: kube::Resource>(child: &K) -> Option<ObjectRef<Meta>> {
+    let namespace = child.meta().namespace.as_deref()?;
+    let name = child.meta().labels.as_ref()?.get(label::SESSION)?;
+    Some(ObjectRef::new(name).within(namespace))
+}
+
+async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error> {
+    let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
+    let timer = context.metrics.reconcile_started();
+    let result = tokio::time::timeout(LONGEST_RECONCILE, super::reconcile(&context, &namespace, &name))
+        .await
+        .unwrap_or(Err(Error::TimedOut));
+    timer.finished(result.as_ref().map_or_else(Error::label, |_| "ok"));
+    let settled = result?;
+    context.backoff.forget(&namespace, &name);
+    Ok(match settled {
+        Settled::Gone => Action::await_change(),
+        Settled::Unreadable(why) => {
+            tell_unreadable(&context, &session, &why).await;
+            Action::await_change()
+        }
+        Settled::Live { wake } => {
+            let wake = wake.map(|wake| Duration::try_from(wake).unwrap_or_default());
+            Action::requeue(wake.map_or_else(|| jittered(SAFETY), |wake| wake.clamp(Duration::from_millis(100), SAFETY)))
+        }
+    })
+}
+
+async fn tell_unreadable(context: &Context, session: &Meta, why: &str) {
+    let about = kube::Resource::object_ref(session, &());
+    tracing::warn!(session = about.name, namespace = about.namespace, why, "session cannot be read");
+    let text = format!("The session cannot be read: {why}. Delete it and create it anew with the installed CRD.");
+    let note = Note { warning: true, reason: "ConfigError".to_owned(), text, action: "Read" };
+    context.events.publish(&about, note).await;
+}
+
+fn on_error(session: Arc<Meta>, error: &Error, context: Arc<Context>) -> Action {
+    let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
+    if error.is_race() {
+        tracing::debug!(session = name, namespace, %error, "observed again");
+        return Action::requeue(jittered(Duration::from_millis(100)));
+    }
+    let wait = context.backoff.next(&namespace, &name);
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    tracing::warn!(session = name, namespace, %error, source, wait_ms = wait.as_millis() as u64, "reconcile failed");
+    Action::requeue(wait)
+}
+
+impl Context {
+    /// Objects of all watched namespaces.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        match &self.settings.watch_namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+}

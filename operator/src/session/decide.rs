@@ -1,0 +1,346 @@
+//! From what was observed to what is done about it: pure and total.
+//!
+//! Two rules make every line safe to die at. A Job is made before status speaks of its attempt, under a name that is a
+//! function of the session, so that the next reconcile finds and adopts it. And what takes something away (a pod deleted, a
+//! report's finalizer removed) is planned only when the status that justifies it is already recorded.
+
+use crds::{AgenticSessionStatus, Phase};
+use jiff::{SignedDuration, Timestamp};
+use protocol::Reason;
+
+use super::{
+    build,
+    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, RunnerSeen, Trouble},
+    outcome::{Evidence, judge},
+    pod::START_TIMEOUT,
+    transition,
+    validate::{Invalid, Request},
+};
+
+/// Beyond the rest of `timeout`, how long a runner may take to end by itself.
+pub const STOP_SLACK: SignedDuration = SignedDuration::from_secs(120);
+/// How soon to look again at something that no watch tells of.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
+/// The same for what takes a person.
+const LOOK_LATER: SignedDuration = SignedDuration::from_secs(30);
+
+/// A new attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// Its number.
+    pub number: u32,
+    /// The run that it belongs to.
+    pub run: u32,
+    /// Running time that the run has used, seconds.
+    pub used_seconds: u64,
+}
+
+/// Something that is deleted, if it still is what was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A pod, by name and UID.
+    Pod(String, String),
+    /// A Job, by name and UID.
+    Job(String, String),
+}
+
+/// What is done about what was observed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The claim is made.
+    pub create_claim: bool,
+    /// The Job of an attempt is made.
+    pub create_job: Option<Attempt>,
+    /// What is deleted; only what the recorded status already justifies.
+    pub delete: Vec<Target>,
+    /// Pods, by name and UID, whose report is recorded: their finalizer is removed.
+    pub release: Vec<(String, String)>,
+    /// What status then says.
+    pub status: AgenticSessionStatus,
+    /// When to look again though nothing changes.
+    pub wake: Option<SignedDuration>,
+}
+
+/// Decides.
+pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
+    let mut status = seen.session.status.clone();
+    status.observed_generation = seen.session.generation;
+    let plan = Plan {
+        create_claim: false,
+        create_job: None,
+        delete: Vec::new(),
+        release: recorded_pods(seen),
+        status,
+        wake: None,
+    };
+    match seen.session.status.phase {
+        Phase::Pending => pending(plan, seen, request, now),
+        Phase::Creating | Phase::Running | Phase::Stopping => live(plan, seen, request, now),
+        Phase::Completed | Phase::Failed | Phase::Stopped => ended(plan, seen),
+    }
+}
+
+/// Pods whose report has been read: of earlier attempts, and of this one when it has been judged.
+fn recorded_pods(seen: &Observed) -> Vec<(String, String)> {
+    let status = &seen.session.status;
+    let judged = !matches!(status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
+    let current = status.attempt.unwrap_or(0);
+    seen.pods
+        .iter()
+        .filter(|pod| pod.held && (pod.attempt < current || (judged && pod.attempt == current)))
+        .map(|pod| (pod.name.clone(), pod.uid.clone()))
+        .collect()
+}
+
+// --- no attempt is live ---------------------------------------------------------------------------------------------
+
+fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
+    let status = &seen.session.status;
+    let attempt = next_attempt(status);
+    if let JobSeen::Ours(job) = &seen.next_job {
+        // Made by a reconcile that did not live to record it. Whatever else is the case now, it is recorded first.
+        plan.status = transition::creating(&plan.status, &seen.session, attempt, &job.name, seen.claim, now);
+        return plan;
+    }
+    let in_a_run = status.attempt.is_some_and(|a| a >= status.first_attempt.unwrap_or(a));
+    plan.status = transition::note_start_request(plan.status, &seen.session);
+    let request = match request {
+        Ok(request) => request,
+        Err(invalid) => {
+            plan.status = transition::finish(&plan.status, Phase::Failed, Reason::ConfigError, &invalid.to_string(), now);
+            return plan;
+        }
+    };
+    if seen.session.suspend {
+        plan.status = if in_a_run {
+            transition::suspended_between_attempts(&plan.status, now)
+        } else {
+            transition::waiting(&plan.status, Reason::Suspended, "Not started: spec.suspend is true; set it to false to start.")
+        };
+        return plan;
+    }
+    if let Some(wait) = status.next_attempt_time.as_ref().map(|t| t.0.duration_since(now)).filter(|w| w.is_positive()) {
+        plan.wake = Some(wait);
+        return plan;
+    }
+    match hindrance(seen) {
+        None => {
+            plan.create_claim = seen.claim == ClaimSeen::Missing;
+            plan.create_job = Some(attempt);
+            let job = build::job_name(&request.name, attempt.number);
+            plan.status = transition::creating(&plan.status, &seen.session, attempt, &job, seen.claim, now);
+        }
+        Some(Hindrance { reason, message, delete }) => {
+            plan.status = transition::waiting(&plan.status, reason, &message);
+            plan.delete.extend(delete);
+            plan.wake = Some(if reason == Reason::NameConflict { LOOK_LATER } else { LOOK_AGAIN });
+        }
+    }
+    plan
+}
+
+/// The attempt that comes after what is recorded.
+pub fn next_attempt(status: &AgenticSessionStatus) -> Attempt {
+    Attempt {
+        number: status.attempt.unwrap_or(0).saturating_add(1),
+        run: status.run.unwrap_or(1),
+        used_seconds: status.running_seconds.unwrap_or(0),
+    }
+}
+
+struct Hindrance {
+    reason: Reason,
+    message: String,
+    delete: Option<Target>,
+}
+
+/// Why an attempt cannot begin yet.
+fn hindrance(seen: &Observed) -> Option<Hindrance> {
+    let wait = |reason, message: String| Some(Hindrance { reason, message, delete: None });
+    let reason_so_far = match seen.session.status.attempt {
+        Some(_) => Reason::Retrying,
+        None => Reason::WaitingForVolume,
+    };
+    if let Some(pod) = seen.pods.iter().find(|pod| !pod.is_over()) {
+        return wait(Reason::Retrying, format!("Waits for pod {} of attempt {} to end.", pod.name, pod.attempt));
+    }
+    if let Some(job) = seen.job.ours().filter(|job| !job.finished) {
+        // It must not make another pod.
+        let delete = (!job.deleting).then(|| Target::Job(job.name.clone(), job.uid.clone()));
+        return Some(Hindrance {
+            reason: Reason::Retrying,
+            message: format!("Waits for Job {} to be deleted.", job.name),
+            delete,
+        });
+    }
+    match seen.claim {
+        ClaimSeen::Missing | ClaimSeen::Ours { .. } => {}
+        ClaimSeen::Going => {
+            return wait(reason_so_far, "Waits for the claim of an earlier session of this name to be deleted.".to_owned());
+        }
+        ClaimSeen::Foreign => {
+            let message = "The persistent volume claim that the session needs exists and is not the session's: \
+                           delete the claim, or create the session under another name.";
+            return wait(Reason::NameConflict, message.to_owned());
+        }
+    }
+    match seen.next_job {
+        JobSeen::Missing | JobSeen::Ours(_) => None,
+        JobSeen::Going => wait(reason_so_far, "Waits for the Job of an earlier session of this name to be deleted.".to_owned()),
+        JobSeen::Foreign => {
+            let message = "The Job that the session needs exists and is not the session's: \
+                           delete the Job, or create the session under another name.";
+            wait(Reason::NameConflict, message.to_owned())
+        }
+    }
+}
+
+/// An ended run stays ended until a start is asked for, or what `suspend` stopped is no longer suspended.
+fn ended(mut plan: Plan, seen: &Observed) -> Plan {
+    if seen.session.suspend {
+        plan.status = transition::note_start_request(plan.status, &seen.session);
+        return plan;
+    }
+    let asked = transition::start_request_is_new(&seen.session);
+    let resumes = transition::was_suspended(&seen.session.status);
+    if asked || resumes {
+        plan.status = transition::next_run(&plan.status, &seen.session, !asked);
+    }
+    plan
+}
+
+// --- an attempt is live ---------------------------------------------------------------------------------------------
+
+fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
+    let recorded = &seen.session.status;
+    let attempt = recorded.attempt.unwrap_or(1);
+    let mut pods: Vec<&PodSeen> = seen.pods.iter().filter(|pod| pod.attempt == attempt).collect();
+    // One that lives speaks for the attempt; then one with a report.
+    pods.sort_by_key(|pod| (pod.is_judgeable(), !has_report(pod), std::cmp::Reverse(pod.created)));
+    let pod = pods.first().copied();
+    let stopping = recorded.phase == Phase::Stopping;
+    if !stopping {
+        plan.status = transition::note_start_request(plan.status, &seen.session);
+    }
+
+    let over = match pod {
+        Some(pod) => pod.is_judgeable(),
+        None => seen.job.ours().is_none_or(|job| job.finished || job.deleting),
+    };
+    if over {
+        let message = recorded.message.clone().unwrap_or_default();
+        let verdict = judge(&Evidence {
+            attempt,
+            stopping: stopping.then(|| (transition::recorded_reason(recorded), &*message)),
+            pod,
+            job: &seen.job,
+        });
+        let timeout = timeout_of(seen.job.ours(), request);
+        plan.status = transition::record(&plan.status, verdict, pod, seen.claim, timeout, now);
+        return plan;
+    }
+    if stopping {
+        plan.delete = stop_targets(&pods, seen.job.ours());
+        plan.wake = Some(LOOK_LATER);
+        return plan;
+    }
+    let trouble = pod.map_or(seen.refused.as_ref(), |pod| pod.trouble.as_ref());
+    if let Some((reason, message)) = must_stop(seen, pod, trouble, request, now) {
+        plan.status = transition::stopping(&plan.status, reason, &message);
+        return plan;
+    }
+    plan.status = transition::progress(&plan.status, pod, trouble, seen.claim, now);
+    plan.wake = deadlines(seen, pod, trouble, request).into_iter().min().map(|t| t.duration_since(now));
+    if pod.is_none() {
+        // The Job controller says why it makes no pod in an Event, which nobody watches.
+        plan.wake = Some(plan.wake.map_or(LOOK_AGAIN, |wake| wake.min(LOOK_AGAIN)));
+    }
+    plan
+}
+
+fn has_report(pod: &PodSeen) -> bool {
+    matches!(pod.runner, RunnerSeen::Ended { report: Some(_), .. })
+}
+
+fn stop_targets(pods: &[&PodSeen], job: Option<&OurJob>) -> Vec<Target> {
+    if pods.is_empty() {
+        return job.filter(|j| !j.deleting).map(|j| Target::Job(j.name.clone(), j.uid.clone())).into_iter().collect();
+    }
+    pods.iter()
+        .filter(|pod| !pod.deleting && !pod.is_over())
+        .map(|pod| Target::Pod(pod.name.clone(), pod.uid.clone()))
+        .collect()
+}
+
+fn must_stop(
+    seen: &Observed,
+    pod: Option<&PodSeen>,
+    trouble: Option<&Trouble>,
+    request: &Result<Request, Invalid>,
+    now: Timestamp,
+) -> Option<(Reason, String)> {
+    if seen.session.suspend {
+        return Some((Reason::StoppedByUser, "spec.suspend is true: the agent is being stopped.".to_owned()));
+    }
+    if let Some(RunnerSeen::Running { since: Some(since) }) = pod.map(|pod| &pod.runner) {
+        let timeout = timeout_of(seen.job.ours(), request);
+        let past = now >= backstop(*since, timeout, seen.session.status.running_seconds.unwrap_or(0));
+        return past.then(|| (Reason::Timeout, format!("The timeout of {timeout} s is used up and the runner did not end by itself.")));
+    }
+    if let Some(trouble) = trouble
+        && trouble_ends(trouble, seen.job.ours()).is_some_and(|end| now >= end)
+    {
+        return Some((trouble.reason, trouble.message.clone()));
+    }
+    let start = start_deadline(seen.job.ours()).filter(|end| now >= *end)?;
+    if matches!(pod.map(|p| &p.runner), Some(RunnerSeen::Running { .. })) {
+        return None;
+    }
+    Some(match trouble {
+        Some(trouble) => (trouble.reason, trouble.message.clone()),
+        None => (
+            Reason::PodRejected,
+            format!("The session's pod did not start until {start}; see the Events of its Job and pod."),
+        ),
+    })
+}
+
+fn deadlines(
+    seen: &Observed,
+    pod: Option<&PodSeen>,
+    trouble: Option<&Trouble>,
+    request: &Result<Request, Invalid>,
+) -> Vec<Timestamp> {
+    let job = seen.job.ours();
+    match pod.map(|pod| &pod.runner) {
+        Some(RunnerSeen::Running { since }) => since
+            .map(|since| backstop(since, timeout_of(job, request), seen.session.status.running_seconds.unwrap_or(0)))
+            .into_iter()
+            .collect(),
+        Some(RunnerSeen::Waiting | RunnerSeen::Ended { .. }) | None => {
+            trouble.and_then(|t| trouble_ends(t, job)).into_iter().chain(start_deadline(job)).collect()
+        }
+    }
+}
+
+fn trouble_ends(trouble: &Trouble, job: Option<&OurJob>) -> Option<Timestamp> {
+    let since = trouble.since.or(job.and_then(|job| job.created))?;
+    Some(since.saturating_add(trouble.grace).unwrap_or(Timestamp::MAX))
+}
+
+fn start_deadline(job: Option<&OurJob>) -> Option<Timestamp> {
+    Some(job?.created?.saturating_add(START_TIMEOUT).unwrap_or(Timestamp::MAX))
+}
+
+fn backstop(since: Timestamp, timeout: u64, used: u64) -> Timestamp {
+    let rest = SignedDuration::from_secs(timeout.saturating_sub(used).try_into().unwrap_or(i64::MAX));
+    since.saturating_add(rest.saturating_add(STOP_SLACK)).unwrap_or(Timestamp::MAX)
+}
+
+/// The timeout that the attempt was made with.
+fn timeout_of(job: Option<&OurJob>, request: &Result<Request, Invalid>) -> u64 {
+    job.and_then(|job| job.resolved)
+        .map(|resolved| resolved.timeout)
+        .or(request.as_ref().ok().map(|request| request.timeout))
+        .unwrap_or(super::validate::DEFAULT_TIMEOUT)
+}

@@ -1,0 +1,121 @@
+//! The controller of `AgenticSession`: one file a step.
+
+mod apply;
+mod build;
+pub mod controller;
+mod decide;
+mod observe;
+mod observed;
+mod outcome;
+mod pod;
+mod status;
+mod transition;
+mod validate;
+
+#[cfg(test)]
+mod decide_tests;
+
+use crds::AgenticSession;
+use jiff::{SignedDuration, Timestamp};
+use kube::Resource as _;
+
+pub use apply::{Error as ApplyError, release};
+pub use observe::{Error as ObserveError, Found, session as find};
+pub use status::Error as StatusError;
+
+use crate::context::Context;
+
+/// What a reconcile came to.
+#[derive(Debug)]
+pub enum Settled {
+    /// The session is gone; garbage collection has its children, the pod controller their reports.
+    Gone,
+    /// It cannot be read; a change of it is waited for.
+    Unreadable(String),
+    /// It was observed.
+    Live {
+        /// When to look again though nothing changes.
+        wake: Option<SignedDuration>,
+    },
+}
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading failed.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// A write of the plan failed.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The status write failed.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    /// The API server did not answer in time.
+    #[error("failed to reconcile the session in time: the API server is slow or does not answer")]
+    TimedOut,
+}
+
+impl Error {
+    /// Somebody was faster: to be observed again at once.
+    pub fn is_race(&self) -> bool {
+        match self {
+            Self::Observe(_) | Self::TimedOut => false,
+            Self::Apply(error) => error.is_race(),
+            Self::Status(error) => error.is_race(),
+        }
+    }
+
+    /// One word for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            _ if self.is_race() => "race",
+            Self::Observe(_) => "observe",
+            Self::Apply(_) => "apply",
+            Self::Status(_) => "status",
+            Self::TimedOut => "timeout",
+        }
+    }
+}
+
+/// One look at a session, and what it leads to.
+pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Settled, Error> {
+    // To the second, as it is stored: a time that is read back equals the one that was written.
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    let client = &context.client;
+
+    let session = match observe::session(client, namespace, name).await? {
+        Found::Gone => return Ok(Settled::Gone),
+        Found::Unreadable(why) => return Ok(Settled::Unreadable(why)),
+        Found::Live(session) => session,
+    };
+    let observed = observe::children(client, &session, now).await?;
+    let request = validate::validate(&session);
+    let plan = decide::decide(&observed, &request, now);
+    apply::apply(client, namespace, &plan, request.as_ref().ok(), &context.settings.pod).await?;
+    if status::update(client, &session, &plan.status).await? {
+        tell(context, &session, &plan).await;
+    }
+    Ok(Settled::Live { wake: plan.wake })
+}
+
+/// Metrics, log and Events of a status that was written.
+async fn tell(context: &Context, session: &AgenticSession, plan: &decide::Plan) {
+    let old = session.status.clone().unwrap_or_default();
+    let next = &plan.status;
+    context.metrics.status_written(&old, next);
+    if old.phase != next.phase || old.attempt != next.attempt {
+        tracing::info!(
+            session = session.metadata.name,
+            namespace = session.metadata.namespace,
+            attempt = next.attempt,
+            from = %old.phase,
+            to = %next.phase,
+            reason = next.reason,
+            "phase"
+        );
+    }
+    for note in status::notes(&old, next) {
+        context.events.publish(&session.object_ref(&()), note).await;
+    }
+}

@@ -1,0 +1,124 @@
+//! What the cluster says now: live reads, so that no decision rests on a cache.
+
+use crds::{AgenticSession, Phase};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Event, PersistentVolumeClaim, Pod},
+};
+use kube::{Api, Client, ResourceExt as _, api::ListParams, core::DeserializeGuard};
+use protocol::names::label;
+
+use super::{
+    build,
+    decide::next_attempt,
+    observed::{ClaimSeen, JobSeen, Observed, PodSeen, SessionSeen, Trouble, refusal},
+};
+
+/// How long the Job controller may take to make a pod before its Events are asked why there is none.
+const POD_EXPECTED_WITHIN: i64 = 3;
+
+/// A read that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to read {what} of session {session}")]
+pub struct Error {
+    /// What was read.
+    pub what: &'static str,
+    /// Whose.
+    pub session: String,
+    /// Why.
+    #[source]
+    pub source: kube::Error,
+}
+
+/// A session as the API server has it.
+pub enum Found {
+    /// It is gone, or going: its children follow by garbage collection.
+    Gone,
+    /// It cannot be read as this operator's schema has it.
+    Unreadable(String),
+    /// It is there.
+    Live(Box<AgenticSession>),
+}
+
+/// Reads the session itself.
+pub async fn session(client: &Client, namespace: &str, name: &str) -> Result<Found, Error> {
+    let sessions: Api<DeserializeGuard<AgenticSession>> = Api::namespaced(client.clone(), namespace);
+    let found = sessions.get_opt(name).await.map_err(|source| Error { what: "the object", session: name.to_owned(), source })?;
+    Ok(match found.map(|guard| guard.0) {
+        None => Found::Gone,
+        Some(Err(unreadable)) => Found::Unreadable(unreadable.error),
+        Some(Ok(session)) if session.metadata.deletion_timestamp.is_some() => Found::Gone,
+        Some(Ok(session)) => Found::Live(Box::new(session)),
+    })
+}
+
+/// Reads the children.
+///
+/// The pods come last: a Job that is over when it is read had its pod before, and that pod is held by its finalizer until its
+/// report is recorded, so a pod that is not found then is gone for good.
+pub async fn children(client: &Client, session: &AgenticSession, now: Timestamp) -> Result<Observed, Error> {
+    let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
+    let failed = |what| {
+        let session = name.clone();
+        move |source| Error { what, session, source }
+    };
+    let seen = SessionSeen::from(session);
+    let jobs: Api<Job> = Api::namespaced(client.clone(), &namespace);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
+    let live = matches!(seen.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
+    let current = seen.status.attempt.map(|n| build::job_name(&name, n));
+    let next = (!live).then(|| build::job_name(&name, next_attempt(&seen.status).number));
+    let claim_name = build::claim_name(&name);
+    let (job, next_job, claim) = tokio::try_join!(
+        get(&jobs, current.as_deref()),
+        get(&jobs, next.as_deref()),
+        get(&claims, Some(&claim_name)),
+    )
+    .map_err(failed("the Job or the claim"))?;
+    let job = JobSeen::of(job.as_ref(), &session.metadata);
+    let pods = pods(client, &namespace, &session.uid().unwrap_or_default()).await.map_err(failed("the pods"))?;
+    let refused = match job.ours().filter(|job| pods.is_empty() && live && overdue(job.created, now)) {
+        Some(job) => refused(client, &namespace, &job.uid).await.map_err(failed("the Job's Events"))?,
+        None => None,
+    };
+    Ok(Observed {
+        claim: ClaimSeen::of(claim.as_ref(), &session.metadata),
+        next_job: JobSeen::of(next_job.as_ref(), &session.metadata),
+        session: seen,
+        job,
+        pods,
+        refused,
+    })
+}
+
+async fn get<K>(api: &Api<K>, name: Option<&str>) -> kube::Result<Option<K>>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + kube::Resource,
+{
+    match name {
+        Some(name) => api.get_opt(name).await,
+        None => Ok(None),
+    }
+}
+
+/// The label finds them; that it is our UID in it is what makes them the session's.
+async fn pods(client: &Client, namespace: &str, uid: &str) -> kube::Result<Vec<PodSeen>> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let ours = ListParams::default().labels(&format!("{}={uid}", label::SESSION_UID));
+    Ok(pods.list(&ours).await?.items.iter().filter_map(PodSeen::of).collect())
+}
+
+fn overdue(created: Option<Timestamp>, now: Timestamp) -> bool {
+    created.is_some_and(|created| now.duration_since(created).as_secs() >= POD_EXPECTED_WITHIN)
+}
+
+/// The last `FailedCreate` of the Job controller.
+async fn refused(client: &Client, namespace: &str, job_uid: &str) -> kube::Result<Option<Trouble>> {
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let of_job = ListParams::default().fields(&format!("involvedObject.uid={job_uid},reason=FailedCreate")).limit(20);
+    let last = events.list(&of_job).await?.items.into_iter().max_by_key(|event| {
+        event.last_timestamp.as_ref().map(|t| t.0).or(event.event_time.as_ref().map(|t| t.0))
+    });
+    Ok(last.map(|event| refusal(event.message.as_deref().unwrap_or("no reason is given"))))
+}

@@ -1,0 +1,220 @@
+//! What was seen of a session and its children, reduced to what decisions rest on.
+
+use crds::{AgenticSession, AgenticSessionStatus};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{PersistentVolumeClaim, Pod},
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::{Resource as _, ResourceExt as _};
+use protocol::{
+    Reason,
+    names::{annotation, label},
+};
+use serde::{Deserialize, Serialize};
+
+pub use super::pod::{PodSeen, RunnerSeen, Trouble};
+
+/// A session and its children, as the API server has them now.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The session itself.
+    pub session: SessionSeen,
+    /// Its volume claim.
+    pub claim: ClaimSeen,
+    /// The Job of the attempt that status speaks of; [`JobSeen::Missing`] before the first.
+    pub job: JobSeen,
+    /// The Job of the attempt after that one; looked for only while no attempt is live.
+    pub next_job: JobSeen,
+    /// Pods of all its attempts.
+    pub pods: Vec<PodSeen>,
+    /// Why the API server makes no pod for the current Job, from the Job controller's Events.
+    pub refused: Option<Trouble>,
+}
+
+/// What of the session itself decisions rest on.
+#[derive(Clone, Debug, Default)]
+pub struct SessionSeen {
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// `spec.suspend`.
+    pub suspend: bool,
+    /// The annotation that asks for the next run.
+    pub start_requested: Option<String>,
+    /// The recorded status.
+    pub status: AgenticSessionStatus,
+}
+
+impl From<&AgenticSession> for SessionSeen {
+    fn from(session: &AgenticSession) -> Self {
+        Self {
+            generation: session.metadata.generation,
+            suspend: session.spec.suspend.unwrap_or_default(),
+            // As long as the status field that remembers it.
+            start_requested: session
+                .annotations()
+                .get(annotation::START_REQUESTED_AT)
+                .map(|value| value.chars().take(256).collect()),
+            status: session.status.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// Whose an object of a name that a session needs is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// The session's.
+    Ours,
+    /// A session's of this name that is gone; garbage collection will take the object.
+    Predecessor,
+    /// Somebody else's.
+    Foreign,
+}
+
+/// The UID is the authority: a name can be used again.
+fn owner(meta: &ObjectMeta, session: &ObjectMeta) -> Owner {
+    let controller = meta.owner_references.iter().flatten().find(|o| o.controller == Some(true));
+    let of_our_kind = |o: &OwnerReference| {
+        o.kind == AgenticSession::kind(&())
+            && o.api_version
+                .split('/')
+                .next()
+                .is_some_and(|g| g == AgenticSession::group(&()))
+    };
+    match controller {
+        Some(o) if session.uid.as_deref() == Some(&*o.uid) => Owner::Ours,
+        // The session of this name that lives has another UID, so this one's does not exist any more.
+        Some(o) if of_our_kind(o) && session.name.as_deref() == Some(&*o.name) => Owner::Predecessor,
+        _ => Owner::Foreign,
+    }
+}
+
+/// The claim of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimSeen {
+    /// There is none of that name.
+    Missing,
+    /// It is the session's.
+    Ours {
+        /// It has its volume.
+        bound: bool,
+    },
+    /// It is being deleted, or waits for garbage collection: the name will be free.
+    Going,
+    /// It belongs to somebody else.
+    Foreign,
+}
+
+impl ClaimSeen {
+    /// What `claim` is to `session`.
+    pub fn of(claim: Option<&PersistentVolumeClaim>, session: &ObjectMeta) -> Self {
+        let Some(claim) = claim else { return Self::Missing };
+        match owner(&claim.metadata, session) {
+            Owner::Foreign => Self::Foreign,
+            _ if claim.metadata.deletion_timestamp.is_some() => Self::Going,
+            Owner::Predecessor => Self::Going,
+            Owner::Ours => Self::Ours {
+                bound: claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound"),
+            },
+        }
+    }
+}
+
+/// What was resolved for an attempt when its Job was made; kept on the Job as [`annotation::RESOLVED`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resolved {
+    /// Running time of the run over all its attempts, seconds.
+    pub timeout: u64,
+    /// What earlier attempts of the run used of it, seconds.
+    pub used_seconds: u64,
+}
+
+/// A Job of a name that a session needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobSeen {
+    /// There is none.
+    Missing,
+    /// It is the session's.
+    Ours(OurJob),
+    /// It waits for garbage collection: the name will be free.
+    Going,
+    /// It belongs to somebody else.
+    Foreign,
+}
+
+/// A Job of the session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OurJob {
+    /// Name.
+    pub name: String,
+    /// UID: deletes carry it as a precondition.
+    pub uid: String,
+    /// When it was made.
+    pub created: Option<Timestamp>,
+    /// It is being deleted.
+    pub deleting: bool,
+    /// It will make no more pods.
+    pub finished: bool,
+    /// It was ended by its `activeDeadlineSeconds`.
+    pub deadline_exceeded: bool,
+    /// What was resolved when it was made.
+    pub resolved: Option<Resolved>,
+}
+
+impl JobSeen {
+    /// What `job` is to `session`.
+    pub fn of(job: Option<&Job>, session: &ObjectMeta) -> Self {
+        let Some(job) = job else { return Self::Missing };
+        match owner(&job.metadata, session) {
+            Owner::Foreign => Self::Foreign,
+            Owner::Predecessor => Self::Going,
+            Owner::Ours => Self::Ours(OurJob::from(job)),
+        }
+    }
+
+    /// The Job, if it is the session's.
+    pub fn ours(&self) -> Option<&OurJob> {
+        match self {
+            Self::Ours(job) => Some(job),
+            Self::Missing | Self::Going | Self::Foreign => None,
+        }
+    }
+}
+
+impl From<&Job> for OurJob {
+    fn from(job: &Job) -> Self {
+        let conditions = || job.status.iter().flat_map(|s| s.conditions.iter().flatten()).filter(|c| c.status == "True");
+        let resolved = job.annotations().get(annotation::RESOLVED);
+        Self {
+            name: job.name_any(),
+            uid: job.uid().unwrap_or_default(),
+            created: job.creation_timestamp().map(|t| t.0),
+            deleting: job.metadata.deletion_timestamp.is_some(),
+            // The targets are set as soon as the Job controller has decided; it makes no pod after them.
+            finished: conditions()
+                .any(|c| matches!(&*c.type_, "Complete" | "Failed" | "FailureTarget" | "SuccessCriteriaMet")),
+            deadline_exceeded: conditions().any(|c| c.reason.as_deref() == Some("DeadlineExceeded")),
+            resolved: resolved.and_then(|json| serde_json::from_str(json).ok()),
+        }
+    }
+}
+
+/// Number of the attempt that an object belongs to, from its label.
+pub fn attempt_of(pod: &Pod) -> Option<u32> {
+    pod.labels().get(label::ATTEMPT)?.parse().ok()
+}
+
+/// Reads the Job controller's word of why it makes no pod.
+pub fn refusal(message: &str) -> Trouble {
+    let reason = if message.contains("exceeded quota") { Reason::QuotaExceeded } else { Reason::PodRejected };
+    Trouble {
+        reason,
+        message: format!("the API server refuses the session's pod: {message}"),
+        since: None,
+        grace: super::pod::START_TIMEOUT,
+    }
+}

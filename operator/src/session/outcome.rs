@@ -1,0 +1,257 @@
+//! What became of an attempt: a function of what its pod and Job say.
+
+use protocol::{Outcome, Reason, Report};
+
+use super::observed::{JobSeen, PodSeen, RunnerSeen};
+
+/// What an ended attempt left behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// Number of the attempt.
+    pub attempt: u32,
+    /// Why the operator stopped it, if it did: reason and message of `Stopping`.
+    pub stopping: Option<(Reason, &'a str)>,
+    /// Its pod, unless it is gone.
+    pub pod: Option<&'a PodSeen>,
+    /// Its Job.
+    pub job: &'a JobSeen,
+}
+
+/// How an attempt ended, and what follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The task is done.
+    Completed,
+    /// The session was stopped; workspace and conversation are kept.
+    Stopped,
+    /// The run is over without its task being done.
+    Failed,
+    /// Another attempt may succeed.
+    Again {
+        /// The cluster's doing: it does not count as a try.
+        free: bool,
+        /// Seconds that the model API asked to wait.
+        retry_after: Option<u64>,
+    },
+}
+
+/// The judgement over an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What follows.
+    pub end: End,
+    /// Why.
+    pub reason: Reason,
+    /// Why, for people.
+    pub message: String,
+    /// What the runner left.
+    pub report: Option<Report>,
+}
+
+/// Judges an attempt whose pod is judgeable or gone.
+///
+/// A report alone leads to `Completed`: a pod that is gone, or an exit code of 0, is no proof that the task is done.
+pub fn judge(evidence: &Evidence<'_>) -> Verdict {
+    let report = evidence.pod.and_then(|pod| match &pod.runner {
+        RunnerSeen::Ended { report: Some(report), .. } if report.attempt == evidence.attempt => Some(&**report),
+        _ => None,
+    });
+    let (end, reason, message) = report
+        .and_then(|report| by_report(report, evidence.stopping.is_some()))
+        .or_else(|| evidence.stopping.map(by_stop))
+        .unwrap_or_else(|| by_circumstance(evidence));
+    Verdict { end, reason, message, report: report.cloned() }
+}
+
+type Finding = (End, Reason, String);
+
+/// What the runner says, where it says why. One that failed for a passing cause while it was being stopped was stopped.
+fn by_report(report: &Report, stopping: bool) -> Option<Finding> {
+    let reason = report.outcome.reason()?;
+    let message = |text: &str| {
+        if report.message.is_empty() { text.to_owned() } else { report.message.clone() }
+    };
+    let (end, message) = match report.outcome {
+        Outcome::Succeeded => (End::Completed, message("The agent finished its task.")),
+        Outcome::EndedByRequest => (End::Completed, message("The session was ended on request.")),
+        Outcome::Inactive => (End::Stopped, message("The session was idle.")),
+        Outcome::StoppedByUser => (End::Stopped, message("The turn was interrupted.")),
+        outcome if outcome.is_transient() && stopping => return None,
+        outcome if outcome.is_transient() => {
+            (End::Again { free: false, retry_after: report.retry_after }, message("The cause may pass."))
+        }
+        _ => (End::Failed, message("The agent's runner gave no details; see its log.")),
+    };
+    Some((end, reason, message))
+}
+
+/// The operator stopped it, and nothing better is known.
+fn by_stop((reason, message): (Reason, &str)) -> Finding {
+    match reason {
+        Reason::StoppedByUser => (End::Stopped, reason, "Stopped by spec.suspend; set it to false to go on.".to_owned()),
+        _ => (End::Failed, reason, message.to_owned()),
+    }
+}
+
+/// The runner was told to stop by somebody else, died, or left nothing.
+fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
+    let counts = || End::Again { free: false, retry_after: None };
+    if evidence.job.ours().is_some_and(|job| job.deadline_exceeded) {
+        return (End::Failed, Reason::Timeout, "The Job's deadline passed before the session ended.".to_owned());
+    }
+    let Some(pod) = evidence.pod else {
+        let message = format!("The pod of attempt {} is gone and left no report.", evidence.attempt);
+        return (counts(), Reason::OutcomeUnknown, message);
+    };
+    if let Some(disruption) = &pod.disruption {
+        let message = format!("Pod {} was ended by the cluster: {}", pod.name, disruption.message);
+        return (End::Again { free: true, retry_after: None }, disruption.reason, message);
+    }
+    match &pod.runner {
+        RunnerSeen::Ended { out_of_memory: true, .. } => {
+            (counts(), Reason::OOMKilled, format!("The runner of pod {} was killed for memory.", pod.name))
+        }
+        _ if pod.deleting => (counts(), Reason::PodDeleted, format!("Pod {} was deleted.", pod.name)),
+        RunnerSeen::Ended { exit_code, .. } => {
+            let message = format!("The runner of pod {} ended with exit code {exit_code} and no final report.", pod.name);
+            (counts(), Reason::RunnerCrashed, message)
+        }
+        RunnerSeen::Waiting | RunnerSeen::Running { .. } => {
+            let said = if pod.message.is_empty() { "no reason is given" } else { &pod.message };
+            (counts(), Reason::RunnerCrashed, format!("Pod {} failed without a report: {said}", pod.name))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::session::{
+        observed::OurJob,
+        pod::Disruption,
+    };
+
+    fn pod(runner: RunnerSeen) -> PodSeen {
+        PodSeen {
+            name: "write-poem-job-x7".into(),
+            uid: "pod-uid".into(),
+            attempt: 4,
+            created: None,
+            deleting: false,
+            scheduled: true,
+            terminal: true,
+            held: true,
+            disruption: None,
+            message: String::new(),
+            runner,
+            trouble: None,
+        }
+    }
+
+    fn ended(exit_code: i32, report: Option<Report>) -> RunnerSeen {
+        RunnerSeen::Ended { since: None, until: None, exit_code, out_of_memory: false, report: report.map(Box::new) }
+    }
+
+    fn judged(pod: Option<&PodSeen>, stopping: Option<(Reason, &str)>) -> Verdict {
+        judge(&Evidence { attempt: 4, stopping, pod, job: &JobSeen::Missing })
+    }
+
+    const COUNTS: End = End::Again { free: false, retry_after: None };
+    const FREE: End = End::Again { free: true, retry_after: None };
+
+    #[rstest]
+    #[case(Outcome::Succeeded, End::Completed, Reason::Completed)]
+    #[case(Outcome::Inactive, End::Stopped, Reason::Inactivity)]
+    #[case(Outcome::AgentError, End::Failed, Reason::AgentError)]
+    #[case(Outcome::NoCredentials, End::Failed, Reason::NoCredentials)]
+    #[case(Outcome::InvalidCredentials, End::Failed, Reason::InvalidCredentials)]
+    #[case(Outcome::Timeout, End::Failed, Reason::Timeout)]
+    #[case(Outcome::ModelUnavailable, COUNTS, Reason::ModelUnavailable)]
+    #[case(Outcome::RateLimited, COUNTS, Reason::RateLimited)]
+    #[case(Outcome::CloneRefused, End::Failed, Reason::CloneFailed)]
+    #[case(Outcome::CloneUnreachable, COUNTS, Reason::CloneFailed)]
+    #[case(Outcome::RunnerError, COUNTS, Reason::RunnerCrashed)]
+    #[case(Outcome::Running, COUNTS, Reason::RunnerCrashed)]
+    #[case(Outcome::Superseded, COUNTS, Reason::RunnerCrashed)]
+    fn a_report_decides_what_follows(#[case] outcome: Outcome, #[case] end: End, #[case] reason: Reason) {
+        let pod = pod(ended(outcome.exit_code().into(), Some(Report::new(outcome, 4))));
+        let verdict = judged(Some(&pod), None);
+        assert_eq!((verdict.end, verdict.reason), (end, reason));
+        assert_eq!(verdict.report.unwrap().outcome, outcome);
+    }
+
+    #[test]
+    fn a_report_names_how_long_to_wait() {
+        let report = Report { retry_after: Some(77), ..Report::new(Outcome::RateLimited, 4) };
+        let verdict = judged(Some(&pod(ended(75, Some(report)))), None);
+        assert_eq!(verdict.end, End::Again { free: false, retry_after: Some(77) });
+    }
+
+    #[test]
+    fn exit_code_0_without_a_report_is_not_success() {
+        let verdict = judged(Some(&pod(ended(0, None))), None);
+        assert_eq!((verdict.end, verdict.reason), (COUNTS, Reason::RunnerCrashed));
+    }
+
+    #[test]
+    fn a_report_of_another_attempt_is_not_believed() {
+        let verdict = judged(Some(&pod(ended(0, Some(Report::new(Outcome::Succeeded, 3))))), None);
+        assert_eq!((verdict.end, verdict.reason), (COUNTS, Reason::RunnerCrashed));
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_leaves_the_outcome_unknown() {
+        let verdict = judged(None, None);
+        assert_eq!((verdict.end, verdict.reason), (COUNTS, Reason::OutcomeUnknown));
+    }
+
+    #[test]
+    fn a_deleted_pod_counts_as_a_try_and_an_evicted_one_does_not() {
+        let deleted = PodSeen { deleting: true, ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4)))) };
+        assert_eq!(judged(Some(&deleted), None).end, COUNTS);
+        assert_eq!(judged(Some(&deleted), None).reason, Reason::PodDeleted);
+        let disruption = Some(Disruption { reason: Reason::Evicted, message: "node drained".into() });
+        let verdict = judged(Some(&PodSeen { disruption, ..deleted }), None);
+        assert_eq!((verdict.end, verdict.reason), (FREE, Reason::Evicted));
+    }
+
+    #[rstest]
+    #[case(Outcome::Stopped, End::Stopped, Reason::StoppedByUser)]
+    #[case(Outcome::Running, End::Stopped, Reason::StoppedByUser)]
+    #[case(Outcome::ModelUnavailable, End::Stopped, Reason::StoppedByUser)]
+    #[case(Outcome::Succeeded, End::Completed, Reason::Completed)]
+    #[case(Outcome::AgentError, End::Failed, Reason::AgentError)]
+    fn what_an_attempt_reached_before_it_was_stopped_counts(
+        #[case] outcome: Outcome,
+        #[case] end: End,
+        #[case] reason: Reason,
+    ) {
+        let pod = PodSeen { deleting: true, ..pod(ended(143, Some(Report::new(outcome, 4)))) };
+        let verdict = judged(Some(&pod), Some((Reason::StoppedByUser, "suspended")));
+        assert_eq!((verdict.end, verdict.reason), (end, reason));
+    }
+
+    #[test]
+    fn a_stop_by_the_backstop_is_a_timeout_even_when_the_pod_is_gone() {
+        let verdict = judged(None, Some((Reason::Timeout, "too long")));
+        assert_eq!((verdict.end, verdict.reason, &*verdict.message), (End::Failed, Reason::Timeout, "too long"));
+    }
+
+    #[test]
+    fn a_job_past_its_deadline_timed_out() {
+        let job = JobSeen::Ours(OurJob {
+            name: "j".into(),
+            uid: "u".into(),
+            created: None,
+            deleting: false,
+            finished: true,
+            deadline_exceeded: true,
+            resolved: None,
+        });
+        let pod = PodSeen { deleting: true, ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4)))) };
+        let verdict = judge(&Evidence { attempt: 4, stopping: None, pod: Some(&pod), job: &job });
+        assert_eq!((verdict.end, verdict.reason), (End::Failed, Reason::Timeout));
+    }
+}

@@ -1,0 +1,81 @@
+//! The one status write of a reconcile, and the Events that tell of it.
+
+use crds::{AgenticSession, AgenticSessionStatus, Phase};
+use kube::{
+    Api, Client, Resource as _, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+use protocol::Reason;
+use serde_json::json;
+
+use crate::events::Note;
+
+/// Manager of the fields that are written here.
+pub const FIELD_MANAGER: &str = "agentic-operator/session";
+
+/// A status that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to write the status of session {session}")]
+pub struct Error {
+    /// Whose.
+    pub session: String,
+    /// Why not.
+    #[source]
+    pub source: kube::Error,
+}
+
+impl Error {
+    /// The session changed since it was read: observing again settles it.
+    pub fn is_race(&self) -> bool {
+        matches!(&self.source, kube::Error::Api(status) if status.is_conflict() || status.is_not_found())
+    }
+}
+
+/// Writes what changed; `false` when nothing did.
+///
+/// The body carries every field that we own, and the version of the session that was read in this reconcile: what was decided
+/// on an older one is refused with 409.
+pub async fn update(client: &Client, session: &AgenticSession, next: &AgenticSessionStatus) -> Result<bool, Error> {
+    if session.status.as_ref() == Some(next) {
+        return Ok(false);
+    }
+    let name = session.name_any();
+    let sessions: Api<AgenticSession> = Api::namespaced(client.clone(), &session.namespace().unwrap_or_default());
+    let body = json!({
+        "apiVersion": AgenticSession::api_version(&()),
+        "kind": AgenticSession::kind(&()),
+        "metadata": {"name": name, "resourceVersion": session.metadata.resource_version},
+        "status": next,
+    });
+    sessions
+        .patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&body))
+        .await
+        .map(|_| true)
+        .map_err(|source| Error { session: name, source })
+}
+
+/// What people are told of a change: at most one Event for a transition, and one for a start request without effect.
+pub fn notes(old: &AgenticSessionStatus, next: &AgenticSessionStatus) -> Vec<Note> {
+    let mut notes = Vec::new();
+    let phase_is_new = old.phase != next.phase || old.attempt != next.attempt;
+    let reason_is_new = old.reason != next.reason;
+    if phase_is_new || (reason_is_new && next.phase != Phase::Stopping) {
+        let reason = next.reason.clone().unwrap_or_else(|| next.phase.as_str().to_owned());
+        notes.push(Note { warning: is_warning(next), reason, text: next.message.clone().unwrap_or_default(), action: next.phase.as_str() });
+    }
+    let new_run = old.run != next.run;
+    if old.handled_start_request != next.handled_start_request && !new_run && old.attempt.is_some() {
+        notes.push(Note {
+            warning: false,
+            reason: "StartRequestIgnored".to_owned(),
+            text: format!("A start was asked for while the session was {} or suspended: nothing was done.", old.phase),
+            action: "Start",
+        });
+    }
+    notes
+}
+
+fn is_warning(status: &AgenticSessionStatus) -> bool {
+    let usual = [Reason::Creating, Reason::Running, Reason::Completed, Reason::Suspended, Reason::StoppedByUser, Reason::Inactivity];
+    !usual.iter().any(|reason| status.reason.as_deref() == Some(reason.as_str()))
+}

@@ -1,0 +1,329 @@
+//! From one status to the next: every way that a session's status changes.
+
+use crds::{AgenticSessionStatus, Phase, condition};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use protocol::{Reason, Report, report::Delivery};
+
+use super::{
+    decide::Attempt,
+    observed::{ClaimSeen, PodSeen, RunnerSeen, SessionSeen, Trouble},
+    outcome::{End, Verdict},
+};
+
+/// Attempts of a run that count, before its failure is final.
+pub const MAX_ATTEMPTS: u32 = 3;
+/// Attempts of a run that the cluster may end without their counting.
+pub const MAX_FREE_RETRIES: u32 = 10;
+const FIRST_WAIT: u64 = 10;
+const LONGEST_WAIT: u64 = 300;
+/// Longest that the model API's own word is taken for.
+const LONGEST_RETRY_AFTER: u64 = 3_600;
+
+/// Nothing runs, for this reason.
+pub fn waiting(status: &AgenticSessionStatus, reason: Reason, message: &str) -> AgenticSessionStatus {
+    says(status, Phase::Pending, reason, message)
+}
+
+/// The Job of an attempt exists.
+pub fn creating(
+    status: &AgenticSessionStatus,
+    session: &SessionSeen,
+    attempt: Attempt,
+    job_name: &str,
+    claim: ClaimSeen,
+    now: Timestamp,
+) -> AgenticSessionStatus {
+    let first = status.attempt.is_none();
+    let mut next = says(status, Phase::Creating, Reason::Creating, &format!("The pod of attempt {} is being made.", attempt.number));
+    next.attempt = Some(attempt.number);
+    next.run = Some(attempt.run);
+    next.first_attempt = Some(status.first_attempt.unwrap_or(attempt.number));
+    next.job_name = Some(job_name.to_owned());
+    (next.pod_name, next.pod_uid) = (None, None);
+    (next.next_attempt_time, next.completion_time) = (None, None);
+    if first {
+        // Beginning a run, creation included, handles the request as it then is.
+        next.handled_start_request.clone_from(&session.start_requested);
+    }
+    drop_conditions(&mut next, &[condition::FINISHED, condition::EVENTS_DELIVERED, condition::TRACES_DELIVERED]);
+    if claim == (ClaimSeen::Ours { bound: true }) {
+        set(&mut next, condition::WORKSPACE_READY, "True", Reason::VolumeBound, "The volume is bound.", now);
+    } else {
+        let message = "The volume is bound when the pod has a node.";
+        set(&mut next, condition::WORKSPACE_READY, "False", Reason::WaitingForVolume, message, now);
+    }
+    set(&mut next, condition::RUNNER_STARTED, "False", Reason::Creating, "The pod is being made.", now);
+    next
+}
+
+/// What a live pod shows.
+pub fn progress(
+    status: &AgenticSessionStatus,
+    pod: Option<&PodSeen>,
+    trouble: Option<&Trouble>,
+    claim: ClaimSeen,
+    now: Timestamp,
+) -> AgenticSessionStatus {
+    let mut next = status.clone();
+    if let Some(pod) = pod {
+        next.pod_name = Some(pod.name.clone());
+        next.pod_uid = Some(pod.uid.clone());
+    }
+    if let Some(RunnerSeen::Running { since }) = pod.map(|pod| &pod.runner) {
+        if next.phase != Phase::Running {
+            next = says(&next, Phase::Running, Reason::Running, "The agent works.");
+            started(&mut next, *since, claim, now);
+        }
+    } else if let Some(trouble) = trouble {
+        next = says(&next, next.phase, trouble.reason, &trouble.message);
+        set(&mut next, condition::RUNNER_STARTED, "False", trouble.reason, &trouble.message, now);
+    } else if next.phase == Phase::Creating && next.reason.as_deref() != Some(Reason::Creating.as_str()) {
+        next = says(&next, Phase::Creating, Reason::Creating, "What hindered the pod's start is over.");
+        set(&mut next, condition::RUNNER_STARTED, "False", Reason::Creating, "The pod is being made.", now);
+    }
+    next
+}
+
+fn started(next: &mut AgenticSessionStatus, since: Option<Timestamp>, claim: ClaimSeen, now: Timestamp) {
+    let since = since.unwrap_or(now);
+    next.start_time.get_or_insert(Time(since));
+    set(next, condition::RUNNER_STARTED, "True", Reason::Running, "The runner has started.", since);
+    if claim == (ClaimSeen::Ours { bound: true }) {
+        set(next, condition::WORKSPACE_READY, "True", Reason::VolumeBound, "The volume is bound.", now);
+    }
+}
+
+/// The agent is being stopped, for this reason, which becomes the session's when nothing better is known at the end.
+pub fn stopping(status: &AgenticSessionStatus, reason: Reason, message: &str) -> AgenticSessionStatus {
+    says(status, Phase::Stopping, reason, message)
+}
+
+/// Suspended while nothing ran.
+pub fn suspended_between_attempts(status: &AgenticSessionStatus, now: Timestamp) -> AgenticSessionStatus {
+    let mut next = finish(status, Phase::Stopped, Reason::StoppedByUser, "Stopped by spec.suspend; set it to false to go on.", now);
+    set(&mut next, condition::FINISHED, "True", Reason::Suspended, "Stopped by spec.suspend.", now);
+    next
+}
+
+/// The run is over.
+pub fn finish(status: &AgenticSessionStatus, phase: Phase, reason: Reason, message: &str, now: Timestamp) -> AgenticSessionStatus {
+    let mut next = says(status, phase, reason, message);
+    next.next_attempt_time = None;
+    next.completion_time = Some(Time(now));
+    set(&mut next, condition::FINISHED, "True", reason, message, now);
+    next
+}
+
+/// The attempt is over: what it left is kept, and the run ends or another attempt follows.
+pub fn record(
+    status: &AgenticSessionStatus,
+    verdict: Verdict,
+    pod: Option<&PodSeen>,
+    claim: ClaimSeen,
+    timeout: u64,
+    now: Timestamp,
+) -> AgenticSessionStatus {
+    let Verdict { end, reason, message, report } = verdict;
+    let mut next = status.clone();
+    let was_stopping = status.phase == Phase::Stopping;
+    let until = attempt_ran(&mut next, pod, claim, now);
+    if let Some(report) = &report {
+        keep(&mut next, report, now);
+    }
+    match end {
+        End::Completed => finish(&next, Phase::Completed, reason, &message, until),
+        End::Failed => finish(&next, Phase::Failed, reason, &message, until),
+        End::Stopped => {
+            let mut next = finish(&next, Phase::Stopped, reason, &message, until);
+            if was_stopping && reason == Reason::StoppedByUser {
+                // Tells a stop by `suspend`, which ends with it, from an interrupt, which does not.
+                set(&mut next, condition::FINISHED, "True", Reason::Suspended, &message, until);
+            }
+            next
+        }
+        End::Again { free, retry_after } => again(next, (reason, &message), free, retry_after, timeout, now),
+    }
+}
+
+fn again(
+    mut next: AgenticSessionStatus,
+    (reason, message): (Reason, &str),
+    free: bool,
+    retry_after: Option<u64>,
+    timeout: u64,
+    now: Timestamp,
+) -> AgenticSessionStatus {
+    let attempt = next.attempt.unwrap_or(1);
+    let before = next.free_retries.unwrap_or(0);
+    if free {
+        next.free_retries = Some(before.saturating_add(1));
+    }
+    let made = attempt.saturating_sub(next.first_attempt.unwrap_or(attempt)).saturating_add(1);
+    let counted = made.saturating_sub(next.free_retries.unwrap_or(0));
+    let used_up = if free { before >= MAX_FREE_RETRIES } else { counted >= MAX_ATTEMPTS };
+    if used_up {
+        return finish(&next, Phase::Failed, reason, &format!("{message} No attempt is left after {made}."), now);
+    }
+    if next.running_seconds.unwrap_or(0) >= timeout {
+        return finish(&next, Phase::Failed, Reason::Timeout, &format!("{message} The timeout of {timeout} s is used up."), now);
+    }
+    let wait = retry_after.unwrap_or_else(|| doubling(made)).min(LONGEST_RETRY_AFTER);
+    let at = now.saturating_add(seconds(wait)).unwrap_or(Timestamp::MAX);
+    next = waiting(&next, Reason::Retrying, &format!("Attempt {attempt} ended: {reason}: {message} Another follows at {at}."));
+    next.next_attempt_time = Some(Time(at));
+    set(&mut next, condition::RUNNER_STARTED, "False", reason, message, now);
+    next
+}
+
+/// 10 s, doubling, at most 5 min.
+fn doubling(made: u32) -> u64 {
+    FIRST_WAIT.saturating_mul(1_u64.checked_shl(made.saturating_sub(1)).unwrap_or(u64::MAX)).min(LONGEST_WAIT)
+}
+
+/// Adds the attempt's running time; answers when it ended.
+fn attempt_ran(next: &mut AgenticSessionStatus, pod: Option<&PodSeen>, claim: ClaimSeen, now: Timestamp) -> Timestamp {
+    let (since, until) = match pod.map(|pod| &pod.runner) {
+        Some(RunnerSeen::Ended { since, until, .. }) => (*since, until.unwrap_or(now)),
+        Some(RunnerSeen::Running { since }) => (*since, now),
+        // A pod that is gone: from when its runner was seen to start.
+        Some(RunnerSeen::Waiting) | None => (runner_started(next), now),
+    };
+    if let Some(pod) = pod {
+        next.pod_name = Some(pod.name.clone());
+        next.pod_uid = Some(pod.uid.clone());
+    }
+    if let Some(since) = since {
+        if runner_started(next).is_none() {
+            started(next, Some(since), claim, now);
+        }
+        let ran = u64::try_from(until.duration_since(since).as_secs()).unwrap_or(0);
+        next.running_seconds = Some(next.running_seconds.unwrap_or(0).saturating_add(ran));
+    }
+    until
+}
+
+fn runner_started(status: &AgenticSessionStatus) -> Option<Timestamp> {
+    let started = status.conditions.iter().find(|c| c.type_ == condition::RUNNER_STARTED)?;
+    (started.status == "True").then_some(started.last_transition_time.0)
+}
+
+/// Totals are the runner's, summed in its state on the volume: copied, never added.
+fn keep(next: &mut AgenticSessionStatus, report: &Report, now: Timestamp) {
+    next.turns = Some(report.turns);
+    next.usage = Some(report.usage.into());
+    next.cost_usd = report.cost_usd.map(|cost| cost.to_string());
+    next.last_seq = Some(report.last_seq);
+    next.acked_seq = Some(report.acked_seq);
+    let keep = |old: &mut Option<String>, new: Option<String>| *old = new.or(old.take());
+    keep(&mut next.sdk_session_id, report.sdk_session_id.clone());
+    keep(&mut next.trace_id, report.trace_id.clone());
+    keep(&mut next.result, Some(report.result.clone()).filter(|text| !text.is_empty()));
+    let (status, reason, message) = match report.events {
+        Delivery::Delivered => ("True", Reason::Delivered, "All records are acknowledged.".to_owned()),
+        Delivery::Failed => {
+            let message = format!("Acknowledged to {} of {}; the rest is on the session's volume.", report.acked_seq, report.last_seq);
+            ("False", Reason::Undelivered, message)
+        }
+        Delivery::Off => ("Unknown", Reason::NoGateway, "There is no gateway.".to_owned()),
+    };
+    set(next, condition::EVENTS_DELIVERED, status, reason, &message, now);
+    let (status, reason, message) = match report.traces {
+        Delivery::Delivered => ("True", Reason::Delivered, "The trace has arrived."),
+        Delivery::Failed => ("False", Reason::Undelivered, "Not all of the trace arrived; see the runner's log."),
+        Delivery::Off => ("Unknown", Reason::TracingOff, "Tracing is not configured."),
+    };
+    set(next, condition::TRACES_DELIVERED, status, reason, message, now);
+}
+
+// --- runs -----------------------------------------------------------------------------------------------------------
+
+/// Whether the annotation asks for a run that has not been begun or refused yet.
+pub fn start_request_is_new(session: &SessionSeen) -> bool {
+    session.start_requested.is_some() && session.start_requested != session.status.handled_start_request
+}
+
+/// A request that there is nothing to do about is recorded as handled. Before the first attempt, beginning it does that.
+pub fn note_start_request(mut status: AgenticSessionStatus, session: &SessionSeen) -> AgenticSessionStatus {
+    if status.attempt.is_some() && start_request_is_new(session) {
+        status.handled_start_request.clone_from(&session.start_requested);
+    }
+    status
+}
+
+/// Whether the run was ended by `spec.suspend`.
+pub fn was_suspended(status: &AgenticSessionStatus) -> bool {
+    status.phase == Phase::Stopped
+        && status
+            .conditions
+            .iter()
+            .any(|c| c.type_ == condition::FINISHED && c.reason == Reason::Suspended.as_str())
+}
+
+/// The next run, on the same workspace and conversation. One that goes on after `suspend` keeps what it used of its time.
+pub fn next_run(status: &AgenticSessionStatus, session: &SessionSeen, goes_on: bool) -> AgenticSessionStatus {
+    let mut next = waiting(status, Reason::Creating, "The next run begins.");
+    next.run = Some(status.run.unwrap_or(1).saturating_add(1));
+    next.first_attempt = Some(status.attempt.unwrap_or(0).saturating_add(1));
+    next.free_retries = None;
+    (next.start_time, next.completion_time) = (None, None);
+    next.handled_start_request.clone_from(&session.start_requested);
+    if !goes_on {
+        next.running_seconds = None;
+    }
+    drop_conditions(&mut next, &[condition::FINISHED]);
+    next
+}
+
+// --- small ----------------------------------------------------------------------------------------------------------
+
+/// The reason that a status of ours carries.
+pub fn recorded_reason(status: &AgenticSessionStatus) -> Reason {
+    status
+        .reason
+        .as_deref()
+        .and_then(|reason| serde_json::from_value(serde_json::Value::from(reason)).ok())
+        .unwrap_or(Reason::OutcomeUnknown)
+}
+
+fn says(status: &AgenticSessionStatus, phase: Phase, reason: Reason, message: &str) -> AgenticSessionStatus {
+    AgenticSessionStatus {
+        phase,
+        reason: Some(reason.as_str().to_owned()),
+        message: Some(bounded(message)),
+        ..status.clone()
+    }
+}
+
+/// Messages come from kubelets, registries and models: status stays small.
+fn bounded(message: &str) -> String {
+    let cut = message.chars().take(1_024).collect::<String>();
+    if cut.len() < message.len() { cut + "…" } else { cut }
+}
+
+fn seconds(count: u64) -> SignedDuration {
+    SignedDuration::from_secs(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+/// Sets a condition; the time stays when its status does.
+fn set(status: &mut AgenticSessionStatus, type_: &str, is: &str, reason: Reason, message: &str, now: Timestamp) {
+    let old = status.conditions.iter().position(|c| c.type_ == type_);
+    let since = old.map(|at| &status.conditions[at]).filter(|c| c.status == is).map(|c| c.last_transition_time.clone());
+    let condition = Condition {
+        type_: type_.to_owned(),
+        status: is.to_owned(),
+        reason: reason.as_str().to_owned(),
+        message: bounded(message),
+        last_transition_time: since.unwrap_or(Time(now)),
+        observed_generation: status.observed_generation,
+    };
+    match old {
+        // A message alone, or the generation, is no news worth a write of its own: only what changed is replaced.
+        Some(at) => status.conditions[at] = condition,
+        None => status.conditions.push(condition),
+    }
+}
+
+fn drop_conditions(status: &mut AgenticSessionStatus, types: &[&str]) {
+    status.conditions.retain(|c| !types.contains(&&*c.type_));
+}

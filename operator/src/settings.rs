@@ -1,0 +1,111 @@
+//! What the operator is told when it starts.
+
+use std::{net::SocketAddr, str::FromStr};
+
+use protocol::names::USER_ID;
+
+/// Turns `AgenticSession`s into Jobs and records what became of them.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "agentic-operator", version)]
+pub struct Settings {
+    /// What goes into a session's pod.
+    #[command(flatten)]
+    pub pod: PodSettings,
+    /// The one namespace whose sessions are run; all namespaces when absent.
+    #[arg(long, env = "WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served.
+    #[arg(long, env = "METRICS_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub metrics_address: SocketAddr,
+    /// Most sessions that are reconciled at once; also bounds the connections to the API server.
+    #[arg(long, env = "CONCURRENCY", default_value_t = 16)]
+    pub concurrency: u16,
+    /// The Lease of which one operator at a time is the holder.
+    #[command(flatten)]
+    pub lease: LeaseSettings,
+}
+
+/// What goes into a session's pod.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PodSettings {
+    /// Image of both containers of a session's pod.
+    #[arg(long, env = "RUNNER_IMAGE")]
+    pub runner_image: String,
+    /// Base of the gateway's WebSocket, such as `ws://agentic-gateway.agentic.svc:8080`. Absent: runners have no uplink.
+    #[arg(long, env = "GATEWAY_URL")]
+    pub gateway_url: Option<String>,
+    /// User and group of a session's containers. `none` leaves them to the cluster (OpenShift).
+    #[arg(long, env = "RUN_AS_USER", default_value_t = RunAs::User(USER_ID))]
+    pub run_as_user: RunAs,
+}
+
+/// The Lease of which one operator at a time is the holder.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LeaseSettings {
+    /// Name of the Lease.
+    #[arg(long = "lease-name", env = "LEASE_NAME", default_value = "agentic-operator")]
+    pub name: String,
+    /// Namespace of the Lease: the operator's own.
+    #[arg(long = "lease-namespace", env = "POD_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Who this process is among the candidates: the name of its pod.
+    #[arg(long = "identity", env = "POD_NAME", default_value_t = default_identity())]
+    pub identity: String,
+}
+
+/// User and group of a session's containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunAs {
+    /// This user, which is its own group.
+    User(i64),
+    /// Whatever the cluster assigns.
+    ClusterDecides,
+}
+
+impl std::fmt::Display for RunAs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(id) => write!(f, "{id}"),
+            Self::ClusterDecides => f.write_str("none"),
+        }
+    }
+}
+
+impl FromStr for RunAs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("none", _) => Ok(Self::ClusterDecides),
+            // Root is what Pod Security `restricted` refuses.
+            (_, Ok(id)) if id > 0 => Ok(Self::User(id)),
+            _ => Err(format!("failed to read {text:?} as a user: give a number above 0, or none")),
+        }
+    }
+}
+
+/// Two processes without a name of their own must not take each other for the holder.
+fn default_identity() -> String {
+    format!("agentic-operator-{:08x}", rand::random::<u32>())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn the_image_is_all_that_must_be_given() {
+        let settings = Settings::try_parse_from(["agentic-operator", "--runner-image", "r:1"]).unwrap();
+        assert_eq!(settings.pod.run_as_user, RunAs::User(10001));
+        assert_eq!(settings.pod.gateway_url, None);
+    }
+
+    #[test]
+    fn a_user_is_a_number_above_0_or_none() {
+        assert_eq!("none".parse(), Ok(RunAs::ClusterDecides));
+        assert_eq!("1000".parse(), Ok(RunAs::User(1000)));
+        assert!("0".parse::<RunAs>().unwrap_err().contains("above 0"));
+    }
+}
