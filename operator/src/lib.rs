@@ -11,6 +11,7 @@ mod run;
 mod server;
 mod session;
 mod settings;
+pub mod uninstall;
 
 pub use run::{Error, run};
 pub use settings::{LeaseSettings, PodSettings, RunAs, Settings};

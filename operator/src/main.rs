@@ -2,26 +2,41 @@
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use operator::Settings;
+use operator::{Settings, uninstall};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// Turns `AgenticSession`s into Jobs and records what became of them.
+#[derive(clap::Parser)]
+#[command(name = "agentic-operator", version)]
+enum Command {
+    /// Runs sessions until told to stop.
+    Run(Settings),
+    /// Stops the operator and all sessions and frees their pods; the chart's pre-delete hook.
+    Uninstall(uninstall::Args),
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let settings = Settings::parse();
+    let command = Command::parse();
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
         .init();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), image = settings.pod.runner_image, "starting");
     // The one provider: with two in the graph rustls would not choose. An error means that it is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = kube::Client::try_default().await.context("failed to find the cluster: give a kubeconfig or run in a pod")?;
-    let stop = CancellationToken::new();
-    tokio::spawn(on_signal(stop.clone()));
-    operator::run(client, settings, stop).await?;
+    match command {
+        Command::Run(settings) => {
+            tracing::info!(version = env!("CARGO_PKG_VERSION"), image = settings.pod.runner_image, "starting");
+            let stop = CancellationToken::new();
+            tokio::spawn(on_signal(stop.clone()));
+            operator::run(client, settings, stop).await?;
+        }
+        Command::Uninstall(args) => uninstall::run(client, args).await?,
+    }
     Ok(())
 }
 
