@@ -1,1 +1,417 @@
-//! Empty so far.
+//! The environment (in a pod) or the command line (`--local`), checked, in one place.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use protocol::names::{env, path};
+use protocol::spec::{AgenticSpec, User};
+use secrecy::SecretString;
+use tokio::time::Duration;
+use uuid::Uuid;
+
+use crate::agent::Place;
+use crate::langfuse::LangfuseConfig;
+use crate::proxy::{Credential, Upstream};
+use crate::transcript::Format;
+
+/// Where the model API is when nothing else is said.
+const PUBLIC_API: &str = "https://api.anthropic.com";
+/// Where the CLI is in the agent container: first in its PATH.
+const CLI_IN_CONTAINER: &str = "claude";
+/// Running time when nothing else is said.
+const DEFAULT_TIMEOUT: u64 = 3_600;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Something must be set.
+    #[error("{0} is not set; the operator sets it, and without Kubernetes `runner --local --prompt …` is meant")]
+    Missing(&'static str),
+    /// Something cannot be read.
+    #[error("failed to read {name}={value:?}: {expected}")]
+    Invalid {
+        /// The variable or flag.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A path cannot be made.
+    #[error("failed to prepare {0}")]
+    Path(PathBuf, #[source] std::io::Error),
+}
+
+/// What to drive, and with what.
+pub struct Config {
+    /// Name of the session.
+    pub name: String,
+    /// Namespace of the session.
+    pub namespace: String,
+    /// UID of the session.
+    pub uid: String,
+    /// UID of the pod; empty outside Kubernetes.
+    pub pod_uid: String,
+    /// Number of the attempt; absent: one more than the last that left records.
+    pub attempt: Option<u32>,
+    /// Run that the attempt belongs to.
+    pub run: u32,
+    /// Running time that earlier attempts of the run used.
+    pub used: Duration,
+    /// The task.
+    pub prompt: String,
+    /// Model; the CLI's default when absent.
+    pub model: Option<String>,
+    /// Running time over all attempts of the run.
+    pub timeout: Duration,
+    /// The model API; absent when there is no credential.
+    pub upstream: Option<Upstream>,
+    /// The gateway.
+    pub gateway: Option<Gateway>,
+    /// Langfuse.
+    pub langfuse: Option<LangfuseConfig>,
+    /// Where the CLI runs.
+    pub agent: AgentConfig,
+    /// What the runner keeps.
+    pub folders: Folders,
+    /// What stdout is for.
+    pub format: Format,
+    /// Values that nobody may see.
+    pub secrets: Vec<SecretString>,
+}
+
+/// The gateway.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// Its WebSocket for this session.
+    pub url: String,
+    /// File with the token, read again for each connection.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Where the CLI runs and what it sees.
+pub struct AgentConfig {
+    /// Container or child process.
+    pub place: Place,
+    /// Path of the CLI.
+    pub cli: String,
+    /// Working folder.
+    pub workspace: String,
+    /// Home.
+    pub home: String,
+    /// The CLI's config folder.
+    pub config_dir: String,
+}
+
+/// Folders and files of the runner.
+pub struct Folders {
+    /// Spool, lock and lease.
+    pub state: PathBuf,
+    /// The CLI's transcripts.
+    pub transcripts: PathBuf,
+    /// The termination report.
+    pub report: PathBuf,
+    /// Limits that may change while we run.
+    pub limits: Option<PathBuf>,
+}
+
+/// Without Kubernetes.
+#[derive(Args, Debug)]
+pub struct LocalArgs {
+    /// Drive the CLI here, without Kubernetes. Keys are taken from the environment.
+    #[arg(long)]
+    pub local: bool,
+    /// The task.
+    #[arg(long, requires = "local")]
+    pub prompt: Option<String>,
+    /// Working folder of the agent; the current one when absent.
+    #[arg(long, requires = "local")]
+    pub workspace: Option<PathBuf>,
+    /// Folder for records and conversation; started again with the same one, the runner goes on where it was.
+    #[arg(long, requires = "local")]
+    pub state: Option<PathBuf>,
+    /// Path of the Claude Code CLI.
+    #[arg(long, requires = "local", default_value = "claude")]
+    pub cli: PathBuf,
+    /// Model.
+    #[arg(long, requires = "local")]
+    pub model: Option<String>,
+    /// Running time, seconds.
+    #[arg(long, requires = "local", default_value_t = DEFAULT_TIMEOUT)]
+    pub timeout: u64,
+    /// Run; a higher one than before goes on after the end of the last.
+    #[arg(long, requires = "local", default_value_t = 1)]
+    pub run: u32,
+    /// Name of the session.
+    #[arg(long, requires = "local", default_value = "local")]
+    pub name: String,
+}
+
+/// Looks a variable up; an empty one counts as absent.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Config {
+    /// From the environment that the operator made.
+    pub fn from_env(var: Lookup<'_>) -> Result<Self, ConfigError> {
+        let required = |name: &'static str| var(name).ok_or(ConfigError::Missing(name));
+        let uid = required(env::AGENTIC_SESSION_UID)?;
+        let spec: AgenticSpec = match var(env::AGENTIC_SPEC_JSON) {
+            None => AgenticSpec {
+                run: 1,
+                used_seconds: 0,
+                user: None,
+            },
+            Some(text) => serde_json::from_str(&text).map_err(|_| ConfigError::Invalid {
+                name: env::AGENTIC_SPEC_JSON,
+                value: text,
+                expected: "an object with `run`",
+            })?,
+        };
+        let data = PathBuf::from(path::DATA);
+        let session = Session {
+            name: required(env::AGENTIC_SESSION_NAME)?,
+            namespace: required(env::AGENTIC_SESSION_NAMESPACE)?,
+            uid: uid.clone(),
+            pod_uid: required(env::POD_UID)?,
+            attempt: Some(number(env::ATTEMPT, &required(env::ATTEMPT)?)?),
+            run: spec.run,
+            used: Duration::from_secs(spec.used_seconds),
+            user: spec.user,
+            prompt: required(env::PROMPT)?,
+            model: var(env::LLM_MODEL),
+            timeout: var(env::TIMEOUT).map_or(Ok(DEFAULT_TIMEOUT), |text| number(env::TIMEOUT, &text))?,
+        };
+        let agent = AgentConfig {
+            place: Place::Container(path::SHIM_SOCKET.into()),
+            cli: CLI_IN_CONTAINER.to_owned(),
+            workspace: var(env::WORKSPACE_PATH).unwrap_or_else(|| path::WORKSPACE.to_owned()),
+            home: path::AGENT_HOME.to_owned(),
+            config_dir: path::CLAUDE_CONFIG.to_owned(),
+        };
+        let folders = Folders {
+            state: data.join(path::state_dir(&uid)),
+            transcripts: data.join(path::transcripts_dir(&uid)),
+            report: path::TERMINATION_LOG.into(),
+            limits: Some(path::LIMITS.into()),
+        };
+        Ok(session.with(agent, folders, var))
+    }
+
+    /// From the command line.
+    pub fn local(args: LocalArgs, var: Lookup<'_>) -> Result<Self, ConfigError> {
+        let state = match args.state {
+            Some(state) => state,
+            None => default_state(var).ok_or(ConfigError::Missing("HOME"))?,
+        };
+        let made = |path: PathBuf| {
+            std::fs::create_dir_all(&path)
+                .and_then(|()| path.canonicalize())
+                .map_err(|error| ConfigError::Path(path, error))
+        };
+        let state = made(state)?;
+        let workspace = made(args.workspace.unwrap_or_else(|| ".".into()))?;
+        let config_dir = made(state.join("claude"))?;
+        let session = Session {
+            name: args.name,
+            namespace: "local".to_owned(),
+            uid: Uuid::new_v5(&Uuid::NAMESPACE_URL, state.as_os_str().as_encoded_bytes()).to_string(),
+            pod_uid: String::new(),
+            attempt: None,
+            run: args.run,
+            used: Duration::ZERO,
+            user: None,
+            prompt: args.prompt.ok_or(ConfigError::Missing("--prompt"))?,
+            model: args.model,
+            timeout: args.timeout,
+        };
+        let agent = AgentConfig {
+            place: Place::Child,
+            cli: args.cli.display().to_string(),
+            workspace: workspace.display().to_string(),
+            home: var("HOME").unwrap_or_else(|| workspace.display().to_string()),
+            config_dir: config_dir.display().to_string(),
+        };
+        let folders = Folders {
+            transcripts: config_dir.join("projects"),
+            report: state.join("report.json"),
+            state,
+            limits: None,
+        };
+        Ok(session.with(agent, folders, var))
+    }
+}
+
+/// What is said of the session in different ways.
+struct Session {
+    name: String,
+    namespace: String,
+    uid: String,
+    pod_uid: String,
+    attempt: Option<u32>,
+    run: u32,
+    used: Duration,
+    user: Option<User>,
+    prompt: String,
+    model: Option<String>,
+    timeout: u64,
+}
+
+impl Session {
+    fn with(self, agent: AgentConfig, folders: Folders, var: Lookup<'_>) -> Config {
+        Config {
+            upstream: upstream(var),
+            gateway: gateway(var),
+            langfuse: langfuse(&self, var),
+            format: match var(env::LOG_FORMAT).as_deref() {
+                Some("json") => Format::Json,
+                _ => Format::Text,
+            },
+            secrets: secrets(var),
+            name: self.name,
+            namespace: self.namespace,
+            uid: self.uid,
+            pod_uid: self.pod_uid,
+            attempt: self.attempt,
+            run: self.run,
+            used: self.used,
+            prompt: self.prompt,
+            model: self.model,
+            timeout: Duration::from_secs(self.timeout),
+            agent,
+            folders,
+        }
+    }
+}
+
+fn number<T: std::str::FromStr>(name: &'static str, value: &str) -> Result<T, ConfigError> {
+    value.parse().map_err(|_| ConfigError::Invalid {
+        name,
+        value: value.to_owned(),
+        expected: "a whole number",
+    })
+}
+
+fn upstream(var: Lookup<'_>) -> Option<Upstream> {
+    let key = var(env::ANTHROPIC_API_KEY).map(|key| Credential::ApiKey(key.into()));
+    let credential = key.or_else(|| var(env::ANTHROPIC_AUTH_TOKEN).map(|token| Credential::Bearer(token.into())))?;
+    let base_url = var(env::ANTHROPIC_BASE_URL).unwrap_or_else(|| PUBLIC_API.to_owned());
+    Some(Upstream {
+        base_url: base_url.trim_end_matches('/').to_owned(),
+        credential,
+    })
+}
+
+fn gateway(var: Lookup<'_>) -> Option<Gateway> {
+    Some(Gateway {
+        url: var(env::WEBSOCKET_URL)?,
+        token_file: var(env::GATEWAY_TOKEN_FILE).map(PathBuf::from),
+    })
+}
+
+fn langfuse(session: &Session, var: Lookup<'_>) -> Option<LangfuseConfig> {
+    let enabled = var(env::LANGFUSE_ENABLED).is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"));
+    if !enabled {
+        return None;
+    }
+    Some(LangfuseConfig {
+        host: var(env::LANGFUSE_HOST)?,
+        public_key: var(env::LANGFUSE_PUBLIC_KEY)?,
+        secret_key: var(env::LANGFUSE_SECRET_KEY)?.into(),
+        session_uid: session.uid.clone(),
+        session_name: session.name.clone(),
+        namespace: session.namespace.clone(),
+        run: session.run,
+        user: session.user.clone(),
+    })
+}
+
+/// Variables whose values are credentials.
+const SECRETS: [&str; 6] = [
+    env::ANTHROPIC_API_KEY,
+    env::ANTHROPIC_AUTH_TOKEN,
+    env::LANGFUSE_SECRET_KEY,
+    "GITHUB_TOKEN",
+    "GITLAB_TOKEN",
+    "VERTEX_USER_TOKEN",
+];
+
+fn secrets(var: Lookup<'_>) -> Vec<SecretString> {
+    SECRETS
+        .iter()
+        .filter_map(|name| var(name))
+        .map(SecretString::from)
+        .collect()
+}
+
+/// A fresh folder, so that a second try is a second session.
+fn default_state(var: Lookup<'_>) -> Option<PathBuf> {
+    let base = var("XDG_STATE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(PathBuf::from(var("HOME")?).join(".local/state")))?;
+    Some(base.join("agentic-operator").join(Uuid::new_v4().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn pod() -> HashMap<&'static str, &'static str> {
+        HashMap::from([
+            (env::AGENTIC_SESSION_UID, "6fa459ea-ee8a-3ca4-894e-db77e160355e"),
+            (env::AGENTIC_SESSION_NAME, "hello"),
+            (env::AGENTIC_SESSION_NAMESPACE, "team"),
+            (env::POD_UID, "pod-1"),
+            (env::ATTEMPT, "3"),
+            (env::PROMPT, "do it"),
+            (env::AGENTIC_SPEC_JSON, r#"{"run":2,"usedSeconds":40}"#),
+            (env::TIMEOUT, "90"),
+        ])
+    }
+
+    fn config(vars: &HashMap<&'static str, &'static str>) -> Result<Config, ConfigError> {
+        Config::from_env(&|name| {
+            vars.get(name)
+                .filter(|value| !value.is_empty())
+                .map(|value| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn a_pod_is_read_from_its_environment() {
+        let config = config(&pod()).unwrap();
+        assert_eq!((config.attempt, config.run, config.used.as_secs()), (Some(3), 2, 40));
+        assert_eq!(config.timeout.as_secs(), 90);
+        assert_eq!(
+            config.folders.state.to_str(),
+            Some("/data/sessions/6fa459ea-ee8a-3ca4-894e-db77e160355e/state")
+        );
+        assert!(config.upstream.is_none() && config.gateway.is_none() && config.langfuse.is_none());
+    }
+
+    #[test]
+    fn a_key_comes_before_a_token_and_an_empty_one_is_none() {
+        let mut vars = pod();
+        vars.insert(env::ANTHROPIC_API_KEY, "");
+        vars.insert(env::ANTHROPIC_AUTH_TOKEN, "fake-token");
+        vars.insert(env::ANTHROPIC_BASE_URL, "http://model.example/");
+        let upstream = config(&vars).unwrap().upstream.unwrap();
+        assert_eq!(upstream.base_url, "http://model.example");
+        let Credential::Bearer(token) = upstream.credential else {
+            panic!("a bearer token")
+        };
+        assert_eq!(token.expose_secret(), "fake-token");
+    }
+
+    #[test]
+    fn what_is_missing_or_unreadable_is_named() {
+        let mut vars = pod();
+        vars.remove(env::POD_UID);
+        assert!(config(&vars).err().unwrap().to_string().contains("POD_UID is not set"));
+        let mut vars = pod();
+        vars.insert(env::ATTEMPT, "first");
+        assert!(config(&vars).err().unwrap().to_string().contains("ATTEMPT=\"first\""));
+    }
+}

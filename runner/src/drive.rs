@@ -1,1 +1,408 @@
-//! Empty so far.
+//! The whole run of an attempt, from the volume to the exit code.
+
+mod converse;
+mod finish;
+mod ladder;
+
+use std::sync::Arc;
+
+use protocol::record::{LogLevel, SessionBody, UserBody};
+use protocol::{Outcome, identity, names};
+use secrecy::SecretString;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
+use uuid::Uuid;
+
+use crate::agent::{Agent, AgentError};
+use crate::cli::command::Conversation;
+use crate::config::{Config, Folders};
+use crate::history::History;
+use crate::journal::Journal;
+use crate::langfuse::Exporter;
+use crate::plan::{Plan, messages_again, plan};
+use crate::proxy::{Metered, Proxy, ProxyConfig, ProxyError};
+use crate::redact::Redactor;
+use crate::report::ReportFile;
+use crate::spool::{Spool, SpoolError};
+use crate::transcript::Transcript;
+use crate::uplink::Uplink;
+use crate::workspace::state::{self, Guard, StateError};
+use crate::workspace::transcripts;
+
+use converse::{Converse, Episode};
+
+/// How often the agent is started again within an attempt.
+const RESTARTS: u32 = 3;
+/// Said to an agent whose turn was stopped.
+pub const CONTINUE: &str = "Your work was interrupted before it was finished. Continue where you left off.";
+
+/// How an attempt ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Outcome.
+    pub outcome: Outcome,
+    /// For people: what happened and what to do.
+    pub message: String,
+}
+
+impl End {
+    fn new(outcome: Outcome, message: impl Into<String>) -> Self {
+        Self {
+            outcome,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<SpoolError> for End {
+    fn from(error: SpoolError) -> Self {
+        Self::new(error.outcome(), chain(&error))
+    }
+}
+
+impl From<StateError> for End {
+    fn from(error: StateError) -> Self {
+        let outcome = match &error {
+            StateError::Superseded { .. } => Outcome::Superseded,
+            StateError::Volume { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Outcome::DiskFull,
+            StateError::Volume { .. } => Outcome::VolumeUnavailable,
+        };
+        Self::new(outcome, error.to_string())
+    }
+}
+
+impl From<ProxyError> for End {
+    fn from(error: ProxyError) -> Self {
+        Self::new(Outcome::RunnerError, chain(&error))
+    }
+}
+
+/// An error and what caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Runs an attempt and leaves its report; `stop` becomes true when we are told to stop.
+pub async fn drive(config: Config, mut stop: watch::Receiver<bool>) -> Outcome {
+    let begun = Instant::now();
+    let prepared = tokio::select! {
+        prepared = Attempt::begin(&config, stop.clone(), begun) => prepared,
+        _ = stop.wait_for(|stop| *stop) => Err(End::new(Outcome::Stopped, "told to stop before the agent was started")),
+    };
+    let mut attempt = match prepared {
+        Ok(attempt) => attempt,
+        Err(end) => return finish::without_records(&config, &end),
+    };
+    let end = match attempt.work(&config).await {
+        Ok(end) | Err(end) => end,
+    };
+    attempt.finish(end).await
+}
+
+/// What an attempt holds while it runs.
+struct Attempt {
+    journal: Journal,
+    guard: Guard,
+    report: Option<ReportFile>,
+    uplink: Option<Uplink>,
+    uid: String,
+    run: u32,
+    /// Running time of the run until this attempt began.
+    used: Duration,
+    /// Running time that the run may have, unless the limits file says otherwise.
+    timeout: Duration,
+    limits: Option<std::path::PathBuf>,
+    begun: Instant,
+    stop: watch::Receiver<bool>,
+    metered: mpsc::Receiver<Metered>,
+    meter: mpsc::Sender<Metered>,
+    proxy: Option<Proxy>,
+    agent: Option<Agent>,
+    clock: tokio::time::Interval,
+    renewed: Instant,
+    /// When the running time is used up, by the limits as last read.
+    deadline: Instant,
+    /// Continuation messages sent in this attempt.
+    continuations: u32,
+    /// What the end record will say.
+    ending: Outcome,
+    /// Seconds that the model API asked to wait.
+    retry_after: Option<u64>,
+    trace_id: Option<String>,
+}
+
+impl Attempt {
+    /// Volume, lock, records of earlier attempts, the record that this one begins, uplink.
+    async fn begin(config: &Config, stop: watch::Receiver<bool>, begun: Instant) -> Result<Self, End> {
+        let Folders {
+            state, report, limits, ..
+        } = &config.folders;
+        state::prepare(state)?;
+        let guard = Guard::take(state, config.attempt.unwrap_or(0), &config.pod_uid).await?;
+        let report = ReportFile::open(report)
+            .inspect_err(|error| tracing::error!(error = %chain(error), "there will be no report"))
+            .ok();
+        let mut journal = open_journal(config)?;
+        let uplink = config.gateway.as_ref().map(|gateway| {
+            let hello = hello(config, &journal);
+            let spool = journal.spool();
+            Uplink::start(gateway.clone(), hello, spool.reader(1), spool.progress())
+        });
+        journal.session(&SessionBody::AttemptStarted {
+            run: config.run,
+            pod_uid: config.pod_uid.clone(),
+            runner_version: env!("CARGO_PKG_VERSION").to_owned(),
+        })?;
+        let mut clock = interval(Duration::from_millis(250));
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (meter, metered) = mpsc::channel(64);
+        let trace_id = journal.trace_id();
+        let mut attempt = Self {
+            journal,
+            guard,
+            report,
+            uplink,
+            uid: config.uid.clone(),
+            run: config.run,
+            used: config.used,
+            timeout: config.timeout,
+            limits: limits.clone(),
+            begun,
+            stop,
+            metered,
+            meter,
+            proxy: None,
+            agent: None,
+            clock,
+            renewed: Instant::now(),
+            deadline: begun,
+            continuations: 0,
+            ending: Outcome::Running,
+            retry_after: None,
+            trace_id,
+        };
+        attempt.deadline = attempt.deadline();
+        attempt.write_report(&End::new(Outcome::Running, ""));
+        Ok(attempt)
+    }
+
+    /// Decides what is left to do and has the CLI do it.
+    async fn work(&mut self, config: &Config) -> Result<End, End> {
+        let (conversation, mut say) = match self.plan(config) {
+            Plan::Finish(outcome) => return Ok(End::new(outcome, "")),
+            Plan::Begin { again } if again.is_empty() => (Conversation::New(Uuid::new_v4()), Say::Prompt),
+            Plan::Begin { again } => (Conversation::New(Uuid::new_v4()), Say::Again(again)),
+            Plan::Resume {
+                conversation: id,
+                again,
+            } if again.is_empty() => (Conversation::Resumed { id, interrupted: true }, Say::NothingYet),
+            Plan::Resume {
+                conversation: id,
+                again,
+            } => (Conversation::Resumed { id, interrupted: false }, Say::Again(again)),
+            Plan::Continue { conversation: id } => {
+                (Conversation::Resumed { id, interrupted: false }, Say::Continuation)
+            }
+        };
+        let token = SecretString::from(format!("run-{}", Uuid::new_v4()));
+        self.start_proxy(config, &token).await?;
+        let mut conversation = conversation;
+        let mut restarts = 0;
+        loop {
+            self.open_agent(config).await?;
+            match Converse::start(self, config, conversation, say, &token).await? {
+                Episode::Ended(end) => return Ok(end),
+                Episode::ResumeRefused => {
+                    self.journal.log(
+                        LogLevel::Warning,
+                        "The earlier conversation could not be resumed: its transcript is not there. A new one begins with the same message.",
+                    )?;
+                    conversation = Conversation::New(Uuid::new_v4());
+                    say = Say::Again(messages_again(self.journal.history()));
+                }
+                Episode::AgentLost { out_of_memory, why } => {
+                    restarts += 1;
+                    self.agent_lost(restarts, out_of_memory, &why)?;
+                    let id = self.journal.history().conversation.unwrap_or(conversation.id());
+                    conversation = Conversation::Resumed { id, interrupted: true };
+                    say = Say::NothingYet;
+                }
+            }
+        }
+    }
+
+    fn plan(&self, config: &Config) -> Plan {
+        let folder = &config.folders.transcripts;
+        plan(self.journal.history(), config.run, |uuid| {
+            transcripts::holds(folder, uuid).unwrap_or_else(|error| {
+                tracing::warn!(%error, "the transcripts could not be searched");
+                false
+            })
+        })
+    }
+
+    async fn start_proxy(&mut self, config: &Config, token: &SecretString) -> Result<(), End> {
+        let Some(upstream) = config.upstream.clone() else {
+            return Err(no_credentials());
+        };
+        let proxy = ProxyConfig {
+            upstream,
+            token: token.clone(),
+        };
+        self.proxy = Some(Proxy::start(proxy, self.meter.clone()).await?);
+        Ok(())
+    }
+
+    async fn open_agent(&mut self, config: &Config) -> Result<(), End> {
+        let mut stop = self.stop.clone();
+        let opened = tokio::select! {
+            opened = Agent::open(&config.agent.place) => opened,
+            _ = stop.wait_for(|stop| *stop) => return Err(End::new(Outcome::Stopped, "told to stop before the agent was started")),
+        };
+        let agent = opened.map_err(|error| End::new(Outcome::AgentLost, chain(&error)))?;
+        let missing = &agent.hello().missing;
+        if !missing.is_empty() {
+            self.journal.log(
+                LogLevel::Warning,
+                format!(
+                    "The agent's image has no {}: the agent will miss it.",
+                    missing.join(" and no ")
+                ),
+            )?;
+        }
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    fn agent_lost(&mut self, restarts: u32, out_of_memory: bool, why: &str) -> Result<(), End> {
+        if restarts > RESTARTS {
+            let outcome = if out_of_memory {
+                Outcome::OutOfMemory
+            } else {
+                Outcome::AgentLost
+            };
+            return Err(End::new(
+                outcome,
+                format!("the agent was lost {restarts} times; the last time: {why}"),
+            ));
+        }
+        self.agent = None;
+        self.journal.session(&SessionBody::AgentRestarted { out_of_memory })?;
+        Ok(())
+    }
+
+    /// What the rest of the run may take, by the limits as they are now.
+    fn deadline(&self) -> Instant {
+        let live = self.limits.as_ref().and_then(|path| std::fs::read(path).ok());
+        let live = live.and_then(|bytes| serde_json::from_slice::<protocol::spec::LiveLimits>(&bytes).ok());
+        let timeout = live
+            .and_then(|limits| limits.timeout)
+            .map_or(self.timeout, Duration::from_secs);
+        self.begun + timeout.saturating_sub(self.used)
+    }
+
+    /// The next continuation message.
+    fn continuation(&mut self) -> UserBody {
+        self.continuations += 1;
+        let command = identity::continuation_command(self.run, self.journal.attempt(), self.continuations);
+        UserBody {
+            uuid: identity::message_uuid(&self.uid, &command),
+            command,
+            text: CONTINUE.to_owned(),
+        }
+    }
+
+    /// Has every response's numbers recorded; an opening is on disk before the proxy goes on with it.
+    fn meter(&mut self, Metered { body, durable }: Metered) -> Result<(), SpoolError> {
+        let seq = self.journal.record(protocol::Kind::Usage, &body)?;
+        if let Some(durable) = durable {
+            let mut progress = self.journal.spool().progress();
+            tokio::spawn(async move {
+                if progress.wait_for(|progress| progress.durable >= seq).await.is_ok() {
+                    let _ = durable.send(());
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What the CLI is told once it runs.
+enum Say {
+    /// The session's prompt, for the first time.
+    Prompt,
+    /// Messages that are recorded already.
+    Again(Vec<UserBody>),
+    /// That it shall go on.
+    Continuation,
+    /// Nothing, as long as it goes on by itself.
+    NothingYet,
+}
+
+fn open_journal(config: &Config) -> Result<Journal, End> {
+    let mut exporter = config.langfuse.clone().map(Exporter::start);
+    let mut history = History::default();
+    let spool = Spool::open(&config.folders.state.join("spool"), |record| {
+        history.observe(record);
+        if let Some(exporter) = &mut exporter {
+            exporter.observe(record);
+        }
+    })?;
+    let (last, ended) = spool.last_attempt();
+    let attempt = config.attempt.unwrap_or(last + 1);
+    if last > attempt {
+        return Err(StateError::Superseded { attempt: last }.into());
+    }
+    let redactor = Arc::new(Redactor::new(&config.secrets));
+    let mut journal = Journal::new(
+        spool,
+        history,
+        redactor,
+        exporter,
+        Transcript::new(config.format),
+        attempt,
+    );
+    if last > 0 && last < attempt && !ended {
+        journal.end(Outcome::Lost)?;
+    }
+    Ok(journal)
+}
+
+fn hello(config: &Config, journal: &Journal) -> protocol::frame::Hello {
+    protocol::frame::Hello {
+        protocol: protocol::frame::VERSION,
+        role: protocol::frame::Role::Run,
+        uid: config.uid.clone(),
+        name: config.name.clone(),
+        attempt: journal.attempt(),
+        pod_uid: config.pod_uid.clone(),
+        spool: journal.spool().id().to_owned(),
+        next_seq: journal.spool().next_seq(),
+        cli_version: None,
+    }
+}
+
+fn no_credentials() -> End {
+    let [own, other] = names::RUNNER_SECRETS;
+    End::new(
+        Outcome::NoCredentials,
+        format!(
+            "no credential for the model API: put ANTHROPIC_API_KEY (or ANTHROPIC_AUTH_TOKEN) into the Secret {own} or {other} of the session's namespace"
+        ),
+    )
+}
+
+impl From<AgentError> for Episode {
+    fn from(error: AgentError) -> Self {
+        Self::AgentLost {
+            out_of_memory: false,
+            why: error.to_string(),
+        }
+    }
+}

@@ -1,2 +1,93 @@
 //! `runner`: drives a session's attempt; `runner agent`: the shim in the agent container.
-fn main() {}
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use protocol::names::path;
+use runner::agent::shim::{self, Door};
+use runner::config::{Config, LocalArgs};
+use runner::drive::drive;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+/// Exit code for a configuration that cannot work, as in the table of outcomes.
+const CONFIGURATION: u8 = 2;
+
+/// Drives the Claude Code CLI: in a pod by the environment that the operator sets, elsewhere with --local.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    local: LocalArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the runner in the agent container.
+    Agent {
+        /// Socket to listen on.
+        #[arg(long, default_value = path::SHIM_SOCKET)]
+        socket: PathBuf,
+        /// stdin is a socket with the runner at its other end.
+        #[arg(long, conflicts_with = "socket")]
+        inherited: bool,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Arguments::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(CONFIGURATION)
+        }
+    }
+}
+
+async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode> {
+    if let Some(Command::Agent { socket, inherited }) = command {
+        let door = if inherited {
+            Door::Inherited
+        } else {
+            Door::Socket(&socket)
+        };
+        return Ok(shim::serve(door).await?);
+    }
+    // What the agent starts runs under the same user outside a pod; it shall not read our environment.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .context("failed to forbid tracing")?;
+    let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let config = if local.local {
+        Config::local(local, &var)
+    } else {
+        Config::from_env(&var)
+    }?;
+    let outcome = drive(config, stop()?).await;
+    Ok(ExitCode::from(outcome.exit_code()))
+}
+
+/// Becomes true with the first SIGTERM, or Ctrl-C.
+fn stop() -> anyhow::Result<watch::Receiver<bool>> {
+    let (sender, stop) = watch::channel(false);
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("failed to wait for signals")?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                sender.send_replace(true);
+            }
+        });
+    }
+    Ok(stop)
+}

@@ -1,1 +1,304 @@
-//! Empty so far.
+//! The spool: every record of the session, on disk before anybody else sees it.
+//!
+//! Append-only segments `<first seq>.spool` of entries `[length u32 LE][CRC32C u32 LE][record]`, behind a header with the
+//! spool's random id. A thread of its own writes what has come since its last fsync and syncs once for all of it, so the
+//! next batch collects while one syncs. Readers see records up to the last fsync only.
+
+mod reader;
+mod segment;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc as std_mpsc;
+
+use jiff::Timestamp;
+use protocol::record::{EndBody, GapBody};
+use protocol::{Kind, Outcome, Record};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+pub use reader::{Reader, Stored};
+use segment::Scan;
+
+/// Bytes that may wait for the disk before [`Spool::room`] makes the producer wait.
+const MAX_PENDING: u64 = 32 << 20;
+
+/// What keeps records from the disk.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The file system said no.
+    #[error("failed to {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What it said.
+        source: Arc<std::io::Error>,
+    },
+    /// A value could not be written as JSON.
+    #[error("failed to write a record of kind {kind}: {reason}")]
+    Encode {
+        /// Kind of the record.
+        kind: &'static str,
+        /// What the encoder said.
+        reason: String,
+    },
+    /// The writer is gone.
+    #[error("failed to write to the spool: it was closed")]
+    Closed,
+}
+
+impl SpoolError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source: Arc::new(source),
+        }
+    }
+
+    /// How an attempt ends that met this.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Outcome::DiskFull,
+                _ => Outcome::VolumeUnavailable,
+            },
+            Self::Encode { .. } | Self::Closed => Outcome::RunnerError,
+        }
+    }
+}
+
+/// How far the disk is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Last seq that is fsynced.
+    pub durable: u64,
+    /// Bytes handed over, and bytes fsynced, since the spool was opened.
+    synced_bytes: u64,
+    /// Why nothing more will be.
+    pub failed: Option<SpoolError>,
+}
+
+/// Sums over the records of one attempt.
+#[derive(Clone, Default)]
+struct Sums {
+    attempt: u32,
+    last_seq: u64,
+    bytes: u64,
+    hash: Sha256,
+    ended: bool,
+}
+
+impl Sums {
+    fn add(&mut self, seq: u64, attempt: u32, kind: Kind, bytes: &[u8]) {
+        // What was appended again belongs to its old attempt, whose end is written already.
+        if attempt < self.attempt {
+            return;
+        }
+        if attempt > self.attempt {
+            *self = Self {
+                attempt,
+                ..Self::default()
+            };
+        }
+        self.last_seq = seq;
+        self.ended = kind == Kind::End;
+        if !self.ended {
+            self.bytes += bytes.len() as u64;
+            self.hash.update(bytes);
+        }
+    }
+
+    fn end(&self, outcome: Outcome) -> EndBody {
+        EndBody {
+            outcome,
+            last_seq: self.last_seq,
+            bytes: self.bytes,
+            sha256: hex::encode(self.hash.clone().finalize()),
+        }
+    }
+}
+
+/// The spool of a session, open for writing. There is one at a time: the session's lock guards it.
+pub struct Spool {
+    dir: PathBuf,
+    id: String,
+    next_seq: u64,
+    handed_bytes: u64,
+    sums: Sums,
+    entries: std_mpsc::Sender<writer::Entry>,
+    progress: watch::Receiver<Progress>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Spool {
+    /// Opens the spool in `dir`, or makes it there. A torn tail is cut; each intact record is shown to `see` in order.
+    pub fn open(dir: &Path, mut see: impl FnMut(&Record)) -> Result<Self, SpoolError> {
+        std::fs::create_dir_all(dir).map_err(SpoolError::io("create", dir))?;
+        let mut sums = Sums::default();
+        let Scan {
+            id,
+            next_seq,
+            segment,
+            missing,
+        } = segment::scan(dir, &mut |record, bytes| {
+            sums.add(record.seq, record.attempt, record.kind, bytes);
+            see(record);
+        })?;
+        let (progress_tx, progress) = watch::channel(Progress {
+            durable: next_seq - 1,
+            ..Progress::default()
+        });
+        let (entries, queue) = std_mpsc::channel();
+        let writer = writer::Writer::new(dir.to_owned(), id.clone(), segment, progress_tx);
+        let thread = std::thread::Builder::new()
+            .name("spool".to_owned())
+            .spawn(move || writer.run(&queue))
+            .map_err(SpoolError::io("start the writer of", dir))?;
+        let mut spool = Self {
+            dir: dir.to_owned(),
+            id,
+            next_seq,
+            handed_bytes: 0,
+            sums,
+            entries,
+            progress,
+            thread: Some(thread),
+        };
+        for (from, to) in missing {
+            let body = GapBody {
+                from: Some(from),
+                to: Some(to),
+                length: None,
+            };
+            let (attempt, _) = spool.last_attempt();
+            spool.append(attempt, 0, Kind::Gap, raw(Kind::Gap, &body)?)?;
+        }
+        Ok(spool)
+    }
+
+    /// Random id of the spool.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Seq of the next record.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// The last attempt that wrote here (0: none) and whether it wrote its end.
+    pub fn last_attempt(&self) -> (u32, bool) {
+        (self.sums.attempt, self.sums.ended)
+    }
+
+    /// How far the disk is, to wait on.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// A reader of what is durable, from `seq` on.
+    pub fn reader(&self, seq: u64) -> Reader {
+        Reader::new(self.dir.clone(), seq)
+    }
+
+    /// Gives a record its seq and hands it to the writer; it is on disk when [`Spool::durable`] says so.
+    pub fn append(&mut self, attempt: u32, turn: u32, kind: Kind, body: Box<RawValue>) -> Result<Record, SpoolError> {
+        let ts = Timestamp::now();
+        self.put(Record {
+            seq: self.next_seq,
+            attempt,
+            turn,
+            ts,
+            kind,
+            was: None,
+            body,
+        })
+    }
+
+    /// Appends a record of this spool again under a new seq, because its old seq is taken in the gateway's log.
+    pub fn append_again(&mut self, record: Record) -> Result<Record, SpoolError> {
+        let was = record.was.or(Some(record.seq));
+        self.put(Record {
+            seq: self.next_seq,
+            was,
+            ..record
+        })
+    }
+
+    /// Makes `seq` the least that the next record may have.
+    pub fn skip_to(&mut self, seq: u64) {
+        self.next_seq = self.next_seq.max(seq);
+    }
+
+    /// Writes the end of the last attempt that wrote here: its sums run over that attempt's records so far.
+    pub fn append_end(&mut self, turn: u32, outcome: Outcome) -> Result<Record, SpoolError> {
+        let body = raw(Kind::End, &self.sums.end(outcome))?;
+        self.append(self.sums.attempt, turn, Kind::End, body)
+    }
+
+    fn put(&mut self, record: Record) -> Result<Record, SpoolError> {
+        if let Some(error) = &self.progress.borrow().failed {
+            return Err(error.clone());
+        }
+        let bytes = serde_json::to_vec(&record).map_err(|error| SpoolError::Encode {
+            kind: record.kind.as_str(),
+            reason: error.to_string(),
+        })?;
+        self.sums.add(record.seq, record.attempt, record.kind, &bytes);
+        self.next_seq = record.seq + 1;
+        self.handed_bytes += bytes.len() as u64;
+        self.entries
+            .send(writer::Entry { seq: record.seq, bytes })
+            .map_err(|_| SpoolError::Closed)?;
+        Ok(record)
+    }
+
+    /// Waits until `seq` is on disk.
+    pub async fn durable(&self, seq: u64) -> Result<(), SpoolError> {
+        wait(self.progress.clone(), |progress| progress.durable >= seq).await
+    }
+
+    /// Waits until the disk has nearly caught up with what it was given, so that memory stays bounded.
+    pub async fn room(&self) -> Result<(), SpoolError> {
+        let least = self.handed_bytes.saturating_sub(MAX_PENDING);
+        wait(self.progress.clone(), |progress| progress.synced_bytes >= least).await
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // The writer ends when its queue does; what was handed over is written before that.
+        let (gone, _) = std_mpsc::channel();
+        self.entries = gone;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn wait(mut progress: watch::Receiver<Progress>, enough: impl Fn(&Progress) -> bool) -> Result<(), SpoolError> {
+    let seen = progress
+        .wait_for(|now| enough(now) || now.failed.is_some())
+        .await
+        .map_err(|_| SpoolError::Closed)?;
+    match &seen.failed {
+        Some(error) if !enough(&seen) => Err(error.clone()),
+        _ => Ok(()),
+    }
+}
+
+/// A body as JSON.
+pub fn raw<T: serde::Serialize>(kind: Kind, body: &T) -> Result<Box<RawValue>, SpoolError> {
+    serde_json::value::to_raw_value(body).map_err(|error| SpoolError::Encode {
+        kind: kind.as_str(),
+        reason: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,339 @@
-//! Empty so far.
+//! stdout: a transcript for people (`kubectl logs -f`), or the records themselves for machines.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use protocol::record::{GapBody, LogBody, LogLevel, SessionBody, UsageBody, UserBody};
+use protocol::{Kind, NanoUsd, Outcome, Record};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Longest part of a tool's arguments or answer that is shown, characters.
+const SHORT: usize = 200;
+/// Lines of a tool's answer that are shown.
+const LINES: usize = 5;
+
+/// What stdout is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// People.
+    #[default]
+    Text,
+    /// Machines: one record a line.
+    Json,
+}
+
+/// Writes records to stdout.
+#[derive(Default)]
+pub struct Transcript {
+    format: Format,
+    cost: NanoUsd,
+    unpriced: bool,
+}
+
+impl Transcript {
+    /// A transcript in `format`.
+    pub fn new(format: Format) -> Self {
+        Self {
+            format,
+            ..Self::default()
+        }
+    }
+
+    /// Shows a record. stdout that cannot be written to is nobody's loss: the records are in the spool.
+    pub fn show(&mut self, record: &Record) {
+        let text = match self.format {
+            Format::Json => serde_json::to_string(record)
+                .map(|line| line + "\n")
+                .unwrap_or_default(),
+            Format::Text => self.text(record),
+        };
+        if !text.is_empty() {
+            let mut stdout = io::stdout().lock();
+            let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        }
+    }
+
+    /// What people see of a record.
+    fn text(&mut self, record: &Record) -> String {
+        let body = record.body.get();
+        match record.kind {
+            Kind::User => parse(body, |user: UserBody| paragraph("> ", &user.text)),
+            Kind::Cli => parse(body, |line: Line| self.line(&line)),
+            Kind::Usage => {
+                parse(body, |usage: UsageBody| self.meter(&usage));
+                String::new()
+            }
+            Kind::Log => parse(body, |log: LogBody| {
+                let mark = match log.level {
+                    LogLevel::Info => "- ",
+                    LogLevel::Warning => "! ",
+                    LogLevel::Error => "!! ",
+                };
+                paragraph(mark, &log.message)
+            }),
+            Kind::Session => parse(body, |event: SessionBody| session(&event)),
+            Kind::Gap => parse(body, |gap: GapBody| gap_line(&gap)),
+            Kind::Git | Kind::End => String::new(),
+        }
+    }
+
+    fn meter(&mut self, usage: &UsageBody) {
+        if usage.open {
+            return;
+        }
+        match usage.cost_usd {
+            Some(cost) => self.cost = self.cost + cost,
+            None => self.unpriced = true,
+        }
+    }
+
+    fn line(&self, line: &Line) -> String {
+        match line.kind.as_str() {
+            "assistant" => line.message.content.blocks().map(|block| spoken(block)).collect(),
+            "user" => line.message.content.blocks().map(|block| answered(block)).collect(),
+            "result" => self.result(line),
+            _ => String::new(),
+        }
+    }
+
+    fn result(&self, line: &Line) -> String {
+        let cost = if self.unpriced {
+            String::new()
+        } else {
+            format!(", ${}", self.cost)
+        };
+        let word = if line.is_error { "failed" } else { "done" };
+        let mut text = format!(
+            "= {word}: {} round{} in {}.{} s{cost}\n",
+            line.num_turns,
+            if line.num_turns == 1 { "" } else { "s" },
+            line.duration_ms / 1_000,
+            line.duration_ms % 1_000 / 100,
+        );
+        if line.is_error {
+            let why = line.result.clone().unwrap_or_else(|| line.errors.join("\n"));
+            text += &paragraph("  ", &why);
+        }
+        text
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>, R: Default>(body: &'a str, then: impl FnOnce(T) -> R) -> R {
+    serde_json::from_str(body).map(then).unwrap_or_default()
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Line {
+    #[serde(rename = "type")]
+    kind: String,
+    message: Message,
+    is_error: bool,
+    num_turns: u64,
+    duration_ms: u64,
+    result: Option<String>,
+    errors: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Message {
+    content: Content,
+}
+
+/// A list of blocks, or something of no interest here (a replayed message is plain text, and shown from its record).
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Blocks(Vec<Block>),
+    Other(serde::de::IgnoredAny),
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Self::Other(serde::de::IgnoredAny)
+    }
+}
+
+impl Content {
+    fn blocks(&self) -> impl Iterator<Item = &Block> {
+        match self {
+            Self::Blocks(blocks) => blocks.iter(),
+            Self::Other(_) => [].iter(),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Block {
+    #[serde(rename = "type")]
+    kind: String,
+    text: String,
+    name: String,
+    input: Value,
+    content: Value,
+    is_error: bool,
+}
+
+fn spoken(block: &Block) -> String {
+    match block.kind.as_str() {
+        "text" => paragraph("", &block.text),
+        "tool_use" => paragraph("* ", &format!("{} {}", block.name, arguments(&block.input))),
+        _ => String::new(),
+    }
+}
+
+fn answered(block: &Block) -> String {
+    if block.kind != "tool_result" {
+        return String::new();
+    }
+    let text = match &block.content {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => parts
+            .iter()
+            .filter_map(|part| part["text"].as_str())
+            .collect::<Vec<_>>()
+            .join("\n"),
+        _ => String::new(),
+    };
+    let mark = if block.is_error { "  ! " } else { "  | " };
+    let lines: Vec<_> = text.lines().collect();
+    let mut shown: String = lines
+        .iter()
+        .take(LINES)
+        .map(|line| paragraph(mark, &short(line)))
+        .collect();
+    if lines.len() > LINES {
+        let _ = writeln!(shown, "{mark}… {} more lines", lines.len() - LINES);
+    }
+    shown
+}
+
+/// The arguments of a tool call on one line: the one that says most alone, else all of them.
+fn arguments(input: &Value) -> String {
+    let telling = [
+        "command",
+        "file_path",
+        "path",
+        "url",
+        "query",
+        "pattern",
+        "prompt",
+        "description",
+    ];
+    let text = telling
+        .iter()
+        .find_map(|name| input[*name].as_str())
+        .map_or_else(|| input.to_string(), |text| text.replace('\n', "; "));
+    short(&text)
+}
+
+fn session(event: &SessionBody) -> String {
+    match event {
+        SessionBody::CliStarted { resumed: true, .. } => "- the earlier conversation goes on\n".to_owned(),
+        SessionBody::Stopping { cause, .. } => format!("- stopping: {}\n", words(*cause)),
+        SessionBody::AgentRestarted { out_of_memory: true } => {
+            "! the agent ran out of memory and was started again\n".to_owned()
+        }
+        SessionBody::AgentRestarted { out_of_memory: false } => "! the agent was started again\n".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// An outcome for people.
+pub fn words(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Stopped => "told to stop",
+        Outcome::Timeout => "the session's timeout is reached",
+        Outcome::InvalidCredentials => "the model API refused the credential",
+        Outcome::Superseded => "another pod drives the session",
+        Outcome::VolumeUnavailable => "the volume cannot be written to",
+        Outcome::DiskFull => "the volume is full",
+        Outcome::AgentLost => "the agent was lost",
+        _ => "the session ends",
+    }
+}
+
+fn gap_line(gap: &GapBody) -> String {
+    match (gap.from, gap.to, gap.length) {
+        (_, _, Some(length)) => format!("! a line of {length} bytes was too long to be kept\n"),
+        (Some(from), Some(to), _) => format!("! records {from} to {to} are missing\n"),
+        _ => "! records are missing\n".to_owned(),
+    }
+}
+
+fn short(text: &str) -> String {
+    match text.char_indices().nth(SHORT) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+/// `text` with `mark` before each line, ending in a newline, nothing in it that a terminal would obey.
+fn paragraph(mark: &str, text: &str) -> String {
+    let mut shown = String::with_capacity(text.len() + mark.len() + 1);
+    for line in text.trim_end().split('\n') {
+        shown.push_str(mark);
+        escape(&mut shown, line);
+        shown.push('\n');
+    }
+    shown
+}
+
+/// Escapes control characters but tab, C1 included: a terminal obeys those too.
+fn escape(shown: &mut String, line: &str) {
+    for c in line.chars() {
+        if c.is_control() && c != '\t' {
+            let _ = write!(shown, "{}", c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+
+    fn shown(kind: Kind, body: &Value) -> String {
+        let record = Record {
+            seq: 1,
+            attempt: 1,
+            turn: 1,
+            ts: jiff::Timestamp::UNIX_EPOCH,
+            kind,
+            was: None,
+            body: to_raw_value(body).unwrap(),
+        };
+        Transcript::default().text(&record)
+    }
+
+    #[rstest]
+    #[case(Kind::User, json!({"command": "prompt", "uuid": "6fa459ea-ee8a-3ca4-894e-db77e160355e", "text": "do it\nnow"}), "> do it\n> now\n")]
+    #[case(Kind::Cli, json!({"type": "assistant", "message": {"content": [{"type": "text", "text": "Hello"}]}}), "Hello\n")]
+    #[case(Kind::Cli, json!({"type": "assistant", "message": {"content": [{"type": "tool_use", "name": "Bash", "input": {"command": "ls", "description": "x"}}]}}), "* Bash ls\n")]
+    #[case(Kind::Cli, json!({"type": "user", "message": {"content": [{"type": "tool_result", "content": "a\nb", "is_error": false}]}}), "  | a\n  | b\n")]
+    #[case(Kind::Cli, json!({"type": "user", "message": {"content": [{"type": "tool_result", "content": [{"type": "text", "text": "no"}], "is_error": true}]}}), "  ! no\n")]
+    #[case::a_replay_is_not_shown_twice(Kind::Cli, json!({"type": "user", "message": {"content": "do it"}, "isReplay": true}), "")]
+    #[case(Kind::Cli, json!({"type": "result", "num_turns": 2, "duration_ms": 1250, "is_error": false}), "= done: 2 rounds in 1.2 s, $0.00\n")]
+    #[case(Kind::Cli, json!({"type": "result", "num_turns": 1, "is_error": true, "result": "API Error"}), "= failed: 1 round in 0.0 s, $0.00\n  API Error\n")]
+    #[case::a_terminal_obeys_nothing(Kind::Cli, json!({"type": "assistant", "message": {"content": [{"type": "text", "text": "\u{1b}[2Jx\r\u{9b}y\tz"}]}}), "\\u{1b}[2Jx\\u{d}\\u{9b}y\tz\n")]
+    #[case(Kind::Gap, json!({"from": 3, "to": 5}), "! records 3 to 5 are missing\n")]
+    fn a_record_reads_like_a_transcript(#[case] kind: Kind, #[case] body: Value, #[case] expected: &str) {
+        assert_eq!(shown(kind, &body), expected);
+    }
+
+    #[test]
+    fn a_long_answer_is_cut() {
+        let long = (0..20).map(|n| format!("line {n}\n")).collect::<String>();
+        let body = json!({"type": "user", "message": {"content": [{"type": "tool_result", "content": long}]}});
+        let text = shown(Kind::Cli, &body);
+        assert!(text.ends_with("  | line 4\n  | … 15 more lines\n"), "{text}");
+    }
+}

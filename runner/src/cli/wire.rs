@@ -1,0 +1,409 @@
+//! The CLI's line protocol. A line is kept as it came; only what decisions need is looked at.
+
+use std::borrow::Cow;
+
+use protocol::record::MAX_RECORD;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// A line of stdout as it was cut from the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RawLine {
+    /// Without its newline.
+    Whole(Vec<u8>),
+    /// Longer than a record can be: its length; the bytes were not kept.
+    TooLong(u64),
+}
+
+/// Cuts the stream into lines, whatever the pieces it comes in.
+#[derive(Default)]
+pub struct Lines {
+    buffer: Vec<u8>,
+    /// Bytes of a line that is too long, dropped so far.
+    dropped: u64,
+}
+
+impl Lines {
+    /// Takes the next piece and hands each line that is complete with it to `each`.
+    pub fn push(&mut self, mut piece: &[u8], mut each: impl FnMut(RawLine)) {
+        while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
+            self.take(&piece[..end]);
+            piece = &piece[end + 1..];
+            if let Some(line) = self.finish() {
+                each(line);
+            }
+        }
+        self.take(piece);
+    }
+
+    /// What is left when the stream has ended without a newline.
+    pub fn finish(&mut self) -> Option<RawLine> {
+        let dropped = std::mem::take(&mut self.dropped);
+        let line = std::mem::take(&mut self.buffer);
+        if dropped > 0 {
+            return Some(RawLine::TooLong(dropped));
+        }
+        (!line.iter().all(u8::is_ascii_whitespace)).then_some(RawLine::Whole(line))
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        if self.dropped > 0 || self.buffer.len() + bytes.len() > MAX_RECORD {
+            self.dropped += (std::mem::take(&mut self.buffer).len() + bytes.len()) as u64;
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+    }
+}
+
+/// What the CLI says it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// A turn runs.
+    Running,
+    /// It waits for a message.
+    Idle,
+    /// It waits for an answer to a question.
+    RequiresAction,
+    /// Something newer.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a line says, as far as somebody must decide on it.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// A turn begins: the conversation's id and the CLI's version.
+    Init {
+        /// Id of the conversation.
+        session_id: Option<Uuid>,
+        /// Version of the CLI.
+        version: Option<String>,
+    },
+    /// See [`State`].
+    StateChanged(State),
+    /// A user message that we sent was taken up.
+    Started(Uuid),
+    /// A block of a response.
+    Assistant {
+        /// Id of the response.
+        message_id: Option<String>,
+        /// Of the main loop, and of a model: neither a subagent's nor made up by the CLI.
+        main: bool,
+    },
+    /// The end of a turn.
+    Result(Box<ResultLine>),
+    /// The CLI tries a model call again; the status that it got, absent for a broken connection.
+    ApiRetry(Option<u16>),
+    /// Tasks that run in the background.
+    BackgroundTasks(usize),
+    /// A new conversation begins.
+    ConversationReset(Option<Uuid>),
+    /// The CLI asks us something.
+    ControlRequest {
+        /// To be named in the answer.
+        request_id: String,
+        /// What it asks.
+        subtype: String,
+    },
+    /// An answer to us, or the echo of one of ours.
+    ControlResponse,
+    /// A piece of something that comes whole later: shown live, not kept.
+    Live,
+    /// Everything else.
+    Other,
+}
+
+/// What matters of a `result`. `subtype` alone says nothing: an API failure ends as `success` with `is_error`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ResultLine {
+    /// `success`, `error_max_turns`, …
+    pub subtype: String,
+    /// It is not what was asked for.
+    pub is_error: bool,
+    /// `completed`, `api_error`, `aborted_tools`, …
+    pub terminal_reason: Option<String>,
+    /// Status of the API's last answer, as the CLI tells it.
+    pub api_error_status: Option<u16>,
+    /// The last text.
+    pub result: Option<String>,
+    /// In place of `result` for the error subtypes.
+    pub errors: Vec<String>,
+    /// Messages that wait to be taken up.
+    pub queued_turn_count: u64,
+    /// Rounds of the turn.
+    pub num_turns: u64,
+    /// Messages that the turn answered.
+    pub user_message_uuids: Vec<Uuid>,
+    /// Set when the CLI could not start.
+    pub startup_failure_reason: Option<String>,
+    /// The CLI's own figure, US dollars of the conversation.
+    pub total_cost_usd: f64,
+    /// Milliseconds of the turn.
+    pub duration_ms: u64,
+}
+
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(borrow, rename = "type", default)]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    subtype: Option<&'a RawValue>,
+}
+
+fn word(raw: Option<&RawValue>) -> Cow<'_, str> {
+    raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
+        .unwrap_or_default()
+}
+
+/// Looks at a line; `None`: it is not a JSON object.
+pub fn event(line: &str) -> Option<Event> {
+    if !line.trim_ascii_start().starts_with('{') {
+        return None;
+    }
+    let head: Head<'_> = serde_json::from_str(line).ok()?;
+    let subtype = word(head.subtype);
+    let event = match (word(head.kind).as_ref(), subtype.as_ref()) {
+        ("stream_event", _) | ("system", "thinking_tokens") | ("keep_alive", _) => Some(Event::Live),
+        ("system", "init") => init(line),
+        ("system", "session_state_changed") => state(line),
+        ("system", "api_retry") => retry(line),
+        ("system", "background_tasks_changed") => tasks(line),
+        ("command_lifecycle", _) => lifecycle(line),
+        ("assistant", _) => assistant(line),
+        ("result", _) => serde_json::from_str(line).ok().map(Event::Result),
+        ("conversation_reset", _) => reset(line),
+        ("control_request", _) => control_request(line),
+        ("control_response", _) => Some(Event::ControlResponse),
+        _ => None,
+    };
+    Some(event.unwrap_or(Event::Other))
+}
+
+fn init(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Init {
+        session_id: Option<Uuid>,
+        claude_code_version: Option<String>,
+    }
+    let Init {
+        session_id,
+        claude_code_version: version,
+    } = serde_json::from_str(line).ok()?;
+    Some(Event::Init { session_id, version })
+}
+
+fn state(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Changed {
+        state: State,
+    }
+    serde_json::from_str(line)
+        .ok()
+        .map(|Changed { state }| Event::StateChanged(state))
+}
+
+fn retry(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Retry {
+        error_status: Option<u16>,
+    }
+    serde_json::from_str(line)
+        .ok()
+        .map(|Retry { error_status }| Event::ApiRetry(error_status))
+}
+
+fn tasks(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Tasks {
+        tasks: Vec<serde::de::IgnoredAny>,
+    }
+    serde_json::from_str(line)
+        .ok()
+        .map(|Tasks { tasks }| Event::BackgroundTasks(tasks.len()))
+}
+
+fn lifecycle(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Lifecycle {
+        command_uuid: Uuid,
+        state: String,
+    }
+    let Lifecycle { command_uuid, state } = serde_json::from_str(line).ok()?;
+    (state == "started").then_some(Event::Started(command_uuid))
+}
+
+fn assistant(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Assistant {
+        message: Message,
+        parent_tool_use_id: Option<serde::de::IgnoredAny>,
+    }
+    #[derive(Deserialize)]
+    struct Message {
+        id: Option<String>,
+        model: Option<String>,
+    }
+    let Assistant {
+        message,
+        parent_tool_use_id,
+    } = serde_json::from_str(line).ok()?;
+    let main = parent_tool_use_id.is_none() && message.model.as_deref() != Some("<synthetic>");
+    Some(Event::Assistant {
+        message_id: message.id,
+        main,
+    })
+}
+
+fn reset(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Reset {
+        new_conversation_id: Option<Uuid>,
+    }
+    serde_json::from_str(line)
+        .ok()
+        .map(|Reset { new_conversation_id }| Event::ConversationReset(new_conversation_id))
+}
+
+fn control_request(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        request_id: String,
+        request: Request,
+    }
+    #[derive(Deserialize)]
+    struct Request {
+        subtype: String,
+    }
+    let Envelope { request_id, request } = serde_json::from_str(line).ok()?;
+    Some(Event::ControlRequest {
+        request_id,
+        subtype: request.subtype,
+    })
+}
+
+/// A user message as a line of stdin. One line of bad JSON ends the CLI, so lines are only made here.
+pub fn user_message(uuid: Uuid, text: &str) -> Vec<u8> {
+    line(&serde_json::json!({
+        "type": "user",
+        "message": { "role": "user", "content": text },
+        "uuid": uuid,
+    }))
+}
+
+/// Asks the CLI to stop its turn and to forget what is queued.
+pub fn interrupt(request_id: &str) -> Vec<u8> {
+    line(&serde_json::json!({
+        "type": "control_request",
+        "request_id": request_id,
+        "request": { "subtype": "interrupt", "cancel_queued": true },
+    }))
+}
+
+/// Refuses what the CLI asks: a one-shot has nobody to answer.
+pub fn refusal(request_id: &str, subtype: &str) -> Vec<u8> {
+    let response = if subtype == "can_use_tool" {
+        serde_json::json!({
+            "subtype": "success",
+            "request_id": request_id,
+            "response": { "behavior": "deny", "message": "Nobody is there to answer permission questions in this session." },
+        })
+    } else {
+        serde_json::json!({
+            "subtype": "error",
+            "request_id": request_id,
+            "error": "not supported by this runner",
+        })
+    };
+    line(&serde_json::json!({ "type": "control_response", "response": response }))
+}
+
+fn line(message: &serde_json::Value) -> Vec<u8> {
+    let mut line = message.to_string().into_bytes();
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn lines(pieces: &[&[u8]]) -> Vec<RawLine> {
+        let (mut lines, mut found) = (Lines::default(), Vec::new());
+        for piece in pieces {
+            lines.push(piece, |line| found.push(line));
+        }
+        found.extend(lines.finish());
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn lines_do_not_depend_on_the_pieces_they_come_in(text in "[a-c\n]{0,60}", cuts in prop::collection::vec(0_usize..60, 0..6)) {
+            let bytes = text.as_bytes();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<_> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+            let expected: Vec<_> = text.split('\n').filter(|line| !line.is_empty())
+                .map(|line| RawLine::Whole(line.as_bytes().to_vec())).collect();
+            prop_assert_eq!(lines(&pieces), expected);
+        }
+    }
+
+    #[test]
+    fn a_line_beyond_the_limit_is_counted_and_the_next_one_is_whole() {
+        let long = vec![b'x'; MAX_RECORD + 5];
+        assert_eq!(
+            lines(&[&long, b"yy\nnext\n"]),
+            [
+                RawLine::TooLong(MAX_RECORD as u64 + 7),
+                RawLine::Whole(b"next".to_vec())
+            ]
+        );
+    }
+
+    #[rstest]
+    #[case(
+        r#"{"type":"system","subtype":"session_state_changed","state":"idle"}"#,
+        Event::StateChanged(State::Idle)
+    )]
+    #[case(
+        r#"{"type":"system","subtype":"api_retry","error_status":null}"#,
+        Event::ApiRetry(None)
+    )]
+    #[case(
+        r#"{"subtype":"background_tasks_changed","tasks":[{},{}],"type":"system"}"#,
+        Event::BackgroundTasks(2)
+    )]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"<synthetic>"},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: false })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x"},"parent_tool_use_id":"t"}"#, Event::Assistant { message_id: Some("m".into()), main: false })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x"},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: true })]
+    #[case(r#"{"type":"stream_event","event":{}}"#, Event::Live)]
+    #[case(r#"{"type":"news","state":{"of":"tomorrow"}}"#, Event::Other)]
+    #[case(r#"{"type":{"not":"text"}}"#, Event::Other)]
+    fn a_line_is_peeked_at(#[case] line: &str, #[case] expected: Event) {
+        assert_eq!(event(line), Some(expected));
+    }
+
+    #[rstest]
+    #[case("oops")]
+    #[case("[1]")]
+    #[case("{\"type\":")]
+    fn what_is_no_object_is_said_to_be_none(#[case] line: &str) {
+        assert_eq!(event(line), None);
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_holds() {
+        let bytes = user_message(Uuid::nil(), "a\nb\u{2028}\"\\$$(A)\u{7f}");
+        assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(value["message"]["content"], "a\nb\u{2028}\"\\$$(A)\u{7f}");
+    }
+}

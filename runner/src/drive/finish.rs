@@ -1,0 +1,158 @@
+//! The end of an attempt: nothing runs any more, the end is recorded, and what can be delivered is.
+
+use protocol::report::Delivery;
+use protocol::{Outcome, Report};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
+
+use super::ladder::KILLED;
+use super::{Attempt, End};
+use crate::config::Config;
+use crate::report::ReportFile;
+
+/// How long acknowledgements are waited for.
+const ACKS: Duration = Duration::from_secs(30);
+/// How long the trace may take.
+const TRACES: Duration = Duration::from_secs(10);
+/// How long responses in flight may take to be accounted for.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// The end of an attempt that never got to its records.
+pub(super) fn without_records(config: &Config, end: &End) -> Outcome {
+    let report = Report {
+        message: end.message.clone(),
+        ..Report::new(end.outcome, config.attempt.unwrap_or(0))
+    };
+    let written = ReportFile::open(&config.folders.report).and_then(|file| file.write(&report));
+    if let Err(error) = written {
+        tracing::error!(%error, "there is no report");
+    }
+    tell(end);
+    end.outcome
+}
+
+/// Says on stderr why it did not go well.
+fn tell(end: &End) {
+    if !end.message.is_empty() {
+        tracing::error!(outcome = ?end.outcome, "{}", end.message);
+    }
+}
+
+impl Attempt {
+    /// Ends the attempt; returns its outcome.
+    pub(super) async fn finish(mut self, mut end: End) -> Outcome {
+        end.message = self.journal.redacted(&end.message);
+        tell(&end);
+        // Whatever kills us from here on, the report says how it ended.
+        self.write_report(&end);
+        if let Some(proxy) = &self.proxy {
+            proxy.cut();
+        }
+        if let Some(agent) = &mut self.agent {
+            agent.kill(KILLED).await;
+        }
+        if end.outcome == Outcome::Superseded {
+            // The records are another runner's now.
+            return end.outcome;
+        }
+        if let Err(error) = self.close().await {
+            tracing::error!(error = %super::chain(&error), "the end of the attempt could not be recorded");
+        }
+        let delivered = self.deliver().await;
+        self.write_final(&end, delivered);
+        if let Err(error) = self.guard.release() {
+            tracing::warn!(%error, "the lease could not be released");
+        }
+        end.outcome
+    }
+
+    /// Accounts for the responses that were cut, and writes the end.
+    async fn close(&mut self) -> Result<(), crate::spool::SpoolError> {
+        if let Some(proxy) = self.proxy.take() {
+            let deadline = Instant::now() + SETTLED;
+            let settled = timeout_at(deadline, proxy.settled());
+            tokio::pin!(settled);
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(event) = self.metered.recv() => self.meter(event)?,
+                    _ = &mut settled => break,
+                }
+            }
+            while let Ok(event) = self.metered.try_recv() {
+                self.meter(event)?;
+            }
+        }
+        let outcome = self.ending;
+        let seq = self.journal.end(outcome)?;
+        self.journal.spool().durable(seq).await
+    }
+
+    /// Waits for acknowledgements and for the trace, at the same time.
+    async fn deliver(&mut self) -> (Delivery, Delivery) {
+        let exporter = self.journal.take_exporter();
+        let traces = async {
+            match exporter {
+                Some(exporter) => exporter.finish(Instant::now() + TRACES).await,
+                None => Delivery::Off,
+            }
+        };
+        let events = async {
+            match timeout(ACKS, self.acknowledged()).await {
+                Ok(delivery) => delivery,
+                Err(_) => Delivery::Failed,
+            }
+        };
+        tokio::join!(events, traces)
+    }
+
+    /// Serves the uplink until everything is acknowledged.
+    async fn acknowledged(&mut self) -> Delivery {
+        loop {
+            let last = self.journal.spool().next_seq() - 1;
+            let Some(uplink) = &mut self.uplink else {
+                return Delivery::Off;
+            };
+            let request = tokio::select! {
+                acked = uplink.acknowledged(last) => {
+                    return if acked { Delivery::Delivered } else { Delivery::Failed };
+                }
+                request = uplink.request() => request,
+            };
+            let Some(request) = request else {
+                return Delivery::Failed;
+            };
+            if self.journal.append_again(request).await.is_err() {
+                return Delivery::Failed;
+            }
+        }
+    }
+
+    /// Leaves a report in case we are killed before the last one.
+    pub(super) fn write_report(&mut self, end: &End) {
+        self.ending = end.outcome;
+        self.write_final(end, (Delivery::Off, Delivery::Off));
+    }
+
+    fn write_final(&self, end: &End, (events, traces): (Delivery, Delivery)) {
+        let Some(file) = &self.report else { return };
+        let history = self.journal.history();
+        let report = Report {
+            turns: history.rounds,
+            usage: history.usage(),
+            cost_usd: history.cost(),
+            last_seq: self.journal.spool().next_seq() - 1,
+            acked_seq: self.uplink.as_ref().map_or(0, crate::uplink::Uplink::acked),
+            events,
+            traces,
+            retry_after: self.retry_after,
+            sdk_session_id: history.conversation.map(|id| id.to_string()),
+            trace_id: self.trace_id.clone(),
+            message: end.message.clone(),
+            result: self.journal.redacted(&history.result),
+            ..Report::new(end.outcome, self.journal.attempt())
+        };
+        if let Err(error) = file.write(&report) {
+            tracing::error!(%error, "the report could not be written");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Stopping the CLI: control `interrupt`, SIGINT, SIGTERM, SIGKILL, and then everything else in the container; nine
+//! seconds at most.
+
+use protocol::record::SessionBody;
+use tokio::time::{Duration, Instant, timeout_at};
+
+use super::End;
+use super::converse::{Converse, Gone};
+use crate::agent::ToShim;
+use crate::cli::wire;
+
+/// How long each rung may take to have an effect.
+const RUNG: Duration = Duration::from_secs(2);
+/// How long the kernel may take to end what is killed.
+pub(super) const KILLED: Duration = Duration::from_secs(2);
+
+const SIGINT: i32 = 2;
+const SIGTERM: i32 = 15;
+
+impl Converse<'_> {
+    /// Stops a turn of our own will. That we do is on disk before, so that the next attempt continues it.
+    pub(super) async fn stop(mut self, end: End) -> Result<End, End> {
+        let turn = self.attempt.journal.history().turn;
+        let cause = end.outcome;
+        let seq = self.attempt.journal.session(&SessionBody::Stopping { turn, cause })?;
+        self.attempt.write_report(&end);
+        self.attempt.journal.spool().durable(seq).await?;
+        let gone = self.interrupted().await?;
+        if !gone {
+            self.climb(&[ToShim::Signal(SIGINT), ToShim::Signal(SIGTERM)]).await?;
+        }
+        self.attempt.turn_ended(cause)?;
+        Ok(end)
+    }
+
+    /// Ends a CLI whose turn is over: its stdin ends, and only what it left running holds it back.
+    pub(super) async fn ladder_after_the_end(&mut self) -> Result<(), End> {
+        self.climb(&[ToShim::CloseStdin, ToShim::Signal(SIGTERM)]).await?;
+        Ok(())
+    }
+
+    /// Asks the CLI to stop its turn; returns whether the process is gone.
+    async fn interrupted(&mut self) -> Result<bool, End> {
+        if self.tell(ToShim::Stdin(wire::interrupt("stop").into())).await.is_err() {
+            return Ok(true);
+        }
+        let deadline = Instant::now() + RUNG;
+        loop {
+            match timeout_at(deadline, self.step()).await {
+                Err(_) => return Ok(false),
+                Ok(step) => match step? {
+                    Some(_) => return Ok(true),
+                    // Its result is there: what the signals would save is saved.
+                    None if self.turn.over_at().is_some() => return Ok(false),
+                    None => {}
+                },
+            }
+        }
+    }
+
+    /// Takes the rungs until the process is gone. Who is left after the last one is killed with all others.
+    async fn climb(&mut self, rungs: &[ToShim]) -> Result<Option<Gone>, End> {
+        for rung in rungs {
+            if self.tell(rung.clone()).await.is_err() {
+                return Ok(None);
+            }
+            let deadline = Instant::now() + RUNG;
+            while let Ok(step) = timeout_at(deadline, self.step()).await {
+                if let Some(gone) = step? {
+                    return Ok(Some(gone));
+                }
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,180 @@
+//! What the records say has happened: folded from the spool at the start and kept up while records are written. Pure.
+
+use std::collections::HashMap;
+
+use protocol::record::{SessionBody, UsageBody, UserBody};
+use protocol::{Kind, NanoUsd, Outcome, Record, Usage};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::cli::wire::{self, Event};
+
+/// A user message that was *sent*: its record was on disk before it was written to the CLI.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// What was sent.
+    pub body: UserBody,
+    /// Turn that it opened or joined.
+    pub turn: u32,
+    /// The CLI took it: never sent again.
+    pub taken: bool,
+}
+
+/// How a turn ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The turn.
+    pub turn: u32,
+    /// How.
+    pub outcome: Outcome,
+    /// Run that it ended in.
+    pub run: u32,
+}
+
+/// The session so far.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// Last turn; 0: none yet.
+    pub turn: u32,
+    /// Run of the last attempt.
+    pub run: u32,
+    /// The last turn that ended.
+    pub ended: Option<Ended>,
+    /// A turn that we stopped or were about to, and why.
+    pub stopping: Option<(u32, Outcome)>,
+    /// The CLI's conversation.
+    pub conversation: Option<Uuid>,
+    /// The first message of the session: what a new conversation begins with.
+    pub first: Option<Message>,
+    /// Messages of the last turn.
+    pub messages: Vec<Message>,
+    /// The last result's text.
+    pub result: String,
+    /// Rounds.
+    pub rounds: u64,
+    totals: Totals,
+    last_round: Option<String>,
+}
+
+/// Tokens and cost, as metered.
+#[derive(Clone, Debug, Default)]
+struct Totals {
+    usage: Usage,
+    cost: NanoUsd,
+    unpriced: bool,
+    /// Responses that have begun and not ended.
+    open: HashMap<String, UsageBody>,
+}
+
+impl History {
+    /// Whether the last turn has begun and not ended.
+    pub fn open_turn(&self) -> bool {
+        self.turn > 0 && self.ended.as_ref().is_none_or(|ended| ended.turn < self.turn)
+    }
+
+    /// Tokens of the session.
+    pub fn usage(&self) -> Usage {
+        let mut usage = self.totals.usage;
+        for open in self.totals.open.values() {
+            usage += open.usage;
+        }
+        usage
+    }
+
+    /// Cost of the session; `None` when a model without a price answered.
+    pub fn cost(&self) -> Option<NanoUsd> {
+        let open: Option<NanoUsd> = self.totals.open.values().map(|open| open.cost_usd).sum();
+        if self.totals.unpriced {
+            None
+        } else {
+            open.map(|open| self.totals.cost + open)
+        }
+    }
+
+    /// Takes the next record. What was appended again was seen under its first seq.
+    pub fn observe(&mut self, record: &Record) {
+        if record.was.is_some() {
+            return;
+        }
+        let body = record.body.get();
+        match record.kind {
+            Kind::User => parsed(body, |body| self.sent(record.turn, body)),
+            Kind::Session => parsed(body, |body| self.session(body)),
+            Kind::Usage => parsed(body, |body| self.totals.add(body)),
+            Kind::Cli => self.cli(body),
+            Kind::Log | Kind::Git | Kind::Gap | Kind::End => {}
+        }
+    }
+
+    fn sent(&mut self, turn: u32, body: UserBody) {
+        if turn > self.turn {
+            self.turn = turn;
+            self.messages.clear();
+        }
+        let message = Message {
+            body,
+            turn,
+            taken: false,
+        };
+        self.first.get_or_insert_with(|| message.clone());
+        self.messages.push(message);
+    }
+
+    fn session(&mut self, body: SessionBody) {
+        match body {
+            SessionBody::AttemptStarted { run, .. } => self.run = run,
+            SessionBody::CliStarted { cli_session_id, .. } | SessionBody::ConversationReset { cli_session_id } => {
+                self.conversation = Some(cli_session_id);
+            }
+            SessionBody::Taken { uuids } => {
+                for message in self.messages.iter_mut().chain(&mut self.first) {
+                    message.taken |= uuids.contains(&message.body.uuid);
+                }
+            }
+            SessionBody::Stopping { turn, cause } => self.stopping = Some((turn, cause)),
+            SessionBody::TurnEnded { turn, outcome } => {
+                self.ended = Some(Ended {
+                    turn,
+                    outcome,
+                    run: self.run,
+                });
+            }
+            SessionBody::AgentRestarted { .. } | SessionBody::CommandDone { .. } => {}
+        }
+    }
+
+    fn cli(&mut self, line: &str) {
+        match wire::event(line) {
+            Some(Event::Assistant { message_id, main: true }) if self.last_round != message_id => {
+                self.rounds += 1;
+                self.last_round = message_id;
+            }
+            Some(Event::Result(result)) => {
+                self.result = result.result.unwrap_or_else(|| result.errors.join("\n"));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn parsed<T: for<'de> Deserialize<'de>>(body: &str, then: impl FnOnce(T)) {
+    match serde_json::from_str(body) {
+        Ok(body) => then(body),
+        Err(error) => tracing::warn!(%error, "a record of an unknown form was passed over"),
+    }
+}
+
+impl Totals {
+    fn add(&mut self, body: UsageBody) {
+        self.open.remove(&body.message_id);
+        if body.open {
+            self.open.insert(body.message_id.clone(), body);
+            return;
+        }
+        self.usage += body.usage;
+        match body.cost_usd {
+            Some(cost) => self.cost = self.cost + cost,
+            None => self.unpriced = true,
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The one place where a record is made: redacted, spooled, and shown to everything that follows the records.
+
+use std::sync::Arc;
+
+use protocol::record::{GapBody, LogBody, LogLevel, NotJson, SessionBody, UserBody};
+use protocol::{Kind, Outcome, Record};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::history::History;
+use crate::langfuse::Exporter;
+use crate::redact::Redactor;
+use crate::spool::{Spool, SpoolError, raw};
+use crate::transcript::Transcript;
+use crate::uplink::Request;
+
+/// Bytes that are read at once to be appended again.
+const AGAIN_BYTES: usize = 1 << 20;
+
+/// See the module.
+pub struct Journal {
+    spool: Spool,
+    history: History,
+    redactor: Arc<Redactor>,
+    exporter: Option<Exporter>,
+    transcript: Transcript,
+    attempt: u32,
+}
+
+impl Journal {
+    /// A journal of `attempt` on a spool whose records made `history`.
+    pub fn new(
+        spool: Spool,
+        history: History,
+        redactor: Arc<Redactor>,
+        exporter: Option<Exporter>,
+        transcript: Transcript,
+        attempt: u32,
+    ) -> Self {
+        Self {
+            spool,
+            history,
+            redactor,
+            exporter,
+            transcript,
+            attempt,
+        }
+    }
+
+    /// What the records say.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Where they are.
+    pub fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
+    /// Attempt that writes.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Writes a record; returns its seq.
+    pub fn record(&mut self, kind: Kind, body: &impl Serialize) -> Result<u64, SpoolError> {
+        let turn = self.history.turn;
+        self.put(kind, turn, raw(kind, body)?)
+    }
+
+    /// Writes what the CLI said, untouched but for redaction.
+    pub fn cli(&mut self, line: &[u8]) -> Result<u64, SpoolError> {
+        let turn = self.history.turn;
+        match std::str::from_utf8(line).ok().and_then(object) {
+            Some(body) => self.put(Kind::Cli, turn, body),
+            None => self.record(Kind::Cli, &NotJson::new(line)),
+        }
+    }
+
+    /// Writes that a line was too long to be kept.
+    pub fn too_long(&mut self, length: u64) -> Result<u64, SpoolError> {
+        self.record(
+            Kind::Gap,
+            &GapBody {
+                from: None,
+                to: None,
+                length: Some(length),
+            },
+        )
+    }
+
+    /// Writes that a message is sent. It opens a turn unless one is open.
+    pub fn user(&mut self, body: &UserBody) -> Result<u64, SpoolError> {
+        let turn = self.history.turn + u32::from(!self.history.open_turn() || self.stopped());
+        self.put(Kind::User, turn, raw(Kind::User, body)?)
+    }
+
+    fn stopped(&self) -> bool {
+        self.history
+            .stopping
+            .as_ref()
+            .is_some_and(|(turn, _)| *turn >= self.history.turn)
+    }
+
+    /// Writes what happened to the session.
+    pub fn session(&mut self, body: &SessionBody) -> Result<u64, SpoolError> {
+        self.record(Kind::Session, body)
+    }
+
+    /// Writes something for people.
+    pub fn log(&mut self, level: LogLevel, message: impl Into<String>) -> Result<u64, SpoolError> {
+        self.record(
+            Kind::Log,
+            &LogBody {
+                level,
+                message: message.into(),
+            },
+        )
+    }
+
+    /// Closes the last attempt that wrote here.
+    pub fn end(&mut self, outcome: Outcome) -> Result<u64, SpoolError> {
+        let record = self.spool.append_end(self.history.turn, outcome)?;
+        Ok(self.follow(&record))
+    }
+
+    /// Gives records new seqs, because the old ones are taken in the gateway's log.
+    pub async fn append_again(&mut self, request: Request) -> Result<(), SpoolError> {
+        match request {
+            Request::AppendAgain(record) => {
+                self.spool.append_again(*record)?;
+            }
+            Request::AppendAllAgain { after, done } => {
+                let gap = self.append_all_again(after).await?;
+                // An uplink that is gone asks again after its next welcome.
+                let _ = done.send(gap);
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a gap behind `after` and all own records behind that; returns the gap's seq.
+    async fn append_all_again(&mut self, after: u64) -> Result<u64, SpoolError> {
+        let own = self.spool.next_seq() - 1;
+        // A reader sees only what is on disk.
+        self.spool.durable(own).await?;
+        self.spool.skip_to(after + 1);
+        let gap = self.spool.next_seq();
+        let hole = gap > after + 1;
+        let body = GapBody {
+            from: hole.then_some(after + 1),
+            to: hole.then_some(gap - 1),
+            length: None,
+        };
+        self.record(Kind::Gap, &body)?;
+        let mut reader = self.spool.reader(1);
+        loop {
+            let batch = reader.read(own, AGAIN_BYTES)?;
+            if batch.is_empty() {
+                return Ok(gap);
+            }
+            for stored in batch {
+                if let Ok(record) = serde_json::from_str::<Record>(stored.bytes.get())
+                    && record.was.is_none()
+                {
+                    self.spool.append_again(record)?;
+                }
+            }
+        }
+    }
+
+    /// A line that is shown live and not kept.
+    pub fn redacted_json(&self, line: &str) -> String {
+        self.redactor.json(line).into_owned()
+    }
+
+    /// Id of the trace, when there is one.
+    pub fn trace_id(&self) -> Option<String> {
+        self.exporter.as_ref().map(Exporter::trace_id)
+    }
+
+    /// What is to be said of `text` to people.
+    pub fn redacted(&self, text: &str) -> String {
+        self.redactor.text(text).into_owned()
+    }
+
+    /// The exporter, to be finished; nothing is shown to it any more.
+    pub fn take_exporter(&mut self) -> Option<Exporter> {
+        self.exporter.take()
+    }
+
+    /// Has the exporter send what is complete.
+    pub fn turn_end(&mut self) {
+        if let Some(exporter) = &mut self.exporter {
+            exporter.turn_end();
+        }
+    }
+
+    fn put(&mut self, kind: Kind, turn: u32, body: Box<RawValue>) -> Result<u64, SpoolError> {
+        let body = match self.redactor.json(body.get()) {
+            std::borrow::Cow::Borrowed(_) => body,
+            std::borrow::Cow::Owned(redacted) => {
+                RawValue::from_string(redacted).map_err(|error| SpoolError::Encode {
+                    kind: kind.as_str(),
+                    reason: format!("redaction broke it: {error}"),
+                })?
+            }
+        };
+        let record = self.spool.append(self.attempt, turn, kind, body)?;
+        Ok(self.follow(&record))
+    }
+
+    fn follow(&mut self, record: &Record) -> u64 {
+        self.history.observe(record);
+        self.transcript.show(record);
+        if let Some(exporter) = &mut self.exporter {
+            exporter.observe(record);
+        }
+        record.seq
+    }
+}
+
+/// The line as the body of a record, when it is a JSON object.
+fn object(line: &str) -> Option<Box<RawValue>> {
+    let line = line.trim_ascii();
+    line.starts_with('{')
+        .then(|| RawValue::from_string(line.to_owned()).ok())
+        .flatten()
+}

@@ -1,0 +1,278 @@
+//! The session's private folder, and the guard that lets one runner at a time work in it.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Duration, Instant, sleep};
+
+/// How often the lease is renewed.
+pub const RENEW: Duration = Duration::from_secs(10);
+/// A runner that could not renew its lease for this long stops.
+pub const EXPIRE: Duration = Duration::from_secs(30);
+/// How long after the last renewal another node's runner may still be at work.
+const FENCE: Duration = Duration::from_secs(45);
+
+/// Who may work on the session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Lease {
+    attempt: u32,
+    pod_uid: String,
+    /// Kernel under which its owner ran: there the lock says whether the owner is dead.
+    kernel: String,
+    renewed_at: Timestamp,
+    /// The owner ended and left nothing running.
+    released: bool,
+}
+
+/// Why the session's folder cannot be worked in.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The volume refuses.
+    #[error("failed to {action} {path}: {source} ({hint})")]
+    Volume {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+        /// Who owns it, and what to do.
+        hint: String,
+    },
+    /// Another runner is at work.
+    #[error("another runner (attempt {attempt}) drives the session")]
+    Superseded {
+        /// Its attempt; 0: unknown.
+        attempt: u32,
+    },
+}
+
+fn volume(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    move |source| StateError::Volume {
+        action,
+        path: path.to_owned(),
+        hint: hint(path),
+        source,
+    }
+}
+
+fn hint(path: &Path) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let existing = path
+        .ancestors()
+        .find_map(|folder| Some((folder, fs::metadata(folder).ok()?)));
+    let who = rustix::process::getuid().as_raw();
+    existing.map_or_else(String::new, |(folder, found)| {
+        format!(
+            "{} belongs to {}:{}, mode {:o}; the runner is {who}: the volume must be writable for that user, by fsGroup or by its storage class",
+            folder.display(),
+            found.uid(),
+            found.gid(),
+            found.mode() & 0o7777,
+        )
+    })
+}
+
+/// Makes a folder and shows that it can be written to.
+pub fn prepare(folder: &Path) -> Result<(), StateError> {
+    fs::create_dir_all(folder).map_err(volume("create", folder))?;
+    let probe = folder.join(".probe");
+    File::create(&probe)
+        .and_then(|mut file| file.write_all(b"x").and_then(|()| file.sync_all()))
+        .map_err(volume("write below", folder))?;
+    fs::remove_file(&probe).map_err(volume("remove below", folder))
+}
+
+/// The right to work in the session's folder, as long as it is held.
+#[derive(Debug)]
+pub struct Guard {
+    lease: Lease,
+    path: PathBuf,
+    /// Locked until it is dropped, whatever ends the process.
+    _lock: File,
+}
+
+impl Guard {
+    /// Takes the lock and the lease; waits for another owner that may still be at work.
+    pub async fn take(folder: &Path, attempt: u32, pod_uid: &str) -> Result<Self, StateError> {
+        let lock = lock(&folder.join("lock")).await?;
+        let path = folder.join("lease");
+        let lease = Lease {
+            attempt,
+            pod_uid: pod_uid.to_owned(),
+            kernel: kernel(),
+            renewed_at: Timestamp::now(),
+            released: false,
+        };
+        if let Some(found) = read(&path)? {
+            if found.attempt > attempt {
+                return Err(StateError::Superseded { attempt: found.attempt });
+            }
+            let wait = fence(&found, &lease);
+            if !wait.is_zero() {
+                tracing::warn!(
+                    seconds = wait.as_secs(),
+                    attempt = found.attempt,
+                    "another runner may still be at work"
+                );
+                sleep(wait).await;
+            }
+        }
+        let mut guard = Self {
+            lease,
+            path,
+            _lock: lock,
+        };
+        guard.renew()?;
+        Ok(guard)
+    }
+
+    /// Says that we are still here; finds out whether somebody else is.
+    pub fn renew(&mut self) -> Result<(), StateError> {
+        if let Some(found) = read(&self.path)?
+            && found.attempt > self.lease.attempt
+        {
+            return Err(StateError::Superseded { attempt: found.attempt });
+        }
+        self.lease.renewed_at = Timestamp::now();
+        self.write()
+    }
+
+    /// Says that nothing of us is left.
+    pub fn release(mut self) -> Result<(), StateError> {
+        self.lease.released = true;
+        self.renew()
+    }
+
+    fn write(&self) -> Result<(), StateError> {
+        // A struct of numbers and strings always serialises.
+        let text = serde_json::to_vec(&self.lease).unwrap_or_default();
+        replace(&self.path, &text).map_err(volume("write", &self.path))
+    }
+}
+
+/// How long `next` has to wait for the owner of `found`. The lock is ours already.
+fn fence(found: &Lease, next: &Lease) -> Duration {
+    // Under the same kernel the lock would not be ours if the owner lived.
+    if found.released || found.kernel == next.kernel {
+        return Duration::ZERO;
+    }
+    let since = next.renewed_at.duration_since(found.renewed_at);
+    // A clock that runs ahead of ours says nothing, so the whole time is waited.
+    let since = Duration::try_from(since).unwrap_or_default();
+    FENCE.saturating_sub(since)
+}
+
+async fn lock(path: &Path) -> Result<File, StateError> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(volume("open", path))?;
+    let deadline = Instant::now() + FENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(volume("lock", path)(error)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(StateError::Superseded { attempt: 0 });
+            }
+            Err(TryLockError::WouldBlock) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Lease>, StateError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(volume("read", path)(error)),
+    }
+}
+
+/// Replaces a file so that a crash leaves the old one or the new one.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let next = path.with_extension("next");
+    let mut file = File::create(&next)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    fs::rename(&next, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Id of the running kernel: the same in every container of a node, another after each boot.
+fn kernel() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn lease(kernel: &str, second: i64, released: bool) -> Lease {
+        Lease {
+            attempt: 1,
+            pod_uid: "p".into(),
+            kernel: kernel.into(),
+            renewed_at: Timestamp::from_second(second).unwrap(),
+            released,
+        }
+    }
+
+    #[rstest]
+    #[case::it_ended(lease("other", 99, true), 0)]
+    #[case::same_node(lease("ours", 99, false), 0)]
+    #[case::other_node_just_now(lease("other", 100, false), 45)]
+    #[case::other_node_a_while_ago(lease("other", 70, false), 15)]
+    #[case::other_node_long_ago(lease("other", 1, false), 0)]
+    #[case::a_clock_ahead(lease("other", 500, false), 45)]
+    fn a_runner_waits_for_one_that_may_still_be_at_work(#[case] found: Lease, #[case] seconds: u64) {
+        assert_eq!(fence(&found, &lease("ours", 100, false)), Duration::from_secs(seconds));
+    }
+
+    #[tokio::test]
+    async fn a_higher_attempt_ends_a_lower_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = Guard::take(dir.path(), 1, "pod-a").await.unwrap();
+        first.renew().unwrap();
+        let lease = Lease {
+            attempt: 2,
+            ..lease("other", 1, false)
+        };
+        replace(&dir.path().join("lease"), &serde_json::to_vec(&lease).unwrap()).unwrap();
+        assert!(matches!(first.renew(), Err(StateError::Superseded { attempt: 2 })));
+        drop(first);
+        assert!(matches!(
+            Guard::take(dir.path(), 1, "pod-a").await,
+            Err(StateError::Superseded { attempt: 2 })
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_runners_of_one_node_do_not_both_get_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Guard::take(dir.path(), 1, "pod-a").await.unwrap();
+        assert!(matches!(
+            Guard::take(dir.path(), 2, "pod-b").await,
+            Err(StateError::Superseded { .. })
+        ));
+        first.release().unwrap();
+        Guard::take(dir.path(), 2, "pod-b").await.unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_written_says_whose_it_is() {
+        let error = prepare(Path::new("/proc/nowhere")).unwrap_err().to_string();
+        assert!(error.contains("/proc belongs to 0:0"), "{error}");
+    }
+}

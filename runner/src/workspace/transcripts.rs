@@ -1,0 +1,107 @@
+//! Asking the CLI's transcripts whether a message arrived. The agent can write them, so they are asked only about messages
+//! that the spool knows to be sent and not to be taken.
+
+use std::io::{self, BufRead as _, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Dir, FileType};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::beneath;
+
+/// Largest transcript that is read.
+const MAX_FILE: u64 = 1 << 30;
+/// Most entries that are looked at: the folder is the agent's.
+const MAX_ENTRIES: usize = 10_000;
+/// Depth of `<folder of the workspace>/<session>/subagents`, and one more.
+const MAX_DEPTH: usize = 4;
+
+/// Whether a user line or a queued command with this UUID is in any transcript below `folder`.
+pub fn holds(folder: &Path, uuid: &Uuid) -> io::Result<bool> {
+    let root = match beneath::root(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    let needle = uuid.to_string();
+    let mut budget = MAX_ENTRIES;
+    search(&root, &needle, MAX_DEPTH, &mut budget)
+}
+
+fn search(folder: &OwnedFd, needle: &str, depth: usize, budget: &mut usize) -> io::Result<bool> {
+    for entry in Dir::read_from(folder.as_fd())? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        if *budget == 0 {
+            tracing::warn!("too many files among the transcripts; the rest was not searched");
+            return Ok(false);
+        }
+        *budget -= 1;
+        let path = PathBuf::from(std::ffi::OsStr::new(&*String::from_utf8_lossy(name)));
+        let found = match entry.file_type() {
+            FileType::Directory if depth > 0 => {
+                beneath::folder(folder, &path).and_then(|below| search(&below, needle, depth - 1, budget))
+            }
+            FileType::RegularFile if name.ends_with(b".jsonl") => in_file(folder, &path, needle),
+            _ => Ok(false),
+        };
+        match found {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(path = %path.display(), %error, "a transcript could not be searched"),
+        }
+    }
+    Ok(false)
+}
+
+fn in_file(folder: &OwnedFd, path: &Path, needle: &str) -> io::Result<bool> {
+    let mut file = BufReader::new(io::Read::take(beneath::open(folder, path, MAX_FILE)?, MAX_FILE));
+    let mut line = Vec::new();
+    while file.read_until(b'\n', &mut line)? > 0 {
+        if names(&line, needle) {
+            return Ok(true);
+        }
+        line.clear();
+    }
+    Ok(false)
+}
+
+/// Whether the line is the message itself or its place in the queue; answers and results name it, too, but later.
+fn names(line: &[u8], needle: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: std::borrow::Cow<'a, str>,
+    }
+    let Ok(text) = std::str::from_utf8(line) else {
+        return false;
+    };
+    text.contains(needle)
+        && serde_json::from_str::<Line<'_>>(text)
+            .is_ok_and(|line| matches!(line.kind.as_ref(), "user" | "attachment" | "queue-operation"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_found_in_any_file_and_only_as_a_user_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("-workspace/s/subagents");
+        std::fs::create_dir_all(&below).unwrap();
+        let (sent, answered, other) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
+        let lines = format!(
+            "{{\"type\":\"summary\"}}\n{{\"type\":\"assistant\",\"parentUuid\":\"{answered}\"}}\n{{\"type\":\"user\",\"uuid\":\"{sent}\"}}\n"
+        );
+        std::fs::write(below.join("a.jsonl"), lines).unwrap();
+        assert!(holds(dir.path(), &sent).unwrap());
+        assert!(!holds(dir.path(), &answered).unwrap());
+        assert!(!holds(dir.path(), &other).unwrap());
+        assert!(!holds(&dir.path().join("absent"), &sent).unwrap());
+    }
+}
