@@ -1,0 +1,96 @@
+//! Keys that are told by their shape.
+
+/// A shape: a prefix and what follows it.
+pub struct Known {
+    /// What it begins with.
+    pub prefix: &'static str,
+    /// Fewest characters behind the prefix.
+    min: usize,
+    /// Most characters: a longer run is something else, such as an image in base64.
+    max: usize,
+    allowed: fn(u8) -> bool,
+    /// What else must hold for the characters behind the prefix.
+    check: fn(&[u8]) -> bool,
+}
+
+const ANY: usize = 4096;
+
+/// The shapes.
+pub const KNOWN: [Known; 18] = [
+    known("sk-ant-", 16, ANY, word),
+    known("sk-lf-", 16, ANY, word),
+    known("sk-proj-", 20, ANY, word),
+    known("ghp_", 30, ANY, alphanumeric),
+    known("gho_", 30, ANY, alphanumeric),
+    known("ghu_", 30, ANY, alphanumeric),
+    known("ghs_", 30, ANY, alphanumeric),
+    known("ghr_", 30, ANY, alphanumeric),
+    known("github_pat_", 22, ANY, word),
+    known("glpat-", 20, ANY, dotted),
+    // Counted as a run of base64, checked to be capitals and digits: an image that holds the prefix is no key.
+    Known {
+        check: capitals,
+        ..known("AKIA", 16, 16, blob)
+    },
+    Known {
+        check: capitals,
+        ..known("ASIA", 16, 16, blob)
+    },
+    known("AIza", 35, 35, word),
+    known("xoxb-", 20, ANY, word),
+    known("xoxp-", 20, ANY, word),
+    known("ya29.", 20, ANY, dotted),
+    // A token has digits; a sentence about bearers has none.
+    Known {
+        check: |rest| rest.iter().any(u8::is_ascii_digit),
+        ..known("Bearer ", 20, ANY, token)
+    },
+    // A JWT: three parts.
+    Known {
+        check: |rest| rest.iter().filter(|b| **b == b'.').count() == 2,
+        ..known("eyJ", 30, ANY, dotted)
+    },
+];
+
+const fn known(prefix: &'static str, min: usize, max: usize, allowed: fn(u8) -> bool) -> Known {
+    Known {
+        prefix,
+        min,
+        max,
+        allowed,
+        check: |_| true,
+    }
+}
+
+impl Known {
+    /// Where the key whose prefix ends at `from` ends; `None`: it is no key.
+    pub fn end(&self, bytes: &[u8], from: usize) -> Option<usize> {
+        let rest = &bytes[from..];
+        let length = rest.iter().take_while(|b| (self.allowed)(**b)).count();
+        ((self.min..=self.max).contains(&length) && (self.check)(&rest[..length])).then_some(from + length)
+    }
+}
+
+fn alphanumeric(b: u8) -> bool {
+    b.is_ascii_alphanumeric()
+}
+
+fn blob(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/')
+}
+
+fn capitals(rest: &[u8]) -> bool {
+    rest.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+}
+
+fn word(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')
+}
+
+fn dotted(b: u8) -> bool {
+    word(b) || b == b'.'
+}
+
+fn token(b: u8) -> bool {
+    dotted(b) || matches!(b, b'~' | b'+' | b'/' | b'=')
+}
