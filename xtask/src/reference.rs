@@ -62,9 +62,10 @@ fn object(text: &mut String, path: &str, schema: &Value) -> Result<()> {
         }
     }
     for (name, field) in properties {
-        let (path, nested) = match field["items"].is_object() {
-            true => (format!("{path}.{name}[]"), &field["items"]),
-            false => (format!("{path}.{name}"), field),
+        let (path, nested) = if field["items"].is_object() {
+            (format!("{path}.{name}[]"), &field["items"])
+        } else {
+            (format!("{path}.{name}"), field)
         };
         if nested["properties"].is_object() {
             object(text, &path, nested)?;

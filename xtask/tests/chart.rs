@@ -1,0 +1,390 @@
+//! The chart: what it renders, what rights it gives, and that a real API server takes it.
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{collections::BTreeSet, path::PathBuf, process::Command, sync::LazyLock};
+
+use serde_json::Value;
+use xtask::{
+    chart::{self, CHART},
+    cluster::ControlPlane,
+    command, paths,
+    tools::{self, Group},
+};
+
+static HELM: LazyLock<PathBuf> = LazyLock::new(|| {
+    tools::ensure(Group::Chart).unwrap();
+    tools::path("helm").unwrap()
+});
+
+fn folder() -> PathBuf {
+    paths::workspace().join(CHART)
+}
+
+/// The chart rendered with values, each as `--set` and `--set-json` take them.
+fn rendered(values: &[&str]) -> Vec<Value> {
+    let arguments: Vec<_> = values.iter().flat_map(|value| ["--set-json", *value]).collect();
+    chart::template(&HELM, &folder(), &arguments).unwrap()
+}
+
+fn refusal(value: &str) -> String {
+    chart::template(&HELM, &folder(), &["--set-json", value])
+        .unwrap_err()
+        .to_string()
+}
+
+fn names(objects: &[Value]) -> BTreeSet<String> {
+    objects
+        .iter()
+        .map(|object| format!("{} {}", text(&object["kind"]), text(&object["metadata"]["name"])))
+        .collect()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn words(value: &Value) -> String {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(text)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Who may do what where, one line for each rule of each binding.
+fn rights(objects: &[Value]) -> String {
+    let mut lines = BTreeSet::new();
+    for binding in objects
+        .iter()
+        .filter(|object| text(&object["kind"]).ends_with("RoleBinding"))
+    {
+        let place = match text(&binding["kind"]) {
+            "ClusterRoleBinding" => "everywhere",
+            _ => text(&binding["metadata"]["namespace"]),
+        };
+        let role = objects
+            .iter()
+            .find(|object| {
+                object["kind"] == binding["roleRef"]["kind"] && object["metadata"]["name"] == binding["roleRef"]["name"]
+            })
+            .expect("every binding binds a role of the chart");
+        for subject in binding["subjects"].as_array().unwrap() {
+            assert_eq!(subject["kind"], "ServiceAccount");
+            for rule in role["rules"].as_array().unwrap() {
+                let mut line = format!(
+                    "{} | {place} | {}/{}",
+                    text(&subject["name"]),
+                    words(&rule["apiGroups"]),
+                    words(&rule["resources"])
+                );
+                if rule["resourceNames"].is_array() {
+                    line += &format!(" named {}", words(&rule["resourceNames"]));
+                }
+                lines.insert(format!("{line} | {}", words(&rule["verbs"])));
+            }
+        }
+    }
+    lines.into_iter().collect::<Vec<_>>().join("\n")
+}
+
+fn pods(objects: &[Value]) -> Vec<(String, Value)> {
+    let pod = |object: &Value| {
+        Some((
+            text(&object["metadata"]["name"]).to_owned(),
+            object.pointer("/spec/template")?.clone(),
+        ))
+    };
+    objects.iter().filter_map(pod).collect()
+}
+
+#[test]
+fn whoever_widens_a_right_sees_it_here() {
+    insta::assert_snapshot!(rights(&rendered(&[])));
+}
+
+#[test]
+fn nobody_has_all_verbs_or_reads_secrets_or_grants_rights() {
+    for line in rights(&rendered(&[])).lines() {
+        for forbidden in ["*", "secrets", "pods/exec", "escalate", "impersonate", "rolebindings"] {
+            assert!(!line.contains(forbidden), "{line}");
+        }
+    }
+}
+
+#[test]
+fn with_a_watched_namespace_sessions_elsewhere_are_out_of_reach() {
+    let rights = rights(&rendered(&[r#"watchNamespace="team-a""#]));
+    for line in rights.lines().filter(|line| line.contains("| everywhere |")) {
+        let harmless = ["customresourcedefinitions", "tokenreviews", "subjectaccessreviews"];
+        assert!(harmless.iter().any(|resource| line.contains(resource)), "{line}");
+    }
+    assert!(rights.contains("agentic-operator | team-a | batch/jobs"));
+    assert!(rights.contains("agentic-gateway | team-a | vteam.ambient-code/agenticsessions"));
+    assert!(rights.contains("agentic-uninstall | team-a | batch/jobs"));
+}
+
+#[test]
+fn without_gateway_nothing_of_it_is_left() {
+    let objects = rendered(&["gateway.enabled=false"]);
+    assert!(!names(&objects).iter().any(|name| name.contains("gateway")));
+    assert!(!Value::from(objects).to_string().contains("GATEWAY_URL"));
+}
+
+#[test]
+fn a_user_id_of_null_leaves_users_to_the_cluster() {
+    let text = Value::from(rendered(&["runAsUser=null"])).to_string();
+    for word in ["runAsUser", "runAsGroup", "fsGroup"] {
+        assert!(!text.contains(&format!("{word}\":")), "{word}");
+    }
+    assert!(text.contains(r#"{"name":"RUN_AS_USER","value":"none"}"#));
+}
+
+#[test]
+fn the_definition_stays_when_the_chart_goes() {
+    let objects = rendered(&[]);
+    let definition = objects
+        .iter()
+        .find(|object| object["kind"] == "CustomResourceDefinition")
+        .unwrap();
+    assert_eq!(definition["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+    assert_eq!(
+        definition["spec"],
+        serde_json::to_value(crds::session_crd()).unwrap()["spec"]
+    );
+}
+
+#[test]
+fn what_is_applied_without_helm_runs_no_uninstall() {
+    for (path, content) in chart::manifests(paths::workspace(), &HELM).unwrap() {
+        assert!(
+            path.starts_with("manifests/uninstall/") || !content.contains("uninstall"),
+            "{path}"
+        );
+        assert!(!content.contains("helm.sh/"), "{path}");
+    }
+}
+
+/// A value other than the default for every value that there is.
+const CHANGES: &[&str] = &[
+    r#"image.registry="r.example.com/a""#,
+    r#"image.tag="t-2""#,
+    r#"image.pullPolicy="Always""#,
+    r#"image.pullSecrets=["pull"]"#,
+    r#"watchNamespace="team-a""#,
+    "runAsUser=1234",
+    r#"logLevel="debug""#,
+    "crds.install=false",
+    "rbac.aggregate=false",
+    r#"operator.image.repository="o""#,
+    r#"operator.image.tag="t-3""#,
+    r#"operator.image.digest="sha256:1111111111111111111111111111111111111111111111111111111111111111""#,
+    "operator.replicas=2",
+    r#"operator.resources.requests.cpu="21m""#,
+    r#"operator.resources.requests.memory="33Mi""#,
+    r#"operator.resources.limits.memory="257Mi""#,
+    r#"operator.nodeSelector={"a":"b"}"#,
+    r#"operator.tolerations=[{"key":"a"}]"#,
+    r#"operator.affinity={"nodeAffinity":{}}"#,
+    r#"operator.priorityClassName="high""#,
+    r#"operator.podAnnotations={"a":"b"}"#,
+    r#"runner.image.repository="r""#,
+    r#"runner.image.tag="t-4""#,
+    r#"runner.image.digest="sha256:2222222222222222222222222222222222222222222222222222222222222222""#,
+    "gateway.enabled=false",
+    r#"gateway.image.repository="g""#,
+    r#"gateway.image.tag="t-5""#,
+    r#"gateway.image.digest="sha256:3333333333333333333333333333333333333333333333333333333333333333""#,
+    "gateway.persistence.enabled=false",
+    r#"gateway.persistence.size="6Gi""#,
+    r#"gateway.persistence.storageClassName="fast""#,
+    r#"gateway.service.type="NodePort""#,
+    r#"gateway.service.annotations={"a":"b"}"#,
+    r#"gateway.resources.requests.cpu="22m""#,
+    r#"gateway.resources.requests.memory="65Mi""#,
+    r#"gateway.resources.limits.memory="513Mi""#,
+    r#"gateway.nodeSelector={"a":"b"}"#,
+    r#"gateway.tolerations=[{"key":"a"}]"#,
+    r#"gateway.affinity={"nodeAffinity":{}}"#,
+    r#"gateway.priorityClassName="high""#,
+    r#"gateway.podAnnotations={"a":"b"}"#,
+    "metrics.enabled=false",
+    "metrics.serviceMonitor.enabled=true",
+    r#"metrics.serviceMonitor.interval="31s""#,
+    r#"metrics.serviceMonitor.labels={"a":"b"}"#,
+    "uninstall.enabled=false",
+    "uninstall.timeout=181",
+];
+
+/// Paths of all values; an empty map or list is a value.
+fn leaves(path: &str, value: &Value, found: &mut BTreeSet<String>) {
+    match value.as_object() {
+        Some(entries) if !entries.is_empty() => {
+            for (name, value) in entries {
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
+                leaves(&path, value, found);
+            }
+        }
+        _ => {
+            found.insert(path.to_owned());
+        }
+    }
+}
+
+#[test]
+fn every_value_acts() {
+    let values = std::fs::read_to_string(folder().join("values.yaml")).unwrap();
+    let mut all = BTreeSet::new();
+    leaves("", &serde_saphyr::from_str(&values).unwrap(), &mut all);
+    let changed: BTreeSet<_> = CHANGES
+        .iter()
+        .map(|change| change.split_once('=').unwrap().0.to_owned())
+        .collect();
+    assert_eq!(all, changed, "each value has a change to try");
+
+    // A ServiceMonitor's values act once there is one.
+    let monitored = "metrics.serviceMonitor.enabled=true";
+    let (plain, with_monitor) = (rendered(&[]), rendered(&[monitored]));
+    for change in CHANGES {
+        let acts = match change.contains("serviceMonitor.") && *change != monitored {
+            true => rendered(&[monitored, change]) != with_monitor,
+            false => rendered(&[change]) != plain,
+        };
+        assert!(acts, "{change} changes nothing");
+    }
+}
+
+#[test]
+fn a_value_that_does_not_exist_or_cannot_work_is_refused() {
+    for (value, complaint) in [
+        ("gatway.enabled=false", "gatway"),
+        ("operator.replica=2", "replica"),
+        ("runAsUser=0", "runAsUser"),
+        (r#"image.pullPolicy="Sometimes""#, "pullPolicy"),
+        (r#"watchNamespace="a,b""#, "watchNamespace"),
+        (r#"gateway.persistence.size="big""#, "size"),
+    ] {
+        let refusal = refusal(value);
+        assert!(refusal.contains(complaint), "{value}: {refusal}");
+    }
+}
+
+/// One real API server for all that must be asked of one: that it takes the chart, its pods and what users may do.
+#[test]
+fn a_real_api_server_takes_the_chart_and_gives_users_their_rights() {
+    let cluster = ControlPlane::start().unwrap();
+    let kubectl = |words: &[&str]| command::output(cluster.kubectl().unwrap().args(words));
+    let helm =
+        |words: &[&str]| command::output(Command::new(&*HELM).env("KUBECONFIG", cluster.kubeconfig()).args(words));
+    let chart = folder();
+    let chart = chart.to_str().unwrap();
+
+    kubectl(&["create", "namespace", "agents"]).unwrap();
+    kubectl(&[
+        "label",
+        "namespace",
+        "agents",
+        "pod-security.kubernetes.io/enforce=restricted",
+    ])
+    .unwrap();
+    helm(&[
+        "install",
+        "agentic-operator",
+        chart,
+        "--namespace=agents",
+        "--set=operator.replicas=2",
+    ])
+    .unwrap();
+    kubectl(&[
+        "wait",
+        "crd/agenticsessions.vteam.ambient-code",
+        "--for=condition=Established",
+        "--timeout=30s",
+    ])
+    .unwrap();
+
+    // Of a Deployment, Pod Security refuses the pods only; so the pods are made here.
+    for (name, mut pod) in pods(&rendered(&[])) {
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        pod["metadata"]["name"] = name.clone().into();
+        // The hook's account exists while the hook runs; the claim is the StatefulSet controller's.
+        pod["spec"]["serviceAccountName"] = "default".into();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), pod.to_string()).unwrap();
+        if name == "agentic-gateway" {
+            pod["spec"]["volumes"] = serde_json::json!([{"name": "data", "emptyDir": {}}]);
+            std::fs::write(file.path(), pod.to_string()).unwrap();
+        }
+        kubectl(&[
+            "create",
+            "--dry-run=server",
+            "--namespace=agents",
+            "-f",
+            file.path().to_str().unwrap(),
+        ])
+        .unwrap();
+    }
+
+    for role in ["view", "edit", "admin"] {
+        kubectl(&[
+            "create",
+            "rolebinding",
+            role,
+            &format!("--clusterrole={role}"),
+            &format!("--user={role}-user"),
+            "--namespace=agents",
+        ])
+        .unwrap();
+    }
+    let may = |user: &str, verb: &str| {
+        let user = format!("--as={user}-user");
+        kubectl(&[
+            "auth",
+            "can-i",
+            verb,
+            "agenticsessions.vteam.ambient-code",
+            "--namespace=agents",
+            &user,
+        ])
+        .is_ok()
+    };
+    // The aggregation controller needs a moment.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !may("edit", "create") {
+        assert!(std::time::Instant::now() < deadline, "editors may not create sessions");
+    }
+    assert!(may("view", "list") && !may("view", "create"));
+    assert!(may("admin", "delete") && !may("nobody", "get"));
+
+    let example = paths::workspace().join("docs/examples");
+    for file in ["hello.yaml", "full.yaml"] {
+        let file = example.join(file);
+        kubectl(&[
+            "create",
+            "--namespace=agents",
+            "--as=edit-user",
+            "-f",
+            file.to_str().unwrap(),
+        ])
+        .unwrap();
+    }
+    helm(&[
+        "upgrade",
+        "agentic-operator",
+        chart,
+        "--namespace=agents",
+        "--set=logLevel=debug",
+    ])
+    .unwrap();
+    helm(&["uninstall", "agentic-operator", "--namespace=agents", "--no-hooks"]).unwrap();
+    kubectl(&["get", "as", "hello", "--namespace=agents"]).unwrap();
+    // The definition was kept; the same release takes it over again.
+    helm(&["install", "agentic-operator", chart, "--namespace=agents"]).unwrap();
+}
