@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use protocol::names::{env, path};
 use protocol::spec::{AgenticSpec, User};
-use secrecy::SecretString;
 use tokio::time::Duration;
 use uuid::Uuid;
 
 use crate::agent::Place;
 use crate::langfuse::LangfuseConfig;
 use crate::proxy::{Credential, Upstream};
+use crate::redact::Held;
 use crate::transcript::Format;
 
 /// Where the model API is when nothing else is said.
@@ -77,7 +77,7 @@ pub struct Config {
     /// What stdout is for.
     pub format: Format,
     /// Values that nobody may see.
-    pub secrets: Vec<SecretString>,
+    pub secrets: Vec<Held>,
 }
 
 /// The gateway.
@@ -335,12 +335,56 @@ const SECRETS: [&str; 6] = [
     "VERTEX_USER_TOKEN",
 ];
 
-fn secrets(var: Lookup<'_>) -> Vec<SecretString> {
-    SECRETS
-        .iter()
-        .filter_map(|name| var(name))
-        .map(SecretString::from)
+/// Variables of a pod whose values are no secrets, the agent's task and names among them: what is not named here came from
+/// a Secret, or from nobody knows where.
+const PUBLIC: [&str; 24] = [
+    env::PROMPT,
+    env::SESSION_ID,
+    env::WEBSOCKET_URL,
+    env::GATEWAY_TOKEN_FILE,
+    env::ANTHROPIC_BASE_URL,
+    env::LANGFUSE_ENABLED,
+    env::LANGFUSE_HOST,
+    env::LANGFUSE_PUBLIC_KEY,
+    env::AGENTIC_SESSION_NAME,
+    env::AGENTIC_SESSION_NAMESPACE,
+    env::AGENTIC_SESSION_UID,
+    env::POD_UID,
+    env::ATTEMPT,
+    env::LLM_MODEL,
+    env::TIMEOUT,
+    env::WORKSPACE_PATH,
+    env::AGENTIC_SPEC_JSON,
+    env::LOG_FORMAT,
+    "PATH",
+    "HOME",
+    "HOSTNAME",
+    "LANG",
+    "PWD",
+    "RUST_LOG",
+];
+
+/// What a pod's runner holds and nobody may see.
+pub fn held_in_pod(variables: impl Iterator<Item = (String, String)>) -> Vec<Held> {
+    variables
+        .filter(|(name, value)| {
+            !value.is_empty() && !PUBLIC.contains(&name.as_str()) && !name.starts_with("KUBERNETES_")
+        })
+        .map(|(name, value)| Held {
+            name,
+            value: value.into(),
+        })
         .collect()
+}
+
+fn secrets(var: Lookup<'_>) -> Vec<Held> {
+    let held = |name: &&str| {
+        Some(Held {
+            name: (*name).to_owned(),
+            value: var(name)?.into(),
+        })
+    };
+    SECRETS.iter().filter_map(held).collect()
 }
 
 /// A fresh folder, so that a second try is a second session.
@@ -403,6 +447,24 @@ mod tests {
             panic!("a bearer token")
         };
         assert_eq!(token.expose_secret(), "fake-token");
+    }
+
+    #[test]
+    fn what_comes_from_a_secret_is_held_and_what_the_operator_sets_is_not() {
+        let vars = [
+            ("PROMPT", "say it"),
+            ("KUBERNETES_PORT", "tcp://10.0.0.1"),
+            ("OUR_KEY", "v"),
+            ("EMPTY", ""),
+        ];
+        let held = held_in_pod(
+            vars.into_iter()
+                .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        assert_eq!(
+            held.iter().map(|held| held.name.as_str()).collect::<Vec<_>>(),
+            ["OUR_KEY"]
+        );
     }
 
     #[test]

@@ -359,7 +359,7 @@ fn open_journal(config: &Config) -> Result<Journal, End> {
     if last > attempt {
         return Err(StateError::Superseded { attempt: last }.into());
     }
-    let redactor = Arc::new(Redactor::new(&config.secrets));
+    let redactor = Arc::new(Redactor::new(config.secrets.iter().cloned()));
     let mut journal = Journal::new(
         spool,
         history,

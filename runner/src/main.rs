@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use protocol::names::path;
 use runner::agent::shim::{self, Door};
-use runner::config::{Config, LocalArgs};
+use runner::config::{Config, LocalArgs, held_in_pod};
 use runner::drive::drive;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -69,10 +69,12 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
         .context("failed to forbid tracing")?;
     let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let config = if local.local {
-        Config::local(local, &var)
+        Config::local(local, &var)?
     } else {
-        Config::from_env(&var)
-    }?;
+        let mut config = Config::from_env(&var)?;
+        config.secrets = held_in_pod(utf8_variables());
+        config
+    };
     let outcome = drive(config, stop()?).await;
     Ok(ExitCode::from(outcome.exit_code()))
 }
@@ -90,4 +92,9 @@ fn stop() -> anyhow::Result<watch::Receiver<bool>> {
         });
     }
     Ok(stop)
+}
+
+/// The environment; what is not UTF-8 cannot be a header or a token.
+fn utf8_variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
