@@ -2,9 +2,15 @@
 // Helpers of tests are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{collections::BTreeSet, path::PathBuf, process::Command, sync::LazyLock};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    process::Command,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::{
     chart::{self, CHART},
     cluster::ControlPlane,
@@ -74,30 +80,17 @@ fn rights(objects: &[Value]) -> String {
         for subject in binding["subjects"].as_array().unwrap() {
             assert_eq!(subject["kind"], "ServiceAccount");
             for rule in role["rules"].as_array().unwrap() {
-                let mut line = format!(
-                    "{} | {place} | {}/{}",
-                    text(&subject["name"]),
-                    words(&rule["apiGroups"]),
-                    words(&rule["resources"])
-                );
-                if rule["resourceNames"].is_array() {
-                    line += &format!(" named {}", words(&rule["resourceNames"]));
-                }
-                lines.insert(format!("{line} | {}", words(&rule["verbs"])));
+                let only = match &rule["resourceNames"] {
+                    Value::Null => String::new(),
+                    names => format!(" named {}", words(names)),
+                };
+                let who = text(&subject["name"]);
+                let what = format!("{}/{}{only}", words(&rule["apiGroups"]), words(&rule["resources"]));
+                lines.insert(format!("{who} | {place} | {what} | {}", words(&rule["verbs"])));
             }
         }
     }
     lines.into_iter().collect::<Vec<_>>().join("\n")
-}
-
-fn pods(objects: &[Value]) -> Vec<(String, Value)> {
-    let pod = |object: &Value| {
-        Some((
-            text(&object["metadata"]["name"]).to_owned(),
-            object.pointer("/spec/template")?.clone(),
-        ))
-    };
-    objects.iter().filter_map(pod).collect()
 }
 
 #[test]
@@ -252,9 +245,10 @@ fn every_value_acts() {
     let monitored = "metrics.serviceMonitor.enabled=true";
     let (plain, with_monitor) = (rendered(&[]), rendered(&[monitored]));
     for change in CHANGES {
-        let acts = match change.contains("serviceMonitor.") && *change != monitored {
-            true => rendered(&[monitored, change]) != with_monitor,
-            false => rendered(&[change]) != plain,
+        let acts = if change.contains("serviceMonitor.") && *change != monitored {
+            rendered(&[monitored, change]) != with_monitor
+        } else {
+            rendered(&[change]) != plain
         };
         assert!(acts, "{change} changes nothing");
     }
@@ -275,116 +269,83 @@ fn a_value_that_does_not_exist_or_cannot_work_is_refused() {
     }
 }
 
-/// One real API server for all that must be asked of one: that it takes the chart, its pods and what users may do.
+/// One real API server for all that must be asked of one.
 #[test]
-fn a_real_api_server_takes_the_chart_and_gives_users_their_rights() {
+fn a_real_api_server_takes_the_chart_its_pods_and_the_examples_and_gives_users_their_rights() {
     let cluster = ControlPlane::start().unwrap();
-    let kubectl = |words: &[&str]| command::output(cluster.kubectl().unwrap().args(words));
-    let helm =
-        |words: &[&str]| command::output(Command::new(&*HELM).env("KUBECONFIG", cluster.kubeconfig()).args(words));
-    let chart = folder();
-    let chart = chart.to_str().unwrap();
+    let kubectl = |words: &str| command::output(cluster.kubectl().unwrap().args(words.split(' ')));
+    let helm = |words: &str| {
+        let mut helm = Command::new(&*HELM);
+        let helm = helm
+            .current_dir(folder())
+            .env("KUBECONFIG", cluster.kubeconfig())
+            .args(words.split(' '));
+        command::output(helm).unwrap()
+    };
 
-    kubectl(&["create", "namespace", "agents"]).unwrap();
-    kubectl(&[
-        "label",
-        "namespace",
-        "agents",
-        "pod-security.kubernetes.io/enforce=restricted",
-    ])
-    .unwrap();
-    helm(&[
-        "install",
-        "agentic-operator",
-        chart,
-        "--namespace=agents",
-        "--set=operator.replicas=2",
-    ])
-    .unwrap();
-    kubectl(&[
-        "wait",
-        "crd/agenticsessions.vteam.ambient-code",
-        "--for=condition=Established",
-        "--timeout=30s",
-    ])
-    .unwrap();
+    kubectl("create namespace agents").unwrap();
+    kubectl("label namespace agents pod-security.kubernetes.io/enforce=restricted").unwrap();
+    helm("install agentic-operator . --namespace=agents --set=operator.replicas=2");
+    kubectl("wait crd/agenticsessions.vteam.ambient-code --for=condition=Established --timeout=30s").unwrap();
 
-    // Of a Deployment, Pod Security refuses the pods only; so the pods are made here.
-    for (name, mut pod) in pods(&rendered(&[])) {
-        pod["apiVersion"] = "v1".into();
-        pod["kind"] = "Pod".into();
-        pod["metadata"]["name"] = name.clone().into();
-        // The hook's account exists while the hook runs; the claim is the StatefulSet controller's.
-        pod["spec"]["serviceAccountName"] = "default".into();
+    for pod in bare_pods(&rendered(&[])) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), pod.to_string()).unwrap();
-        if name == "agentic-gateway" {
-            pod["spec"]["volumes"] = serde_json::json!([{"name": "data", "emptyDir": {}}]);
-            std::fs::write(file.path(), pod.to_string()).unwrap();
-        }
-        kubectl(&[
-            "create",
-            "--dry-run=server",
-            "--namespace=agents",
-            "-f",
-            file.path().to_str().unwrap(),
-        ])
+        kubectl(&format!(
+            "create --dry-run=server --namespace=agents -f {}",
+            file.path().display()
+        ))
         .unwrap();
     }
 
     for role in ["view", "edit", "admin"] {
-        kubectl(&[
-            "create",
-            "rolebinding",
-            role,
-            &format!("--clusterrole={role}"),
-            &format!("--user={role}-user"),
-            "--namespace=agents",
-        ])
+        kubectl(&format!(
+            "create rolebinding {role} --clusterrole={role} --user={role}-user --namespace=agents"
+        ))
         .unwrap();
     }
     let may = |user: &str, verb: &str| {
-        let user = format!("--as={user}-user");
-        kubectl(&[
-            "auth",
-            "can-i",
-            verb,
-            "agenticsessions.vteam.ambient-code",
-            "--namespace=agents",
-            &user,
-        ])
+        kubectl(&format!(
+            "auth can-i {verb} agenticsessions.vteam.ambient-code --namespace=agents --as={user}-user"
+        ))
         .is_ok()
     };
     // The aggregation controller needs a moment.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !may("edit", "create") {
-        assert!(std::time::Instant::now() < deadline, "editors may not create sessions");
+        assert!(Instant::now() < deadline, "editors may not create sessions");
     }
     assert!(may("view", "list") && !may("view", "create"));
     assert!(may("admin", "delete") && !may("nobody", "get"));
 
-    let example = paths::workspace().join("docs/examples");
+    let examples = paths::workspace().join("docs/examples");
     for file in ["hello.yaml", "full.yaml"] {
-        let file = example.join(file);
-        kubectl(&[
-            "create",
-            "--namespace=agents",
-            "--as=edit-user",
-            "-f",
-            file.to_str().unwrap(),
-        ])
+        kubectl(&format!(
+            "create --namespace=agents --as=edit-user -f {}",
+            examples.join(file).display()
+        ))
         .unwrap();
     }
-    helm(&[
-        "upgrade",
-        "agentic-operator",
-        chart,
-        "--namespace=agents",
-        "--set=logLevel=debug",
-    ])
-    .unwrap();
-    helm(&["uninstall", "agentic-operator", "--namespace=agents", "--no-hooks"]).unwrap();
-    kubectl(&["get", "as", "hello", "--namespace=agents"]).unwrap();
+    helm("upgrade agentic-operator . --namespace=agents --set=logLevel=debug");
+    helm("uninstall agentic-operator --namespace=agents --no-hooks");
+    kubectl("get as hello --namespace=agents").unwrap();
     // The definition was kept; the same release takes it over again.
-    helm(&["install", "agentic-operator", chart, "--namespace=agents"]).unwrap();
+    helm("install agentic-operator . --namespace=agents");
+}
+
+/// The pods of all templates: of a Deployment, Pod Security refuses the pods only.
+fn bare_pods(objects: &[Value]) -> Vec<Value> {
+    let pod = |object: &Value| {
+        let mut pod = object.pointer("/spec/template")?.clone();
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        pod["metadata"]["name"] = object["metadata"]["name"].clone();
+        // The hook's account exists while the hook runs; the claim is the StatefulSet controller's to add.
+        pod["spec"]["serviceAccountName"] = "default".into();
+        if object["kind"] == "StatefulSet" {
+            pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+        }
+        Some(pod)
+    };
+    objects.iter().filter_map(pod).collect()
 }
