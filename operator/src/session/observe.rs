@@ -79,7 +79,11 @@ pub async fn children(client: &Client, session: &AgenticSession, now: Timestamp)
     let job = JobSeen::of(job.as_ref(), &session.metadata);
     let pods = pods(client, &namespace, &session.uid().unwrap_or_default()).await.map_err(failed("the pods"))?;
     let refused = match job.ours().filter(|job| pods.is_empty() && live && overdue(job.created, now)) {
-        Some(job) => refused(client, &namespace, &job.uid).await.map_err(failed("the Job's Events"))?,
+        // Only the explanation hangs on it.
+        Some(job) => refused(client, &namespace, &job.uid).await.unwrap_or_else(|error| {
+            tracing::warn!(session = name, namespace, %error, "failed to read the Events of a Job");
+            None
+        }),
         None => None,
     };
     Ok(Observed {

@@ -1,0 +1,287 @@
+//! A namespace with an operator of its own, and what a test does there in the place of users and kubelets.
+
+use std::{fmt::Debug, net::TcpListener, time::Duration};
+
+use crds::{AgenticSession, AgenticSessionStatus, Phase};
+use k8s_openapi::api::{batch::v1::Job, core::v1::{Namespace, Pod}};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use operator::{LeaseSettings, PodSettings, RunAs, Settings};
+use protocol::{Outcome, Report, names::label};
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::plane::{NODE, admin, grant, operator_config};
+
+/// Generous: all tests share a control plane and a few cores.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+
+/// A namespace.
+pub struct World {
+    pub client: Client,
+    pub namespace: String,
+    pub metrics: std::net::SocketAddr,
+    operator: Option<(JoinHandle<()>, CancellationToken)>,
+}
+
+impl World {
+    /// A fresh namespace in which an operator works.
+    pub async fn new(name: &str) -> Self {
+        let mut world = Self::without_operator(name).await;
+        world.start_operator().await;
+        world
+    }
+
+    /// A fresh namespace.
+    pub async fn without_operator(name: &str) -> Self {
+        let client = admin().await;
+        let namespace = Namespace {
+            metadata: kube::core::ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some([("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned())].into()),
+                ..Default::default()
+            },
+            ..Namespace::default()
+        };
+        Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+        let granted = name.to_owned();
+        tokio::task::spawn_blocking(move || grant(&granted)).await.unwrap();
+        // Pods need their namespace's account, which a controller makes.
+        let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(client.clone(), name);
+        until("the default account", async || accounts.get_opt("default").await.unwrap()).await;
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self { client, namespace: name.to_owned(), metrics: port, operator: None }
+    }
+
+    /// What the operator of this namespace is told.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            pod: PodSettings {
+                runner_image: "registry.test/runner:7".into(),
+                gateway_url: Some("ws://gateway.test:8080".into()),
+                run_as_user: RunAs::User(10001),
+            },
+            watch_namespace: Some(self.namespace.clone()),
+            metrics_address: self.metrics,
+            concurrency: 4,
+            lease: LeaseSettings {
+                name: "agentic-operator".into(),
+                namespace: self.namespace.clone(),
+                // One identity through all lives: the next need not wait for the lease of one that was killed.
+                identity: "operator-of-the-test".into(),
+            },
+        }
+    }
+
+    pub async fn start_operator(&mut self) {
+        let client = Client::try_from(operator_config(&self.namespace).await).unwrap();
+        self.start_operator_with(client);
+    }
+
+    pub fn start_operator_with(&mut self, client: Client) {
+        let stop = CancellationToken::new();
+        let (settings, token) = (self.settings(), stop.clone());
+        let task = tokio::spawn(async move { operator::run(client, settings, token).await.expect("the operator runs") });
+        self.operator = Some((task, stop));
+    }
+
+    /// Ends the operator as SIGKILL would: between two instructions.
+    pub async fn kill_operator(&mut self) {
+        let (task, _) = self.operator.take().unwrap();
+        task.abort();
+        let _ = task.await;
+    }
+
+    /// Ends the operator as SIGTERM would.
+    pub async fn stop_operator(&mut self) {
+        let (task, stop) = self.operator.take().unwrap();
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    pub fn sessions(&self) -> Api<AgenticSession> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn jobs(&self) -> Api<Job> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub async fn create(&self, name: &str, spec: Value) -> AgenticSession {
+        self.sessions().create(&PostParams::default(), &session(name, spec)).await.unwrap()
+    }
+
+    pub async fn status(&self, name: &str) -> AgenticSessionStatus {
+        self.sessions().get(name).await.unwrap().status.unwrap_or_default()
+    }
+
+    pub async fn patch(&self, name: &str, patch: Value) {
+        self.sessions().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+
+    /// Waits for a status.
+    pub async fn status_when(&self, name: &str, is: impl Fn(&AgenticSessionStatus) -> bool) -> AgenticSessionStatus {
+        let last = std::cell::RefCell::new(AgenticSessionStatus::default());
+        let wait = until("a status", async || {
+            let status = self.status(name).await;
+            let found = is(&status);
+            last.replace(status.clone());
+            found.then_some(status)
+        });
+        tokio::select! {
+            status = wait => status,
+            () = tokio::time::sleep(PATIENCE / 10 * 9) => panic!("{}: status stays {:#?}", self.namespace, last.borrow()),
+        }
+    }
+
+    pub async fn phase(&self, name: &str, phase: Phase) -> AgenticSessionStatus {
+        self.status_when(name, |status| status.phase == phase).await
+    }
+
+    /// Waits for the pod of an attempt.
+    pub async fn pod(&self, session: &str, attempt: u32) -> Pod {
+        let of_attempt = ListParams::default().labels(&format!("{}={session},{}={attempt}", label::SESSION, label::ATTEMPT));
+        until("a pod", async || self.pods().list(&of_attempt).await.unwrap().items.into_iter().next()).await
+    }
+
+    pub async fn pod_now(&self, pod: &Pod) -> Option<Pod> {
+        self.pods().get_opt(&pod.name_any()).await.unwrap().filter(|now| now.uid() == pod.uid())
+    }
+
+    // --- in the place of scheduler and kubelet ---------------------------------------------------------------------
+
+    /// The scheduler puts the pod on a node, and the kubelet starts its containers.
+    pub async fn start(&self, pod: &Pod) {
+        self.bind(pod).await;
+        let now = jiff::Timestamp::now();
+        self.set_pod_status(
+            pod,
+            json!({
+                "phase": "Running",
+                "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
+                "containerStatuses": [container("runner", json!({"running": {"startedAt": second(now)}}))],
+                "initContainerStatuses": [container("agent", json!({"running": {"startedAt": second(now)}}))],
+            }),
+        )
+        .await;
+    }
+
+    pub async fn bind(&self, pod: &Pod) {
+        let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod.name_any()}, "target": {"kind": "Node", "name": NODE}});
+        let request = http::Request::post(format!("/api/v1/namespaces/{}/pods/{}/binding", self.namespace, pod.name_any()))
+            .header("content-type", "application/json")
+            .body(serde_json::to_vec(&binding).unwrap())
+            .unwrap();
+        self.client.request_text(request).await.unwrap();
+    }
+
+    /// The runner ran for `seconds` and left `report`; then the whole pod is over.
+    pub async fn end(&self, pod: &Pod, seconds: i64, report: Option<&Report>) {
+        self.end_runner(pod, seconds, report).await;
+        let phase = if report.is_some_and(|r| r.outcome.exit_code() == 0) { "Succeeded" } else { "Failed" };
+        self.set_pod_status(pod, json!({"phase": phase})).await;
+    }
+
+    /// The runner ended, its pod not yet.
+    pub async fn end_runner(&self, pod: &Pod, seconds: i64, report: Option<&Report>) {
+        let until = jiff::Timestamp::now();
+        let since = until - jiff::SignedDuration::from_secs(seconds);
+        let terminated = json!({
+            "exitCode": report.map_or(137, |r| i32::from(r.outcome.exit_code())),
+            "startedAt": second(since),
+            "finishedAt": second(until),
+            "message": report.map(|r| String::from_utf8(r.to_bytes()).unwrap()),
+        });
+        self.set_pod_status(pod, json!({"containerStatuses": [container("runner", json!({"terminated": terminated}))]})).await;
+    }
+
+    pub async fn set_pod_status(&self, pod: &Pod, status: Value) {
+        self.pods()
+            .patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(json!({"status": status})))
+            .await
+            .unwrap();
+    }
+
+    /// Somebody deletes a pod; the kubelet then ends it, and takes it away when its finalizers are gone.
+    pub async fn delete_pod(&self, pod: &Pod, report: Option<&Report>) {
+        self.pods().delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
+        self.obey_deletion(pod, report).await;
+    }
+
+    /// The kubelet's part in a deletion that somebody asked for.
+    pub async fn obey_deletion(&self, pod: &Pod, report: Option<&Report>) {
+        until("the pod's deletion", async || {
+            self.pod_now(pod).await.filter(|pod| pod.metadata.deletion_timestamp.is_some())
+        })
+        .await;
+        self.end(pod, 7, report).await;
+        let now = DeleteParams::default().grace_period(0);
+        let _ = self.pods().delete(&pod.name_any(), &now).await;
+    }
+
+    /// What a page of the operator's own server says.
+    pub async fn page(&self, path: &str) -> Option<(u16, String)> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut connection = tokio::net::TcpStream::connect(self.metrics).await.ok()?;
+        connection.write_all(format!("GET {path} HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n").as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.ok()?;
+        Some((answer.split(' ').nth(1)?.parse().ok()?, answer))
+    }
+
+    /// How often the operator has looked at a session with success.
+    pub async fn looks(&self) -> u64 {
+        let page = self.page("/metrics").await.map(|(_, text)| text).unwrap_or_default();
+        let line = page.lines().find(|line| line.starts_with(r#"agentic_operator_reconciles_total{result="ok"}"#));
+        line.and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// A report of an attempt that did some work.
+pub fn report(outcome: Outcome, attempt: u32) -> Report {
+    Report {
+        turns: 3,
+        usage: protocol::Usage { input_tokens: 11, output_tokens: 22, cache_read_input_tokens: 33, cache_creation_input_tokens: 44 },
+        cost_usd: Some(protocol::NanoUsd(12_345_000)),
+        last_seq: 17,
+        acked_seq: 16,
+        sdk_session_id: Some("conversation-1".into()),
+        trace_id: Some("trace-1".into()),
+        result: "a haiku".into(),
+        ..Report::new(outcome, attempt)
+    }
+}
+
+pub fn session(name: &str, spec: Value) -> AgenticSession {
+    let object = json!({"apiVersion": "vteam.ambient-code/v1alpha1", "kind": "AgenticSession", "metadata": {"name": name}, "spec": spec});
+    serde_json::from_value(object).unwrap()
+}
+
+fn container(name: &str, state: Value) -> Value {
+    json!({"name": name, "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": state})
+}
+
+/// To the second, as the kubelet writes times.
+fn second(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Asks until there is an answer.
+pub async fn until<T: Debug>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
