@@ -152,7 +152,7 @@ impl Attempt {
         let uplink = config.gateway.as_ref().map(|gateway| {
             let hello = hello(config, &journal);
             let spool = journal.spool();
-            Uplink::start(gateway.clone(), hello, spool.reader(1), spool.progress())
+            Uplink::start(gateway.clone(), hello, spool.readers(), spool.progress())
         });
         journal.session(&SessionBody::AttemptStarted {
             run: config.run,

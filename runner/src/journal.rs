@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use protocol::record::{GapBody, LogBody, LogLevel, NotJson, SessionBody, UserBody};
+use protocol::record::{GapBody, LogBody, LogLevel, MAX_RECORD, NotJson, SessionBody, UserBody};
 use protocol::{Kind, Outcome, Record};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -14,6 +14,8 @@ use crate::spool::{Spool, SpoolError, raw};
 use crate::transcript::Transcript;
 use crate::uplink::Request;
 
+/// Longest body: a record has at most [`MAX_RECORD`] bytes, its envelope included.
+const MAX_BODY: usize = MAX_RECORD - 1_024;
 /// Bytes that are read at once to be appended again.
 const AGAIN_BYTES: usize = 1 << 20;
 
@@ -206,6 +208,17 @@ impl Journal {
                 })?
             }
         };
+        if body.get().len() > MAX_BODY {
+            let body = GapBody {
+                from: None,
+                to: None,
+                length: Some(body.get().len() as u64),
+            };
+            let record = self
+                .spool
+                .append(self.attempt, turn, Kind::Gap, raw(Kind::Gap, &body)?)?;
+            return Ok(self.follow(&record));
+        }
         let record = self.spool.append(self.attempt, turn, kind, body)?;
         Ok(self.follow(&record))
     }

@@ -206,6 +206,12 @@ impl Spool {
         Reader::new(self.dir.clone(), seq)
     }
 
+    /// What makes readers, for somebody who outlives a borrow.
+    pub fn readers(&self) -> impl Fn(u64) -> Reader + Send + use<> {
+        let dir = self.dir.clone();
+        move |seq| Reader::new(dir.clone(), seq)
+    }
+
     /// Gives a record its seq and hands it to the writer; it is on disk when [`Spool::durable`] says so.
     pub fn append(&mut self, attempt: u32, turn: u32, kind: Kind, body: Box<RawValue>) -> Result<Record, SpoolError> {
         let ts = Timestamp::now();

@@ -21,6 +21,8 @@ pub enum Format {
     Text,
     /// Machines: one record a line.
     Json,
+    /// Nobody.
+    Quiet,
 }
 
 /// Writes records to stdout.
@@ -47,6 +49,7 @@ impl Transcript {
                 .map(|line| line + "\n")
                 .unwrap_or_default(),
             Format::Text => self.text(record),
+            Format::Quiet => return,
         };
         if !text.is_empty() {
             let mut stdout = io::stdout().lock();

@@ -1,49 +1,93 @@
-//! The way to the gateway.
+//! The way to the gateway: records from the spool, acknowledgements back, for as long as the attempt lasts.
+//!
+//! A task of its own reads the spool behind the writer's back, so nothing that the network does can hold up the agent.
 
-use protocol::record::Record;
+mod connection;
+#[cfg(test)]
+mod tests;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use protocol::Record;
+use protocol::frame::{Hello, close};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Duration, sleep};
 
 use crate::config::Gateway;
 use crate::spool::{Progress, Reader};
 
+use connection::{Connection, Lost};
+
+/// Pieces that wait for the network; more are dropped, because they are live only.
+const DELTAS: usize = 256;
+/// First and longest pause between two connections.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
 /// What the uplink needs of the one who writes the spool.
 #[derive(Debug)]
 pub enum Request {
-    /// Records above `after` have to get new seqs behind a gap; answered with the gap's seq.
+    /// Nothing of this spool is in the gateway's log, which ends at `after`: a gap behind that, and all own records again
+    /// behind the gap. Answered with the gap's seq.
     AppendAllAgain {
         /// Last seq that the gateway holds.
         after: u64,
         /// Where to go on sending.
         done: oneshot::Sender<u64>,
     },
-    /// The seq of this record is taken; it gets a new one.
+    /// The seq of this record is taken by another; it gets a new one.
     AppendAgain(Box<Record>),
 }
 
-/// Placeholder.
+/// How far the gateway is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Status {
+    /// Last seq that it acknowledged.
+    acked: u64,
+    /// It said that the session is gone: nothing more is tried.
+    gone: bool,
+}
+
+/// The running uplink; ends when it is dropped.
 pub struct Uplink {
-    acked: watch::Receiver<u64>,
+    status: watch::Receiver<Status>,
     requests: mpsc::Receiver<Request>,
+    deltas: mpsc::Sender<Box<RawValue>>,
+    task: JoinHandle<()>,
 }
 
 impl Uplink {
-    /// Placeholder.
+    /// Connects and keeps connected. `open` gives a reader of the spool from a seq on.
     pub fn start(
-        _gateway: Gateway,
-        _hello: protocol::frame::Hello,
-        _reader: Reader,
-        _progress: watch::Receiver<Progress>,
+        gateway: Gateway,
+        hello: Hello,
+        open: impl Fn(u64) -> Reader + Send + 'static,
+        progress: watch::Receiver<Progress>,
     ) -> Self {
+        let (status_tx, status) = watch::channel(Status::default());
+        let (requests_tx, requests) = mpsc::channel(16);
+        let (deltas, deltas_rx) = mpsc::channel(DELTAS);
+        let link = Link {
+            gateway,
+            hello,
+            open: Box::new(open),
+            progress,
+            status: status_tx,
+            requests: requests_tx,
+            deltas: deltas_rx,
+            appended_again: None,
+        };
         Self {
-            acked: watch::channel(0).1,
-            requests: mpsc::channel(1).1,
+            status,
+            requests,
+            deltas,
+            task: tokio::spawn(link.run()),
         }
     }
 
     /// Last seq that the gateway acknowledged.
     pub fn acked(&self) -> u64 {
-        *self.acked.borrow()
+        self.status.borrow().acked
     }
 
     /// The next request.
@@ -51,12 +95,24 @@ impl Uplink {
         self.requests.recv().await
     }
 
-    /// Sends a piece that is live only.
-    pub fn delta(&self, _delta: Box<RawValue>) {}
+    /// Sends a piece that is live only, if there is a connection that keeps up.
+    pub fn delta(&self, delta: Box<RawValue>) {
+        let _ = self.deltas.try_send(delta);
+    }
 
-    /// Waits until `seq` is acknowledged.
-    pub fn acknowledged(&self, _seq: u64) -> impl Future<Output = bool> + use<> {
-        std::future::ready(true)
+    /// Waits until `seq` is acknowledged, or cannot be any more.
+    pub fn acknowledged(&self, seq: u64) -> impl Future<Output = bool> + use<> {
+        let mut status = self.status.clone();
+        async move {
+            let seen = status.wait_for(|status| status.acked >= seq || status.gone).await;
+            seen.is_ok_and(|status| status.acked >= seq)
+        }
+    }
+}
+
+impl Drop for Uplink {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -65,5 +121,53 @@ pub async fn request(uplink: &mut Option<Uplink>) -> Option<Request> {
     match uplink {
         Some(uplink) => uplink.request().await,
         None => std::future::pending().await,
+    }
+}
+
+/// What connections share.
+struct Link {
+    gateway: Gateway,
+    hello: Hello,
+    open: Box<dyn Fn(u64) -> Reader + Send>,
+    progress: watch::Receiver<Progress>,
+    status: watch::Sender<Status>,
+    requests: mpsc::Sender<Request>,
+    deltas: mpsc::Receiver<Box<RawValue>>,
+    /// Behind which seq our records were appended again, and where those begin: a second welcome of the same kind must
+    /// not have it done twice.
+    appended_again: Option<(u64, u64)>,
+}
+
+impl Link {
+    async fn run(mut self) {
+        let (first, longest) = PAUSE;
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(first)
+            .with_max_delay(longest)
+            .with_jitter()
+            .without_max_times();
+        let mut pauses = backoff.build();
+        loop {
+            let mut welcomed = false;
+            let lost = match Connection::open(&mut self).await {
+                Ok(mut connection) => connection.serve(&mut welcomed).await,
+                Err(lost) => lost,
+            };
+            match &lost {
+                Lost::Closed(close::GONE) => {
+                    tracing::warn!("the gateway says that the session is gone; its records stay in the spool");
+                    self.status.send_modify(|status| status.gone = true);
+                    return;
+                }
+                Lost::Owner => return,
+                // The lease says who drives the session; whoever finds another owner there stops. So: try again.
+                Lost::Closed(code) => tracing::warn!(code, "the gateway closed the connection"),
+                other => tracing::warn!(cause = %other, "the connection to the gateway was lost"),
+            }
+            if welcomed {
+                pauses = backoff.build();
+            }
+            sleep(pauses.next().unwrap_or(longest)).await;
+        }
     }
 }

@@ -1,0 +1,290 @@
+//! One connection to the gateway.
+
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
+use protocol::frame::{
+    Ack, CommandResult, FileChunk, GatewayFrame, Hello, MAX_BATCH, MAX_MESSAGE, RunnerFrame, Welcome,
+};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::{Duration, Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
+use tokio_tungstenite::tungstenite::http::{HeaderValue, Request as HttpRequest};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+
+use super::{Link, Request};
+use crate::spool::{Reader, SpoolError};
+
+/// How long connecting and being welcomed may take.
+const OPENING: Duration = Duration::from_secs(15);
+/// How long a frame may take to leave.
+const SENDING: Duration = Duration::from_secs(20);
+/// How often the other end is asked whether it is there.
+const PING: Duration = Duration::from_secs(10);
+/// Silence after which it is not: found within 30 s.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Lost {
+    #[error("failed to read the gateway's token")]
+    Token(#[source] std::io::Error),
+    #[error("failed to use WEBSOCKET_URL: {0}")]
+    Address(tungstenite::Error),
+    #[error("{0}")]
+    Socket(#[from] tungstenite::Error),
+    #[error("the gateway does not answer")]
+    Silent,
+    #[error("closed with {0}")]
+    Closed(u16),
+    #[error("the gateway broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("{0}")]
+    Spool(#[from] SpoolError),
+    /// The runner itself is ending.
+    #[error("the runner is ending")]
+    Owner,
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// See the module.
+pub(super) struct Connection<'a> {
+    link: &'a mut Link,
+    socket: Socket,
+    heard: Instant,
+    ping: Interval,
+}
+
+impl<'a> Connection<'a> {
+    /// Connects; the token is read anew each time, because the kubelet renews it.
+    pub(super) async fn open(link: &'a mut Link) -> Result<Self, Lost> {
+        let request = upgrade(link)?;
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MAX_MESSAGE))
+            .max_frame_size(Some(MAX_MESSAGE));
+        let connect = connect_async_with_config(request, Some(config), true);
+        let (socket, _) = timeout(OPENING, connect).await.map_err(|_| Lost::Silent)??;
+        let mut ping = interval(PING);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            link,
+            socket,
+            heard: Instant::now(),
+            ping,
+        })
+    }
+
+    /// Serves until the connection is lost.
+    pub(super) async fn serve(&mut self, welcomed: &mut bool) -> Lost {
+        match self.try_serve(welcomed).await {
+            Ok(never) => match never {},
+            Err(lost) => lost,
+        }
+    }
+
+    async fn try_serve(&mut self, welcomed: &mut bool) -> Result<std::convert::Infallible, Lost> {
+        let next_seq = self.link.progress.borrow().durable + 1;
+        let hello = Hello {
+            next_seq,
+            ..self.link.hello.clone()
+        };
+        self.send(&RunnerFrame::Hello(hello)).await?;
+        let welcome = timeout(OPENING, self.welcome()).await.map_err(|_| Lost::Silent)??;
+        *welcomed = true;
+        let mut reader = self.place(&welcome).await?;
+        // What was said while there was no connection is in the records by now.
+        while self.link.deltas.try_recv().is_ok() {}
+        loop {
+            let durable = self.link.progress.borrow_and_update().durable;
+            let batch = reader.read(durable, MAX_BATCH)?;
+            if batch.is_empty() {
+                self.wait().await?;
+                continue;
+            }
+            let records = batch.into_iter().map(|stored| stored.bytes).collect();
+            self.send(&RunnerFrame::Records(records)).await?;
+            while let Some(message) = self.socket.next().now_or_never() {
+                self.take(message).await?;
+            }
+        }
+    }
+
+    /// Waits for something to happen in either direction.
+    async fn wait(&mut self) -> Result<(), Lost> {
+        tokio::select! {
+            message = self.socket.next() => self.take(message).await,
+            changed = self.link.progress.changed() => changed.map_err(|_| Lost::Owner),
+            Some(delta) = self.link.deltas.recv() => self.send(&RunnerFrame::Delta(delta)).await,
+            _ = self.ping.tick() => {
+                if self.heard.elapsed() > SILENCE {
+                    return Err(Lost::Silent);
+                }
+                self.message(Message::Ping(tungstenite::Bytes::new())).await
+            }
+        }
+    }
+
+    async fn welcome(&mut self) -> Result<Welcome, Lost> {
+        loop {
+            let message = self.socket.next().await;
+            match self.text(message)? {
+                None => {}
+                Some(text) => match serde_json::from_str(&text) {
+                    Ok(GatewayFrame::Welcome(welcome)) => return Ok(welcome),
+                    _ => return Err(Lost::Protocol("something else than a welcome")),
+                },
+            }
+        }
+    }
+
+    /// Where to send from. What the gateway says replaces what we remember, also downwards.
+    async fn place(&mut self, welcome: &Welcome) -> Result<Reader, Lost> {
+        let Welcome {
+            acked_seq: after,
+            spool,
+        } = welcome;
+        let ours = match spool {
+            Some(spool) => *spool == self.link.hello.spool,
+            None => *after == 0,
+        };
+        let durable = self.link.progress.borrow().durable;
+        if ours && *after <= durable {
+            self.acked(*after);
+            return Ok((self.link.open)(after + 1));
+        }
+        self.acked(0);
+        let gap = match self.link.appended_again {
+            Some((behind, gap)) if behind == *after => gap,
+            _ => self.append_all_again(*after).await?,
+        };
+        Ok((self.link.open)(gap))
+    }
+
+    async fn append_all_again(&mut self, after: u64) -> Result<u64, Lost> {
+        tracing::warn!(
+            after,
+            "the gateway's log holds nothing of this spool; all records are appended again behind it"
+        );
+        let (done, gap) = oneshot::channel();
+        let request = Request::AppendAllAgain { after, done };
+        self.link.requests.send(request).await.map_err(|_| Lost::Owner)?;
+        let gap = gap.await.map_err(|_| Lost::Owner)?;
+        self.link.appended_again = Some((after, gap));
+        Ok(gap)
+    }
+
+    fn acked(&self, acked: u64) {
+        self.link
+            .status
+            .send_if_modified(|status| std::mem::replace(&mut status.acked, acked) != acked);
+    }
+
+    /// Takes what came.
+    async fn take(&mut self, message: Option<Result<Message, tungstenite::Error>>) -> Result<(), Lost> {
+        let Some(text) = self.text(message)? else { return Ok(()) };
+        match serde_json::from_str(&text) {
+            Ok(frame) => self.frame(frame).await,
+            Err(error) => {
+                tracing::warn!(%error, "a frame of the gateway was not understood");
+                Ok(())
+            }
+        }
+    }
+
+    fn text(&mut self, message: Option<Result<Message, tungstenite::Error>>) -> Result<Option<Utf8Bytes>, Lost> {
+        self.heard = Instant::now();
+        match message {
+            Some(Ok(Message::Text(text))) => Ok(Some(text)),
+            Some(Ok(Message::Close(frame))) => Err(Lost::Closed(frame.map_or(1005, |frame| frame.code.into()))),
+            Some(Ok(_)) => Ok(None),
+            Some(Err(error)) => Err(error.into()),
+            None => Err(Lost::Closed(1006)),
+        }
+    }
+
+    async fn frame(&mut self, frame: GatewayFrame) -> Result<(), Lost> {
+        match frame {
+            GatewayFrame::Ack(Ack { seq }) => {
+                if seq > self.link.progress.borrow().durable {
+                    return Err(Lost::Protocol("an acknowledgement of what was not sent"));
+                }
+                self.acked(seq);
+                Ok(())
+            }
+            GatewayFrame::Conflict(Ack { seq }) => self.conflict(seq).await,
+            GatewayFrame::Welcome(_) => Err(Lost::Protocol("a second welcome")),
+            GatewayFrame::UserMessage(command) => self.refuse(command.id).await,
+            GatewayFrame::Interrupt(command) => self.refuse(command.id).await,
+            GatewayFrame::EndSession(command) => self.refuse(command.id).await,
+            GatewayFrame::PermissionResponse(command) => self.refuse(command.id).await,
+            GatewayFrame::FileRequest(command) => {
+                let error = Some("this runner does not serve files".to_owned());
+                let chunk = FileChunk {
+                    id: command.id,
+                    offset: 0,
+                    data: String::new(),
+                    eof: true,
+                    error,
+                };
+                self.send(&RunnerFrame::FileChunk(chunk)).await
+            }
+        }
+    }
+
+    /// A one-shot takes no commands. A refusal has no effect, so it needs no memory.
+    async fn refuse(&mut self, id: String) -> Result<(), Lost> {
+        let error = Some("this session is not interactive".to_owned());
+        self.send(&RunnerFrame::CommandResult(CommandResult { id, error, seq: None }))
+            .await
+    }
+
+    /// Another record has this seq in the gateway's log: ours gets a new one, once.
+    async fn conflict(&mut self, seq: u64) -> Result<(), Lost> {
+        let Some(record) = (self.link.open)(seq).record(seq)? else {
+            return Ok(());
+        };
+        if record.was.is_some() {
+            tracing::error!(
+                seq,
+                "a record that was appended again is refused again; it stays in the spool"
+            );
+            return Ok(());
+        }
+        tracing::warn!(
+            seq,
+            "another record has this seq in the gateway's log; ours is appended again"
+        );
+        self.link
+            .requests
+            .send(Request::AppendAgain(Box::new(record)))
+            .await
+            .map_err(|_| Lost::Owner)
+    }
+
+    async fn send(&mut self, frame: &RunnerFrame) -> Result<(), Lost> {
+        let text = serde_json::to_string(frame).map_err(|_| Lost::Protocol("a frame that cannot be written"))?;
+        self.message(Message::Text(text.into())).await
+    }
+
+    async fn message(&mut self, message: Message) -> Result<(), Lost> {
+        timeout(SENDING, self.socket.send(message))
+            .await
+            .map_err(|_| Lost::Silent)?
+            .map_err(Lost::from)
+    }
+}
+
+fn upgrade(link: &Link) -> Result<HttpRequest<()>, Lost> {
+    let mut request = link.gateway.url.as_str().into_client_request().map_err(Lost::Address)?;
+    if let Some(path) = &link.gateway.token_file {
+        let token = std::fs::read_to_string(path).map_err(Lost::Token)?;
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
+            .map_err(|_| Lost::Protocol("a token that cannot stand in a header"))?;
+        bearer.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, bearer);
+    }
+    Ok(request)
+}

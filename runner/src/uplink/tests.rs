@@ -1,0 +1,405 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use futures::{SinkExt as _, StreamExt as _};
+use protocol::frame::{Ack, GatewayFrame, Role, RunnerFrame, Welcome};
+use protocol::record::GapBody;
+use protocol::{Kind, Outcome, RecordHead};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
+
+use super::*;
+use crate::history::History;
+use crate::journal::Journal;
+use crate::redact::Redactor;
+use crate::spool::Spool;
+use crate::transcript::{Format, Transcript};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A gateway that stores, and breaks in all the ways a network does.
+#[derive(Default)]
+struct Log {
+    spool: Option<String>,
+    records: BTreeMap<u64, String>,
+    /// Seqs that came again with other bytes.
+    conflicts: Vec<u64>,
+    tokens: Vec<String>,
+    connections: u32,
+}
+
+impl Log {
+    /// Last seq without a hole before it; a gap covers what it says.
+    fn acked(&self) -> u64 {
+        let (mut acked, mut covered) = (0, 0);
+        for (&seq, record) in &self.records {
+            let head: RecordHead = serde_json::from_str(record).unwrap();
+            if head.kind == Kind::Gap {
+                let record: protocol::Record = serde_json::from_str(record).unwrap();
+                let gap: GapBody = serde_json::from_str(record.body.get()).unwrap();
+                if gap.from == Some(acked + 1) {
+                    covered = gap.to.unwrap_or(0);
+                }
+            }
+            if seq != acked.max(covered) + 1 {
+                break;
+            }
+            acked = seq;
+        }
+        acked
+    }
+
+    fn store(&mut self, spool: &str, record: String) {
+        let head: RecordHead = serde_json::from_str(&record).unwrap();
+        self.spool = Some(spool.to_owned());
+        match self.records.get(&head.seq) {
+            None => {
+                self.records.insert(head.seq, record);
+            }
+            Some(stored) if *stored == record => {}
+            Some(_) => self.conflicts.push(head.seq),
+        }
+    }
+}
+
+struct Gatekeeper {
+    url: String,
+    log: Arc<Mutex<Log>>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Gatekeeper {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// `breaks`: the chance, in percent, that a connection is cut at each of its steps.
+async fn gateway(log: Log, breaks: u32, refusals: Vec<u16>) -> Gatekeeper {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/ws", listener.local_addr().unwrap());
+    let log = Arc::new(Mutex::new(log));
+    let shared = Arc::clone(&log);
+    let serving = tokio::spawn(async move {
+        let mut dice = StdRng::seed_from_u64(7);
+        let mut refusals = refusals.into_iter();
+        while let Ok((stream, _)) = listener.accept().await {
+            // One at a time: a runner has one connection.
+            serve(stream, &shared, &mut dice, breaks, refusals.next()).await;
+        }
+    });
+    Gatekeeper { url, log, serving }
+}
+
+async fn serve(
+    stream: tokio::net::TcpStream,
+    log: &Mutex<Log>,
+    dice: &mut StdRng,
+    breaks: u32,
+    refusal: Option<u16>,
+) -> Option<()> {
+    let mut token = String::new();
+    #[allow(clippy::result_large_err, reason = "the signature is the library's")]
+    let see = |request: &tokio_tungstenite::tungstenite::handshake::server::Request, response| {
+        let value = request
+            .headers()
+            .get("authorization")
+            .and_then(|value| value.to_str().ok());
+        token = value.unwrap_or_default().to_owned();
+        Ok(response)
+    };
+    let mut socket = tokio_tungstenite::accept_hdr_async(stream, see).await.ok()?;
+    {
+        let mut log = log.lock().unwrap();
+        log.connections += 1;
+        log.tokens.push(token);
+    }
+    if let Some(code) = refusal {
+        let frame = CloseFrame {
+            code: CloseCode::from(code),
+            reason: "".into(),
+        };
+        let _ = socket.close(Some(frame)).await;
+        while socket.next().await.is_some_and(|message| message.is_ok()) {}
+        return None;
+    }
+    let mut spool = String::new();
+    let mut cut = || dice.random_ratio(breaks, 100);
+    while let Some(Ok(message)) = socket.next().await {
+        let Message::Text(text) = message else { continue };
+        if cut() {
+            return None;
+        }
+        let answers = match serde_json::from_str(&text).unwrap() {
+            RunnerFrame::Hello(hello) => {
+                spool = hello.spool;
+                let log = log.lock().unwrap();
+                vec![GatewayFrame::Welcome(Welcome {
+                    acked_seq: log.acked(),
+                    spool: log.spool.clone(),
+                })]
+            }
+            RunnerFrame::Records(records) => {
+                let mut log = log.lock().unwrap();
+                for record in records {
+                    if cut() {
+                        return None;
+                    }
+                    log.store(&spool, record.get().to_owned());
+                }
+                let conflicts = std::mem::take(&mut log.conflicts);
+                let mut answers: Vec<_> = conflicts
+                    .into_iter()
+                    .map(|seq| GatewayFrame::Conflict(Ack { seq }))
+                    .collect();
+                answers.push(GatewayFrame::Ack(Ack { seq: log.acked() }));
+                answers
+            }
+            _ => vec![],
+        };
+        for answer in answers {
+            if cut() {
+                return None;
+            }
+            socket
+                .send(Message::Text(serde_json::to_string(&answer).unwrap().into()))
+                .await
+                .ok()?;
+        }
+    }
+    None
+}
+
+struct Runner {
+    journal: Journal,
+    uplink: Uplink,
+    _dir: tempfile::TempDir,
+}
+
+fn hello(spool: &str) -> Hello {
+    Hello {
+        protocol: 1,
+        role: Role::Run,
+        uid: "u".into(),
+        name: "n".into(),
+        attempt: 1,
+        pod_uid: "p".into(),
+        spool: spool.to_owned(),
+        next_seq: 1,
+        cli_version: None,
+    }
+}
+
+fn runner(url: &str, records: u32) -> Runner {
+    let dir = tempfile::tempdir().unwrap();
+    let token_file = dir.path().join("token");
+    std::fs::write(&token_file, "fake-token\n").unwrap();
+    let spool = Spool::open(&dir.path().join("spool"), |_| ()).unwrap();
+    let redactor = Arc::new(Redactor::default());
+    let quiet = Transcript::new(Format::Quiet);
+    let mut journal = Journal::new(spool, History::default(), redactor, None, quiet, 1);
+    let gateway = Gateway {
+        url: url.to_owned(),
+        token_file: Some(token_file),
+    };
+    let spool = journal.spool();
+    let uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress());
+    for n in 0..records {
+        journal
+            .record(Kind::Cli, &serde_json::json!({ "type": "n", "n": n }))
+            .unwrap();
+    }
+    Runner {
+        journal,
+        uplink,
+        _dir: dir,
+    }
+}
+
+impl Runner {
+    /// Writes `more` records while it serves the uplink, then waits until all is acknowledged.
+    async fn deliver(&mut self, more: u32) {
+        let work = async {
+            for n in 0..more {
+                self.journal
+                    .record(Kind::Cli, &serde_json::json!({ "type": "more", "n": n }))
+                    .unwrap();
+                tokio::select! {
+                    Some(request) = self.uplink.request() => self.journal.append_again(request).await.unwrap(),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+            loop {
+                let last = self.journal.spool().next_seq() - 1;
+                tokio::select! {
+                    acked = self.uplink.acknowledged(last) => { assert!(acked); return; }
+                    Some(request) = self.uplink.request() => self.journal.append_again(request).await.unwrap(),
+                }
+            }
+        };
+        timeout(DEADLINE, work).await.expect("all records are acknowledged");
+    }
+
+    fn spooled(&self) -> Vec<String> {
+        let spool = self.journal.spool();
+        let last = spool.next_seq() - 1;
+        let read = spool.readers()(1).read(last, usize::MAX).unwrap();
+        read.into_iter().map(|stored| stored.bytes.get().to_owned()).collect()
+    }
+}
+
+#[tokio::test]
+async fn over_drops_at_random_no_record_is_lost_or_doubled() {
+    let gatekeeper = gateway(Log::default(), 4, vec![]).await;
+    let mut runner = runner(&gatekeeper.url, 300);
+    runner.deliver(300).await;
+    let log = gatekeeper.log.lock().unwrap();
+    assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), runner.spooled());
+    assert!(
+        log.connections > 3,
+        "{} connections: nothing was dropped",
+        log.connections
+    );
+    assert!(log.tokens.iter().all(|token| token == "Bearer fake-token"));
+}
+
+#[tokio::test]
+async fn a_refusal_is_tried_again_and_a_session_that_is_gone_is_not() {
+    let gatekeeper = gateway(
+        Log::default(),
+        0,
+        vec![close::NOT_THIS_POD, close::SUPERSEDED, close::PROTOCOL],
+    )
+    .await;
+    runner(&gatekeeper.url, 5).deliver(0).await;
+    assert_eq!(gatekeeper.log.lock().unwrap().connections, 4);
+
+    let gatekeeper = gateway(Log::default(), 0, vec![close::GONE]).await;
+    let runner = runner(&gatekeeper.url, 5);
+    let acked = timeout(DEADLINE, runner.uplink.acknowledged(5))
+        .await
+        .expect("it is known at once");
+    assert!(!acked);
+    assert_eq!(gatekeeper.log.lock().unwrap().connections, 1);
+}
+
+/// A record of another spool, as the gateway may hold it.
+fn foreign(seq: u64) -> (u64, String) {
+    let record = protocol::Record {
+        seq,
+        attempt: 1,
+        turn: 0,
+        ts: jiff::Timestamp::UNIX_EPOCH,
+        kind: Kind::Log,
+        was: None,
+        body: RawValue::from_string("{}".to_owned()).unwrap(),
+    };
+    (seq, serde_json::to_string(&record).unwrap())
+}
+
+fn parsed(records: &BTreeMap<u64, String>) -> Vec<protocol::Record> {
+    records
+        .values()
+        .map(|record| serde_json::from_str(record).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_log_of_a_lost_spool_is_gone_on_with_behind_a_gap() {
+    let log = Log {
+        spool: Some("lost".into()),
+        records: (1..=8).map(foreign).collect(),
+        ..Log::default()
+    };
+    let gatekeeper = gateway(log, 3, vec![]).await;
+    let mut runner = runner(&gatekeeper.url, 3);
+    runner.deliver(2).await;
+    let log = gatekeeper.log.lock().unwrap();
+    let records = parsed(&log.records);
+    assert!(
+        records[..8].iter().all(|record| record.kind == Kind::Log),
+        "the old records stay"
+    );
+    assert!(records[8..].iter().any(|record| record.kind == Kind::Gap));
+    let was: Vec<u64> = records.iter().filter_map(|record| record.was).collect();
+    assert!(was.starts_with(&[1, 2, 3]), "{was:?}");
+    assert_eq!(log.acked(), *log.records.keys().last().unwrap(), "no hole is left");
+    let bodies = |wanted: &str| {
+        records
+            .iter()
+            .filter(|record| record.body.get().contains(wanted))
+            .count()
+    };
+    assert_eq!((bodies("\"n\""), bodies("more")), (5, 2), "each once");
+}
+
+#[tokio::test]
+async fn a_log_that_forgot_its_end_is_filled_again_from_there() {
+    let mut first = runner("ws://127.0.0.1:1/", 20);
+    let own = first.journal.spool().id().to_owned();
+    let seq = first.journal.end(Outcome::Lost).unwrap();
+    first.journal.spool().durable(seq).await.unwrap();
+    let kept = first
+        .spooled()
+        .into_iter()
+        .take(6)
+        .enumerate()
+        .map(|(at, record)| (at as u64 + 1, record));
+    let log = Log {
+        spool: Some(own),
+        records: kept.collect(),
+        ..Log::default()
+    };
+    let gatekeeper = gateway(log, 0, vec![]).await;
+    let gateway = Gateway {
+        url: gatekeeper.url.clone(),
+        token_file: None,
+    };
+    let spool = first.journal.spool();
+    first.uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress());
+    first.deliver(0).await;
+    let log = gatekeeper.log.lock().unwrap();
+    assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), first.spooled());
+}
+
+#[tokio::test]
+async fn a_seq_that_is_taken_costs_a_new_one_once() {
+    let mut first = runner("ws://127.0.0.1:1/", 4);
+    let own = first.journal.spool().id().to_owned();
+    // Somebody wrote seq 3 into the log of our spool, but not 1 and 2.
+    let log = Log {
+        spool: Some(own),
+        records: [foreign(3)].into_iter().collect(),
+        ..Log::default()
+    };
+    let gatekeeper = gateway(log, 0, vec![]).await;
+    let gateway = Gateway {
+        url: gatekeeper.url.clone(),
+        token_file: None,
+    };
+    let spool = first.journal.spool();
+    first.uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress());
+    let settled = async {
+        loop {
+            tokio::select! {
+                acked = first.uplink.acknowledged(5) => { assert!(acked); return; }
+                Some(request) = first.uplink.request() => first.journal.append_again(request).await.unwrap(),
+            }
+        }
+    };
+    timeout(DEADLINE, settled)
+        .await
+        .expect("the record arrives under a new seq");
+    let log = gatekeeper.log.lock().unwrap();
+    let records = parsed(&log.records);
+    assert_eq!(
+        records
+            .iter()
+            .map(|record| (record.seq, record.was))
+            .collect::<Vec<_>>(),
+        [(1, None), (2, None), (3, None), (4, None), (5, Some(3)),]
+    );
+}
