@@ -270,7 +270,7 @@ pub struct AgenticSessionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_name: Option<String>,
     /// UID of the pod that may speak for the session now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "podUID")]
     pub pod_uid: Option<String>,
     /// Number of the current run, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
