@@ -1,1 +1,94 @@
-//! Placeholder.
+//! The gateway: runners deliver their records to it, clients create sessions and read their events from it.
+
+pub mod api;
+pub mod auth;
+pub mod follow;
+pub mod ingest;
+pub mod live;
+pub mod metrics;
+pub mod server;
+pub mod sessions;
+pub mod store;
+pub mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    middleware::{self, Next},
+    response::Response,
+    routing::get,
+};
+use http::StatusCode;
+use kube::Client;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_http::timeout::TimeoutLayer;
+
+use crate::{
+    auth::kubernetes::Reviews, live::Live, metrics::Metrics, sessions::Sessions, store::EventLog, watch::Watched,
+};
+
+/// Longest body of a request: the longest spec, escaped.
+const MAX_BODY: usize = 4 << 20;
+/// How long a request may take until its answer begins.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// What all requests share.
+pub struct Gateway {
+    /// The API server.
+    pub client: Client,
+    /// Its sessions, read live.
+    pub sessions: Sessions,
+    /// Its sessions as the watch has them.
+    pub watched: Watched,
+    /// Who may do what.
+    pub reviews: Reviews,
+    /// The event log.
+    pub log: Arc<dyn EventLog>,
+    /// What happens now.
+    pub live: Live,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the gateway is to end.
+    pub shutdown: CancellationToken,
+    /// What must have ended before it does.
+    pub tasks: TaskTracker,
+}
+
+impl Gateway {
+    /// On this cluster and this log.
+    pub fn new(client: Client, log: Arc<dyn EventLog>, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            sessions: Sessions::new(client.clone()),
+            reviews: Reviews::new(client.clone()),
+            client,
+            watched: Watched::default(),
+            log,
+            live: Live::default(),
+            metrics: Arc::default(),
+            shutdown,
+            tasks: TaskTracker::new(),
+        })
+    }
+}
+
+/// All routes.
+pub fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/health", get(api::health::health))
+        .route("/api/projects/{project}/sessions/{session}/ws", get(ingest::connect))
+        .nest("/api/projects", api::projects::router())
+        .fallback(async || api::ApiError::not_found("there is nothing at this path"))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, ANSWER_WITHIN))
+        .route_layer(middleware::from_fn_with_state(gateway.clone(), count))
+        .with_state(gateway)
+}
+
+async fn count(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
+    let response = next.run(request).await;
+    gateway.metrics.answered(&route, response.status().as_u16());
+    response
+}

@@ -1,2 +1,94 @@
-//! Placeholder.
-fn main() {}
+//! The gateway's process.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Parser;
+use gateway::{Gateway, metrics, server, store};
+use kube::Client;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// How long requests under way may take to end.
+const END_WITHIN: Duration = Duration::from_secs(15);
+
+/// Receives the records of agentic sessions and serves them, with the sessions themselves, over HTTP.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Address of the API and of the runners' WebSocket.
+    #[arg(long, env = "GATEWAY_LISTEN", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// Address of `/metrics`.
+    #[arg(long, env = "GATEWAY_METRICS_ADDRESS", default_value = "0.0.0.0:9090")]
+    metrics_address: SocketAddr,
+    /// File of the event log, or `:memory:` to lose it with the process.
+    #[arg(long, env = "GATEWAY_DATA", default_value = "/data/events.db")]
+    data: store::Location,
+    /// Connections at most; more wait.
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", default_value_t = 10_000)]
+    max_connections: usize,
+    /// `json`: log lines for machines.
+    #[arg(long, env = protocol::names::env::LOG_FORMAT, default_value = "text")]
+    log_format: String,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if args.log_format == "json" { log.json().init() } else { log.init() }
+    // Fails only when a provider is installed already, and then there is one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args))
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let client = Client::try_default().await.context("failed to find the cluster: run in a pod or set KUBECONFIG")?;
+    let log = store::open(&args.data)?;
+    let shutdown = CancellationToken::new();
+    let gateway = Gateway::new(client, log, shutdown.clone());
+    let api = listen(args.listen).await?;
+    let metrics_listener = listen(args.metrics_address).await?;
+    tracing::info!(address = %api.local_addr()?, metrics = %metrics_listener.local_addr()?, "listening");
+
+    let watch = tokio::spawn({
+        let gateway = gateway.clone();
+        async move { gateway.watched.run(&gateway.sessions).await }
+    });
+    let metrics = metrics::router(gateway.metrics.clone());
+    let tasks = gateway.tasks.clone();
+    tasks.spawn(server::serve(metrics_listener, metrics, 64, shutdown.clone(), tasks.clone()));
+    let router = gateway::router(gateway.clone());
+    tasks.spawn(server::serve(api, router, args.max_connections, shutdown.clone(), tasks.clone()));
+
+    stop_asked().await?;
+    tracing::info!("stopping");
+    shutdown.cancel();
+    tasks.close();
+    if tokio::time::timeout(END_WITHIN, tasks.wait()).await.is_err() {
+        tracing::warn!("requests cut off");
+    }
+    watch.abort();
+    // The log ends when the last holder lets go of it: what is queued is committed first.
+    drop(Arc::into_inner(gateway));
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))
+}
+
+async fn stop_asked() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

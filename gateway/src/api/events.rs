@@ -1,0 +1,181 @@
+//! A session's events as SSE.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse as _, Response},
+};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::{Stream, StreamExt as _};
+use http::{
+    HeaderMap,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
+};
+use serde_json::json;
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
+
+use crate::{
+    Gateway,
+    auth::kubernetes::{Refusal, Verb},
+    follow::{CloseReason, Follower, Item},
+    metrics::Counted,
+    sessions::{Target, View},
+};
+
+/// Proxies cut connections that say nothing for a minute.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How often it is asked whether the caller may still read.
+const RECHECK: Duration = Duration::from_secs(60);
+/// Items written at once when they are there.
+const CHUNK: usize = 64;
+
+/// The seq after which a client wants to go on: that of `Last-Event-ID` if it is of this session, else the start.
+pub fn cursor(headers: &HeaderMap, uid: &str) -> u64 {
+    let id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    let parts = id.and_then(|id| id.rsplit_once('/'));
+    parts.filter(|(session, _)| *session == uid).and_then(|(_, seq)| seq.parse().ok()).unwrap_or_default()
+}
+
+struct Client {
+    gateway: Arc<Gateway>,
+    follower: Follower,
+    target: Target,
+    token: String,
+    uid: String,
+    heartbeat: Interval,
+    recheck: Interval,
+    _counted: Counted,
+}
+
+/// The stream as a response.
+pub fn response(gateway: Arc<Gateway>, follower: Follower, target: Target, token: String) -> Response<Body> {
+    let client = Client {
+        uid: follower.session().to_owned(),
+        _counted: gateway.metrics.stream(),
+        gateway,
+        follower,
+        target,
+        token,
+        heartbeat: every(HEARTBEAT),
+        recheck: every(RECHECK),
+    };
+    let headers = [
+        (CONTENT_TYPE.as_str(), "text/event-stream"),
+        (CACHE_CONTROL.as_str(), "no-cache, no-transform"),
+        // nginx would hold events back.
+        ("x-accel-buffering", "no"),
+    ];
+    (headers, Body::from_stream(chunks(client))).into_response()
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval_at(tokio::time::Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+fn chunks(client: Client) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    futures::stream::unfold(client, |mut client| async move {
+        let text = client.next().await?;
+        Some((text, client))
+    })
+    .ready_chunks(CHUNK)
+    .map(|mut texts| {
+        if texts.len() == 1 {
+            return Ok(texts.remove(0));
+        }
+        Ok(texts.concat().into())
+    })
+}
+
+impl Client {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            tokio::select! {
+                biased;
+                _ = self.recheck.tick() => if self.is_forbidden().await {
+                    let close = self.follower.close(CloseReason::Forbidden);
+                    return Some(text(&self.uid, close));
+                },
+                item = self.follower.next() => return item.map(|item| text(&self.uid, item)),
+                _ = self.heartbeat.tick() => return Some(Bytes::from_static(b": heartbeat\n\n")),
+            }
+        }
+    }
+
+    async fn is_forbidden(&self) -> bool {
+        let reviews = &self.gateway.reviews;
+        let answer = async {
+            let caller = reviews.authenticate(&self.token).await?;
+            reviews.authorize(&caller, Verb::Get, self.target.namespace(), Some(self.target.name())).await
+        };
+        // An API server that cannot be asked takes no rights away.
+        matches!(answer.await, Err(Refusal::Unauthenticated | Refusal::Forbidden { .. }))
+    }
+}
+
+fn text(uid: &str, item: Item) -> Bytes {
+    match item {
+        Item::Record(record) => event(Some((uid, record.seq)), record.kind.as_str(), &record.bytes),
+        Item::Delta(delta) => event(None, "delta", &delta),
+        Item::Phase(View { phase, reason, message, attempt, .. }) => {
+            let body = json!({"phase": phase, "reason": reason, "message": message, "attempt": attempt});
+            event(None, "phase", body.to_string().as_bytes())
+        }
+        Item::Gap(known) => {
+            let body = json!({"known": known, "final": "unknown", "cursor": format!("{uid}/{known}")});
+            event(None, "gap", body.to_string().as_bytes())
+        }
+        Item::Close(close) => {
+            let body = json!({"reason": close.reason.as_str(), "lastSeq": close.last});
+            event(None, "close", body.to_string().as_bytes())
+        }
+    }
+}
+
+/// One event. JSON needs no line breaks, but may have them between its tokens; a line break would end the `data` field, so
+/// each line becomes a field of its own, which the client joins again.
+fn event(id: Option<(&str, u64)>, name: &str, data: &[u8]) -> Bytes {
+    let mut text = BytesMut::with_capacity(data.len() + 96);
+    if let Some((uid, seq)) = id {
+        text.put(format!("id: {uid}/{seq}\n").as_bytes());
+    }
+    text.put(format!("event: {name}\n").as_bytes());
+    for line in data.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        text.put(&b"data: "[..]);
+        text.put(line);
+        text.put_u8(b'\n');
+    }
+    text.put_u8(b'\n');
+    text.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_its_id_its_kind_and_its_bytes() {
+        let text = event(Some(("u-1", 7)), "cli", br#"{"seq":7,  "x":1.0}"#);
+        assert_eq!(text, "id: u-1/7\nevent: cli\ndata: {\"seq\":7,  \"x\":1.0}\n\n");
+    }
+
+    #[test]
+    fn a_line_break_in_a_record_cannot_begin_an_event_of_its_own() {
+        let text = event(None, "cli", b"{\n\nevent: close\r\rdata: {}}");
+        let text = std::str::from_utf8(&text).unwrap();
+        assert!(text.lines().skip(1).all(|line| line.is_empty() || line.starts_with("data: ")), "{text}");
+        assert_eq!(text.matches("\n\n").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn a_cursor_of_another_session_means_from_the_start() {
+        let headers = |id: &str| HeaderMap::from_iter([("last-event-id".parse().unwrap(), id.parse().unwrap())]);
+        assert_eq!(cursor(&headers("u-1/41"), "u-1"), 41);
+        for other in ["u-2/41", "41", "u-1/x", "u-1/-1", ""] {
+            assert_eq!(cursor(&headers(other), "u-1"), 0, "{other}");
+        }
+        assert_eq!(cursor(&HeaderMap::new(), "u-1"), 0);
+    }
+}

@@ -1,0 +1,364 @@
+//! A reader of one session: first what is stored, then what happens, without gap or duplicate, until the session's end.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    live::{Channel, Event},
+    sessions::{Delivered, View},
+    store::{EventLog, PageSize, Progress, StoreError, StoredRecord},
+    watch::Seen,
+};
+
+/// How long after its end a session's records are waited for.
+pub const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
+const PAGE: PageSize = PageSize {
+    records: 512,
+    bytes: 1 << 20,
+};
+
+/// What a reader is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A record; seqs follow each other without gap.
+    Record(StoredRecord),
+    /// A piece of a message while it is written.
+    Delta(Bytes),
+    /// The session's phase or its reason is another.
+    Phase(View),
+    /// The session is over and records may be missing behind this seq.
+    Gap(u64),
+    /// The last item.
+    Close(Close),
+}
+
+/// Why a stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// Why.
+    pub reason: CloseReason,
+    /// Seq of the last record given.
+    pub last: u64,
+}
+
+/// See [`Close::reason`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The session is over.
+    Ended,
+    /// The session is deleted.
+    Deleted,
+    /// This gateway is being stopped: connect again.
+    Shutdown,
+    /// The event log cannot be read: connect again later.
+    Unavailable,
+    /// The caller may no longer read the session.
+    Forbidden,
+}
+
+impl CloseReason {
+    /// The reason as clients see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Deleted => "deleted",
+            Self::Shutdown => "shutdown",
+            Self::Unavailable => "unavailable",
+            Self::Forbidden => "forbidden",
+        }
+    }
+}
+
+/// What a follower reads from.
+pub struct Sources {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// The session's channel.
+    pub channel: Arc<Channel>,
+    /// What the cluster says of the session.
+    pub seen: watch::Receiver<Seen>,
+    /// Cancelled when the gateway stops.
+    pub shutdown: CancellationToken,
+}
+
+/// See the module.
+pub struct Follower {
+    sources: Sources,
+    session: String,
+    cursor: u64,
+    events: broadcast::Receiver<Event>,
+    /// Records to give out, following the cursor.
+    ready: VecDeque<StoredRecord>,
+    progress: Progress,
+    /// `progress` is to be read from the store.
+    stale: bool,
+    view: View,
+    /// Of the view that the reader was told.
+    told: Option<View>,
+    /// When the end was first seen, for a status that does not say.
+    ended: Option<Timestamp>,
+    closing: Option<Close>,
+    done: bool,
+}
+
+enum Presence {
+    Here,
+    Deleted,
+}
+
+impl Follower {
+    /// Follows the session of `view` behind the record `cursor`.
+    pub fn new(sources: Sources, view: View, cursor: u64) -> Self {
+        Self {
+            // Attached before the store is read: what is stored in between comes twice, and never not at all.
+            events: sources.channel.subscribe(),
+            session: view.uid.clone(),
+            cursor,
+            ready: VecDeque::new(),
+            progress: Progress::default(),
+            stale: true,
+            view,
+            told: None,
+            ended: None,
+            closing: None,
+            done: false,
+            sources,
+        }
+    }
+
+    /// UID of the session that is followed.
+    pub fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// Ends the stream early.
+    pub fn close(&mut self, reason: CloseReason) -> Item {
+        self.done = true;
+        Item::Close(Close {
+            reason,
+            last: self.cursor,
+        })
+    }
+
+    /// The next item; `None` after [`Item::Close`]. Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Option<Item> {
+        if self.done {
+            return None;
+        }
+        Some(match self.advance().await {
+            Ok(item) => item,
+            Err(error) => {
+                tracing::error!(session = self.session, %error, "stream ended");
+                self.close(CloseReason::Unavailable)
+            }
+        })
+    }
+
+    async fn advance(&mut self) -> Result<Item, StoreError> {
+        loop {
+            if let Some(record) = self.ready.pop_front() {
+                self.cursor = record.seq;
+                return Ok(Item::Record(record));
+            }
+            if let Some(close) = self.closing {
+                self.done = true;
+                return Ok(Item::Close(close));
+            }
+            if self.sources.shutdown.is_cancelled() {
+                return Ok(self.close(CloseReason::Shutdown));
+            }
+            let presence = self.look();
+            if let Some(item) = self.phase() {
+                return Ok(item);
+            }
+            if self.catch_up().await? {
+                continue;
+            }
+            let verdict = match presence {
+                Presence::Deleted => Verdict::Close(CloseReason::Deleted),
+                Presence::Here => verdict(&self.view, self.progress, self.cursor, self.ended, Timestamp::now()),
+            };
+            match verdict {
+                Verdict::Open => {
+                    if let Some(item) = self.wait(None).await {
+                        return Ok(item);
+                    }
+                }
+                Verdict::Until(time) => {
+                    if let Some(item) = self.wait(Some(time)).await {
+                        return Ok(item);
+                    }
+                }
+                // What was stored last may not have been heard of yet.
+                Verdict::Close(_) | Verdict::Gap if self.refresh().await? => {}
+                Verdict::Close(reason) => return Ok(self.close(reason)),
+                Verdict::Gap => {
+                    let last = self.cursor;
+                    self.closing = Some(Close {
+                        reason: CloseReason::Ended,
+                        last,
+                    });
+                    return Ok(Item::Gap(last));
+                }
+            }
+        }
+    }
+
+    fn look(&mut self) -> Presence {
+        match &*self.sources.seen.borrow_and_update() {
+            Some(view) if view.uid == self.session => self.view = view.clone(),
+            _ => return Presence::Deleted,
+        }
+        if !self.view.phase.is_terminal() {
+            self.ended = None;
+        } else if self.ended.is_none() {
+            self.ended = Some(self.view.ended.unwrap_or_else(Timestamp::now));
+        }
+        Presence::Here
+    }
+
+    fn phase(&mut self) -> Option<Item> {
+        let same = |told: &View| told.phase == self.view.phase && told.reason == self.view.reason;
+        if self.told.as_ref().is_some_and(same) {
+            return None;
+        }
+        self.told = Some(self.view.clone());
+        Some(Item::Phase(self.view.clone()))
+    }
+
+    /// Takes a page from the store if it is ahead of the reader.
+    async fn catch_up(&mut self) -> Result<bool, StoreError> {
+        if self.stale {
+            self.refresh().await?;
+        }
+        if self.progress.acked <= self.cursor {
+            return Ok(false);
+        }
+        let page = self.sources.log.read(&self.session, self.cursor, PAGE).await?;
+        if page.is_empty() {
+            // The log is shorter than it was said to be (restored from a copy): wait for more.
+            self.progress.acked = self.cursor;
+        }
+        self.ready.extend(page);
+        Ok(!self.ready.is_empty())
+    }
+
+    /// Reads from the store how far it is; whether it is ahead of the reader.
+    async fn refresh(&mut self) -> Result<bool, StoreError> {
+        self.progress = self.sources.log.state(&self.session).await?.progress;
+        self.stale = false;
+        Ok(self.progress.acked > self.cursor)
+    }
+
+    async fn wait(&mut self, until: Option<Timestamp>) -> Option<Item> {
+        let patience = until.map_or(Duration::MAX, |time| {
+            time.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO)
+        });
+        tokio::select! {
+            event = self.events.recv() => match event {
+                Ok(Event::Stored { records, progress }) => self.stored(&records, progress),
+                Ok(Event::Delta(delta)) => return Some(Item::Delta(delta)),
+                // Too slow: catch up from the store.
+                Err(_) => self.stale = true,
+            },
+            _ = self.sources.seen.changed() => {}
+            () = self.sources.shutdown.cancelled() => {}
+            () = tokio::time::sleep(patience) => {}
+        }
+        None
+    }
+
+    fn stored(&mut self, records: &[StoredRecord], progress: Progress) {
+        // Two writers' batches may be told in the other order.
+        self.progress = self.progress.max(progress);
+        let mut next = self.cursor + 1;
+        for record in records.iter().filter(|record| record.seq <= progress.acked) {
+            if record.seq == next {
+                next += 1;
+                self.ready.push_back(record.clone());
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Open,
+    Until(Timestamp),
+    Gap,
+    Close(CloseReason),
+}
+
+/// Whether a reader that has all that is stored has had everything.
+fn verdict(view: &View, progress: Progress, cursor: u64, ended: Option<Timestamp>, now: Timestamp) -> Verdict {
+    let Some(ended) = ended else { return Verdict::Open };
+    let over = ended.checked_add(PATIENCE).unwrap_or(Timestamp::MAX);
+    let complete = progress.ended >= view.attempt && cursor >= progress.last;
+    match view.delivered {
+        Delivered::Final => Verdict::Close(CloseReason::Ended),
+        Delivered::Unknown if complete || now >= over => Verdict::Close(CloseReason::Ended),
+        Delivered::No if now >= over => Verdict::Gap,
+        Delivered::Unknown | Delivered::No => Verdict::Until(over),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::Phase;
+    use rstest::rstest;
+
+    use super::*;
+
+    const END: &str = "2026-01-02T03:04:05Z";
+
+    #[rstest]
+    #[case::running(Phase::Running, Delivered::Unknown, 0, 1, "Open")]
+    #[case::all_delivered(Phase::Completed, Delivered::Final, 0, 1, "Close(Ended)")]
+    #[case::end_record_seen(Phase::Completed, Delivered::Unknown, 2, 1, "Close(Ended)")]
+    #[case::end_record_of_an_earlier_attempt(Phase::Failed, Delivered::Unknown, 1, 1, "Until(2026-01-02T03:04:35Z)")]
+    #[case::waited_for_the_end_record(Phase::Stopped, Delivered::Unknown, 1, 31, "Close(Ended)")]
+    #[case::end_record_but_not_all_delivered(Phase::Completed, Delivered::No, 2, 1, "Until(2026-01-02T03:04:35Z)")]
+    #[case::waited_for_what_is_missing(Phase::Completed, Delivered::No, 2, 31, "Gap")]
+    fn a_stream_ends_when_all_has_come_or_has_been_waited_for(
+        #[case] phase: Phase,
+        #[case] delivered: Delivered,
+        #[case] attempt_ended: u32,
+        #[case] seconds_later: i64,
+        #[case] expected: &str,
+    ) {
+        let end: Timestamp = END.parse().unwrap();
+        let view = View {
+            phase,
+            delivered,
+            attempt: 2,
+            ..View::default()
+        };
+        let progress = Progress {
+            acked: 5,
+            last: 5,
+            ended: attempt_ended,
+        };
+        let ended = phase.is_terminal().then_some(end);
+        let now = end + SignedDuration::from_secs(seconds_later);
+        assert_eq!(format!("{:?}", verdict(&view, progress, 5, ended, now)), expected);
+    }
+
+    #[test]
+    fn an_end_record_behind_a_hole_is_not_the_end() {
+        let now = Timestamp::now();
+        let view = View {
+            phase: Phase::Completed,
+            ..View::default()
+        };
+        let progress = Progress {
+            acked: 5,
+            last: 7,
+            ended: 1,
+        };
+        assert!(matches!(verdict(&view, progress, 5, Some(now), now), Verdict::Until(_)));
+    }
+}

@@ -1,0 +1,403 @@
+//! The runner's WebSocket: records in, acknowledgements out once they are stored.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::{
+        Extension, Path, State, WebSocketUpgrade,
+        ws::{CloseFrame, Message, WebSocket},
+    },
+    response::Response,
+};
+use bytes::Bytes;
+use http::HeaderMap;
+use protocol::{
+    RecordHead,
+    frame::{self, Ack, GatewayFrame, Hello, MAX_MESSAGE, RunnerFrame, Welcome, close},
+    record::{MAX_RECORD, checksum},
+};
+use serde_json::value::RawValue;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::{
+    Gateway,
+    auth::{
+        self,
+        runner::{self, Refusal},
+    },
+    live::Channel,
+    server::Place,
+    sessions::{Target, View},
+    store::{Admission, Admitted, Appended, Batch, MAX_SEQ, NewRecord, State as LogState, StoreError, StoredRecord},
+    watch::Seen,
+};
+
+/// How long the first frame may take.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How often the peer is asked whether it lives.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// Silence after which it does not: found within 30 s.
+const SILENCE: Duration = Duration::from_secs(25);
+/// How long a frame may take to leave.
+const SEND_WITHIN: Duration = Duration::from_secs(10);
+/// How long a close may take to be answered.
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// Pods that may be admitted before this one while it tries.
+const ADMISSION_TRIES: usize = 8;
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
+    Protocol(String),
+    #[error("a newer pod writes this session")]
+    Superseded,
+    #[error("the session is gone")]
+    Gone,
+    #[error("the gateway is being stopped: connect again")]
+    Shutdown,
+    #[error("the records could not be stored: try again")]
+    Store(#[from] StoreError),
+    #[error("the peer left")]
+    Left,
+    #[error("the peer is silent")]
+    Silent,
+}
+
+impl End {
+    fn code(&self) -> u16 {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            Self::Protocol(_) => close::PROTOCOL,
+            Self::Superseded => close::SUPERSEDED,
+            Self::Gone => close::GONE,
+            // RFC 6455: going away.
+            Self::Shutdown => 1001,
+            // RFC 6455: internal error.
+            Self::Store(_) => 1011,
+            Self::Left | Self::Silent => 1000,
+        }
+    }
+}
+
+/// `GET /api/projects/{project}/sessions/{session}/ws`. A refusal is an accepted upgrade followed by its close code.
+pub async fn connect(
+    State(gateway): State<Arc<Gateway>>,
+    Path((project, session)): Path<(String, String)>,
+    place: Option<Extension<Place>>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let token = auth::bearer(&headers).map(str::to_owned);
+    let held = (gateway.tasks.token(), place);
+    upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE).on_upgrade(move |socket| async move {
+        let _held = held;
+        let connected = gateway.metrics.connected();
+        let mut peer = Peer { socket };
+        let end = match Target::new(&project, &session) {
+            Some(target) => serve(&gateway, &target, token.as_deref(), &mut peer).await,
+            None => End::Gone,
+        };
+        drop(connected);
+        gateway.metrics.closed(end.code());
+        match &end {
+            End::Store(cause) => tracing::error!(session, namespace = project, %cause, "runner disconnected"),
+            end => tracing::info!(session, namespace = project, code = end.code(), cause = %end, "runner disconnected"),
+        }
+        peer.close(&end).await;
+    })
+}
+
+async fn serve(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &mut Peer) -> End {
+    let mut connection = match admit(gateway, target, token, peer).await {
+        Ok(connection) => connection,
+        Err(end) => return end,
+    };
+    match connection.run(gateway, peer).await {
+        Ok(never) => match never {},
+        Err(end) => end,
+    }
+}
+
+/// A pod that is its session's writer.
+struct Connection {
+    session: String,
+    pod: String,
+    spool: String,
+    state: LogState,
+    channel: Arc<Channel>,
+    seen: tokio::sync::watch::Receiver<Seen>,
+    heard: Instant,
+}
+
+async fn admit(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &mut Peer) -> Result<Connection, End> {
+    let pod = runner::pod(&gateway.client, token).await?;
+    // Told before the hello, so that a pod whose time has not come need not wait for its own silence.
+    runner::session(&gateway.sessions, target, &pod).await?;
+    let hello = tokio::select! {
+        hello = timeout(HELLO_WITHIN, peer.hello()) => hello.map_err(|_| End::Protocol("hello must be sent first".to_owned()))??,
+        () = gateway.shutdown.cancelled() => return Err(End::Shutdown),
+    };
+    check(&hello, target, &pod)?;
+    let (view, state) = become_writer(gateway, target, &pod, &hello.uid).await?;
+    let channel = gateway.live.channel(&view.uid);
+    channel.admitted(state.epoch);
+    tracing::info!(
+        session = target.name(),
+        namespace = target.namespace(),
+        attempt = hello.attempt,
+        acked = state.progress.acked,
+        "runner connected"
+    );
+    Ok(Connection {
+        session: hello.uid,
+        pod,
+        spool: hello.spool,
+        channel,
+        seen: gateway.watched.follow(target, view),
+        state,
+        heard: Instant::now(),
+    })
+}
+
+fn check(hello: &Hello, target: &Target, pod: &str) -> Result<(), End> {
+    let wrong = |what: &str| Err(End::Protocol(format!("hello: {what}")));
+    if hello.protocol != frame::VERSION {
+        return wrong(&format!("protocol {} is not spoken here, {} is", hello.protocol, frame::VERSION));
+    }
+    if hello.name != target.name() {
+        return wrong("name is not the session of this address");
+    }
+    if hello.pod_uid != pod {
+        return wrong("podUid is not the pod of the token");
+    }
+    if hello.spool.is_empty() || hello.spool.len() > 128 {
+        return wrong("spool must have 1 to 128 bytes");
+    }
+    Ok(())
+}
+
+/// See [`Admission`] for the order of the steps.
+async fn become_writer(gateway: &Gateway, target: &Target, pod: &str, uid: &str) -> Result<(View, LogState), End> {
+    for _ in 0..ADMISSION_TRIES {
+        let seen = gateway.log.state(uid).await?.epoch;
+        let view = runner::session(&gateway.sessions, target, pod).await?;
+        if view.uid != uid {
+            return Err(End::Gone);
+        }
+        let admission = Admission {
+            session: uid.to_owned(),
+            namespace: target.namespace().to_owned(),
+            name: target.name().to_owned(),
+            pod: pod.to_owned(),
+            seen,
+        };
+        if let Admitted::Writer(state) = gateway.log.admit(admission).await? {
+            return Ok((view, state));
+        }
+    }
+    Err(Refusal::NotThisPod.into())
+}
+
+impl Connection {
+    async fn run(&mut self, gateway: &Gateway, peer: &mut Peer) -> Result<std::convert::Infallible, End> {
+        peer.send(&GatewayFrame::Welcome(Welcome {
+            acked_seq: self.state.progress.acked,
+            spool: self.state.spool.clone(),
+        }))
+        .await?;
+        let channel = self.channel.clone();
+        let superseded = channel.superseded(self.state.epoch);
+        tokio::pin!(superseded);
+        let mut ping = interval(PING_EVERY);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = gateway.shutdown.cancelled() => return Err(End::Shutdown),
+                () = &mut superseded => return Err(End::Superseded),
+                changed = self.seen.changed() => self.still_writer(changed.is_ok())?,
+                _ = ping.tick() => {
+                    if self.heard.elapsed() > SILENCE {
+                        return Err(End::Silent);
+                    }
+                    peer.message(Message::Ping(Bytes::new())).await?;
+                }
+                message = peer.receive() => {
+                    let message = message?;
+                    self.heard = Instant::now();
+                    if let Some(text) = message {
+                        self.frame(gateway, peer, parse(&text)?).await?;
+                        self.heard = Instant::now();
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the watch says now. The pod of an ended run stays its writer until another is named.
+    fn still_writer(&mut self, watched: bool) -> Result<(), End> {
+        match &*self.seen.borrow_and_update() {
+            Some(view) if view.uid == self.session => match &view.pod {
+                Some(pod) if *pod != self.pod => Err(End::Superseded),
+                _ if watched => Ok(()),
+                _ => Err(End::Gone),
+            },
+            _ => Err(End::Gone),
+        }
+    }
+
+    async fn frame(&mut self, gateway: &Gateway, peer: &mut Peer, frame: RunnerFrame) -> Result<(), End> {
+        match frame {
+            RunnerFrame::Records(records) => self.records(gateway, peer, records).await,
+            RunnerFrame::Delta(delta) => {
+                self.channel.delta(bytes(delta));
+                Ok(())
+            }
+            RunnerFrame::Hello(_) => Err(End::Protocol("hello may be sent only once".to_owned())),
+            RunnerFrame::CommandResult(_) | RunnerFrame::FileChunk(_) => {
+                Err(End::Protocol("an answer to a command that was not sent".to_owned()))
+            }
+        }
+    }
+
+    async fn records(&mut self, gateway: &Gateway, peer: &mut Peer, records: Vec<Box<RawValue>>) -> Result<(), End> {
+        let records = heads(records)?;
+        let length = records.iter().map(|record| record.bytes.len()).sum();
+        let begun = Instant::now();
+        let batch = Batch {
+            session: self.session.clone(),
+            epoch: self.state.epoch,
+            spool: self.spool.clone(),
+            records: records.clone(),
+        };
+        let Appended::Stored(receipt) = gateway.log.append(batch).await? else {
+            return Err(End::Superseded);
+        };
+        gateway.metrics.stored(&receipt, length, begun.elapsed());
+        // Before anything that can fail: readers must hear of what is stored.
+        let stored = || published(records, &receipt.conflicts);
+        self.channel.stored(stored, length, receipt.progress);
+        for &seq in &receipt.conflicts {
+            tracing::warn!(session_uid = self.session, seq, "a record with other bytes is stored already");
+            peer.send(&GatewayFrame::Conflict(Ack { seq })).await?;
+        }
+        let seq = receipt.progress.acked;
+        peer.send(&GatewayFrame::Ack(Ack { seq })).await
+    }
+}
+
+fn parse(text: &str) -> Result<RunnerFrame, End> {
+    serde_json::from_str(text).map_err(|error| End::Protocol(format!("frame not understood: {error}")))
+}
+
+fn heads(records: Vec<Box<RawValue>>) -> Result<Vec<NewRecord>, End> {
+    let mut last = 0;
+    records
+        .into_iter()
+        .map(|record| {
+            let wrong = |what: String| End::Protocol(format!("record after seq {last}: {what}"));
+            let head: RecordHead = serde_json::from_str(record.get()).map_err(|error| wrong(error.to_string()))?;
+            if head.seq <= last || head.seq > MAX_SEQ {
+                return Err(wrong(format!("seq {} is not between it and {MAX_SEQ}", head.seq)));
+            }
+            if record.get().len() > MAX_RECORD {
+                return Err(wrong(format!("longer than {MAX_RECORD} bytes")));
+            }
+            last = head.seq;
+            let bytes = bytes(record);
+            Ok(NewRecord {
+                head,
+                checksum: checksum(&bytes),
+                bytes,
+            })
+        })
+        .collect()
+}
+
+fn published(records: Vec<NewRecord>, conflicts: &[u64]) -> Vec<StoredRecord> {
+    records
+        .into_iter()
+        .filter(|record| !conflicts.contains(&record.head.seq))
+        .map(|record| StoredRecord {
+            seq: record.head.seq,
+            kind: record.head.kind,
+            bytes: record.bytes,
+        })
+        .collect()
+}
+
+fn bytes(json: Box<RawValue>) -> Bytes {
+    Bytes::from(Box::<str>::from(json).into_boxed_bytes())
+}
+
+/// The other end of the socket.
+struct Peer {
+    socket: WebSocket,
+}
+
+impl Peer {
+    async fn hello(&mut self) -> Result<Hello, End> {
+        loop {
+            if let Some(text) = self.receive().await? {
+                return match parse(&text)? {
+                    RunnerFrame::Hello(hello) => Ok(hello),
+                    _ => Err(End::Protocol("hello must be sent first".to_owned())),
+                };
+            }
+        }
+    }
+
+    /// The next text; `None` for a sign of life without one. Nothing is lost when the future is dropped.
+    async fn receive(&mut self) -> Result<Option<axum::extract::ws::Utf8Bytes>, End> {
+        match self.socket.recv().await {
+            Some(Ok(Message::Text(text))) => Ok(Some(text)),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
+            Some(Ok(Message::Binary(_))) => Err(End::Protocol("frames are text".to_owned())),
+            Some(Ok(Message::Close(_))) | None => Err(End::Left),
+            Some(Err(error)) if is_too_long(&error) => {
+                Err(End::Protocol(format!("messages have at most {MAX_MESSAGE} bytes")))
+            }
+            Some(Err(_)) => Err(End::Left),
+        }
+    }
+
+    async fn send(&mut self, frame: &GatewayFrame) -> Result<(), End> {
+        let text = serde_json::to_string(frame).map_err(|error| End::Protocol(error.to_string()))?;
+        self.message(Message::Text(text.into())).await
+    }
+
+    async fn message(&mut self, message: Message) -> Result<(), End> {
+        match timeout(SEND_WITHIN, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(End::Left),
+        }
+    }
+
+    async fn close(mut self, end: &End) {
+        if matches!(end, End::Left) {
+            return;
+        }
+        let mut reason = end.to_string();
+        // A control frame has room for 125 bytes, two of them the code.
+        reason.truncate(reason.floor_char_boundary(123));
+        let close = CloseFrame {
+            code: end.code(),
+            reason: reason.into(),
+        };
+        let answered = async {
+            self.message(Message::Close(Some(close))).await?;
+            // To close a socket with unread bytes resets it, and the close frame may be lost.
+            while self.receive().await.is_ok() {}
+            Ok::<_, End>(())
+        };
+        let _ = timeout(CLOSE_WITHIN, answered).await;
+    }
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    // axum hides the type of its WebSocket library, whose message this is.
+    error.to_string().contains("too long")
+}

@@ -1,0 +1,144 @@
+//! Metrics.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::store::Receipt;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    code: u16,
+}
+
+/// What the gateway counts.
+pub struct Metrics {
+    registry: Registry,
+    records: Family<ResultLabel, Counter>,
+    record_bytes: Counter,
+    append_seconds: Histogram,
+    runners: Gauge,
+    closes: Family<CodeLabel, Counter>,
+    streams: Gauge,
+    requests: Family<RequestLabels, Counter>,
+}
+
+/// Counts something as long as it lives.
+pub struct Counted(Gauge);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("agentic_gateway"),
+            records: Family::default(),
+            record_bytes: Counter::default(),
+            append_seconds: Histogram::new(exponential_buckets(0.000_5, 2.0, 14)),
+            runners: Gauge::default(),
+            closes: Family::default(),
+            streams: Gauge::default(),
+            requests: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("records", "Records received, by what became of them", self.records.clone());
+        registry.register("record_bytes", "Bytes of records received", self.record_bytes.clone());
+        registry.register(
+            "append_seconds",
+            "Time from a batch's arrival until it is on disk",
+            self.append_seconds.clone(),
+        );
+        registry.register("runner_connections", "Runners connected", self.runners.clone());
+        registry.register("runner_closes", "Connections of runners ended, by close code", self.closes.clone());
+        registry.register("streams", "Clients that follow a session", self.streams.clone());
+        registry.register("requests", "Requests answered, by route and status", self.requests.clone());
+    }
+
+    /// A batch is on disk.
+    pub fn stored(&self, receipt: &Receipt, bytes: usize, took: Duration) {
+        let Receipt {
+            progress: _,
+            new,
+            equal,
+            conflicts,
+        } = receipt;
+        for (result, count) in [("new", *new), ("equal", *equal), ("conflict", conflicts.len())] {
+            self.records.get_or_create(&ResultLabel { result }).inc_by(count as u64);
+        }
+        self.record_bytes.inc_by(bytes as u64);
+        self.append_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A runner connected.
+    pub fn connected(&self) -> Counted {
+        self.runners.inc();
+        Counted(self.runners.clone())
+    }
+
+    /// A runner's connection ended.
+    pub fn closed(&self, code: u16) {
+        self.closes.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// A client follows a session.
+    pub fn stream(&self) -> Counted {
+        self.streams.inc();
+        Counted(self.streams.clone())
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, route: &str, code: u16) {
+        let route = route.to_owned();
+        self.requests.get_or_create(&RequestLabels { route, code }).inc();
+    }
+
+    /// All of it in `OpenMetrics` text.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// `GET /metrics`.
+pub fn router(metrics: Arc<Metrics>) -> axum::Router {
+    let answer = move || async move {
+        const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        match metrics.text() {
+            Ok(text) => Ok(([(http::header::CONTENT_TYPE, OPEN_METRICS)], text)),
+            Err(_) => Err(http::StatusCode::INTERNAL_SERVER_ERROR),
+        }
+    };
+    axum::Router::new().route("/metrics", axum::routing::get(answer))
+}

@@ -1,0 +1,120 @@
+//! The event log in memory.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+
+use super::{Admission, Admitted, Appended, Batch, EventLog, NewRecord, PageSize, Receipt, State, StoreError, StoredRecord};
+
+/// Keeps records until the process ends.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryLog {
+    sessions: Arc<Mutex<HashMap<String, Session>>>,
+}
+
+#[derive(Debug, Default)]
+struct Session {
+    state: State,
+    records: BTreeMap<u64, NewRecord>,
+    conflicts: Vec<NewRecord>,
+}
+
+impl MemoryLog {
+    fn with<T>(&self, session: &str, f: impl FnOnce(&mut Session) -> T) -> BoxFuture<'static, Result<T, StoreError>>
+    where
+        T: Send + 'static,
+    {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = f(sessions.entry(session.to_owned()).or_default());
+        async move { Ok(answer) }.boxed()
+    }
+}
+
+impl EventLog for MemoryLog {
+    fn state(&self, session: &str) -> BoxFuture<'static, Result<State, StoreError>> {
+        self.with(session, |session| session.state.clone())
+    }
+
+    fn admit(&self, admission: Admission) -> BoxFuture<'static, Result<Admitted, StoreError>> {
+        self.with(&admission.session, |session| {
+            if session.state.epoch != admission.seen {
+                return Admitted::Outdated;
+            }
+            session.state.epoch += 1;
+            Admitted::Writer(session.state.clone())
+        })
+    }
+
+    fn append(&self, batch: Batch) -> BoxFuture<'static, Result<Appended, StoreError>> {
+        let Batch {
+            session,
+            epoch,
+            spool,
+            records,
+        } = batch;
+        self.with(&session, move |session| {
+            if session.state.epoch != epoch || epoch == 0 {
+                return Appended::Superseded;
+            }
+            Appended::Stored(session.append(spool, records))
+        })
+    }
+
+    fn read(&self, session: &str, after: u64, page: PageSize) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>> {
+        self.with(session, |session| {
+            let mut bytes = 0;
+            session
+                .records
+                .range(after + 1..)
+                .take_while(|(seq, _)| **seq <= session.state.progress.acked)
+                .take(page.records)
+                .take_while(|(_, record)| {
+                    let first = bytes == 0;
+                    bytes += record.bytes.len();
+                    first || bytes <= page.bytes
+                })
+                .map(|(seq, record)| StoredRecord {
+                    seq: *seq,
+                    kind: record.head.kind,
+                    bytes: record.bytes.clone(),
+                })
+                .collect()
+        })
+    }
+}
+
+impl Session {
+    fn append(&mut self, spool: String, records: Vec<NewRecord>) -> Receipt {
+        let mut receipt = Receipt::default();
+        let progress = &mut self.state.progress;
+        for record in records {
+            let head = record.head;
+            match self.records.get(&head.seq) {
+                None => {
+                    self.records.insert(head.seq, record);
+                    receipt.new += 1;
+                    if progress.add(&head) {
+                        let behind = self.records.range(progress.acked + 1..);
+                        let Ok(()) = progress.close_holes(behind.map(|(seq, _)| Ok::<_, Infallible>(*seq)));
+                    }
+                }
+                Some(old) if old.checksum == record.checksum && old.bytes.len() == record.bytes.len() => receipt.equal += 1,
+                Some(_) => {
+                    receipt.conflicts.push(head.seq);
+                    if !self.conflicts.iter().any(|kept| kept.bytes == record.bytes) {
+                        self.conflicts.push(record);
+                    }
+                }
+            }
+        }
+        if receipt.new > 0 {
+            self.state.spool = Some(spool);
+        }
+        receipt.progress = self.state.progress;
+        receipt
+    }
+}

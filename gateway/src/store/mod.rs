@@ -1,0 +1,245 @@
+//! The event log: every session's records, durable before they are acknowledged.
+//!
+//! `(session uid, seq)` is unique. An equal resend (same CRC32C and length) is a no-op; other bytes for a stored seq are kept
+//! beside it and answered as a conflict. One writer at a time: see [`Admission`].
+
+pub mod memory;
+pub mod sqlite;
+
+use std::{path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use protocol::{Kind, RecordHead};
+
+/// Largest seq: a log has room for four billion records a session.
+pub const MAX_SEQ: u64 = u32::MAX as u64;
+
+/// Counts the admissions of a session; a batch is taken only under the newest.
+pub type Epoch = u64;
+
+/// What can go wrong.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The log cannot be opened.
+    #[error("failed to open the event log {path}: {source}; check that its folder exists and is writable for this process")]
+    Open {
+        /// File of the log.
+        path: PathBuf,
+        /// Why.
+        source: Arc<rusqlite::Error>,
+    },
+    /// The log was written by a newer gateway.
+    #[error("failed to open the event log {path}: its layout is number {found}, this gateway knows {known}; run the newer gateway")]
+    TooNew {
+        /// File of the log.
+        path: PathBuf,
+        /// Layout found.
+        found: usize,
+        /// Newest layout known.
+        known: usize,
+    },
+    /// The log does not keep what it is told to keep.
+    #[error("failed to open the event log {path}: the file system refuses {what}; use a volume that supports it (no network file system)")]
+    NotDurable {
+        /// File of the log.
+        path: PathBuf,
+        /// Setting that did not take.
+        what: &'static str,
+    },
+    /// A write failed; nothing of it is stored.
+    #[error("failed to write to the event log: {0}; check that its volume has room")]
+    Write(#[source] Arc<rusqlite::Error>),
+    /// A read failed.
+    #[error("failed to read the event log: {0}")]
+    Read(#[source] Arc<rusqlite::Error>),
+    /// The log's thread has ended.
+    #[error("failed to reach the event log: it has stopped; restart the gateway")]
+    Stopped,
+}
+
+/// A pod asks to be the session's writer.
+///
+/// The order is: read [`EventLog::state`], read the session's CR live, admit with the epoch of that state. So whoever is
+/// admitted last was named by the CR after every earlier admission, however the steps of two pods interleave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// UID of the session.
+    pub session: String,
+    /// Namespace of the session, for people.
+    pub namespace: String,
+    /// Name of the session, for people.
+    pub name: String,
+    /// UID of the pod.
+    pub pod: String,
+    /// Epoch of the state read before the CR.
+    pub seen: Epoch,
+}
+
+/// Answer to an admission.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// This pod is the writer, under this state's epoch.
+    Writer(State),
+    /// Somebody was admitted since: begin again.
+    Outdated,
+}
+
+/// What is known of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Admissions so far; 0 when there was none.
+    pub epoch: Epoch,
+    /// Spool whose records are the newest stored; `None` when nothing is stored.
+    pub spool: Option<String>,
+    /// How far the log goes.
+    pub progress: Progress,
+}
+
+/// How far a session's log goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Last seq without a hole before it; 0: none. Readers are shown no more than this.
+    pub acked: u64,
+    /// Last seq stored.
+    pub last: u64,
+    /// Highest attempt whose `end` record is stored; 0: none.
+    pub ended: u32,
+}
+
+impl Progress {
+    /// The farther of two views of one log.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            acked: self.acked.max(other.acked),
+            last: self.last.max(other.last),
+            ended: self.ended.max(other.ended),
+        }
+    }
+
+    /// Takes a newly stored record into account. `true`: a hole may have been filled, look at what is stored behind it.
+    fn add(&mut self, head: &RecordHead) -> bool {
+        self.last = self.last.max(head.seq);
+        if head.kind == Kind::End {
+            self.ended = self.ended.max(head.attempt);
+        }
+        if head.seq == self.acked + 1 {
+            self.acked = head.seq;
+        }
+        self.acked < self.last
+    }
+
+    /// Moves `acked` over the seqs that follow it, given those stored behind it in order.
+    fn close_holes<E>(&mut self, stored: impl IntoIterator<Item = Result<u64, E>>) -> Result<(), E> {
+        for seq in stored {
+            if seq? != self.acked + 1 {
+                break;
+            }
+            self.acked += 1;
+        }
+        Ok(())
+    }
+}
+
+/// A record on its way into the log.
+#[derive(Clone, Debug)]
+pub struct NewRecord {
+    /// Its fields.
+    pub head: RecordHead,
+    /// [`protocol::record::checksum`] of its bytes.
+    pub checksum: u32,
+    /// Its bytes as the runner spooled them.
+    pub bytes: Bytes,
+}
+
+/// Records of one writer.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// UID of the session.
+    pub session: String,
+    /// Epoch under which the writer was admitted.
+    pub epoch: Epoch,
+    /// Spool that the records come from.
+    pub spool: String,
+    /// The records, ascending.
+    pub records: Vec<NewRecord>,
+}
+
+/// Answer to a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// The batch is on disk.
+    Stored(Receipt),
+    /// Another writer was admitted: nothing of the batch is stored.
+    Superseded,
+}
+
+/// What became of a stored batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// How far the log goes now.
+    pub progress: Progress,
+    /// Records that were new.
+    pub new: usize,
+    /// Records that were there already, equal.
+    pub equal: usize,
+    /// Seqs that hold other bytes.
+    pub conflicts: Vec<u64>,
+}
+
+/// A record as readers get it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// See [`protocol::Record::seq`].
+    pub seq: u64,
+    /// See [`protocol::Record::kind`].
+    pub kind: Kind,
+    /// The record's bytes.
+    pub bytes: Bytes,
+}
+
+/// Bounds of one read; the first record is returned however long it is.
+#[derive(Clone, Copy, Debug)]
+pub struct PageSize {
+    /// Records at most.
+    pub records: usize,
+    /// Bytes at most.
+    pub bytes: usize,
+}
+
+/// A durable log of records.
+pub trait EventLog: Send + Sync + 'static {
+    /// What is known of a session; the default for one never seen.
+    fn state(&self, session: &str) -> BoxFuture<'static, Result<State, StoreError>>;
+    /// Makes a pod the session's writer.
+    fn admit(&self, admission: Admission) -> BoxFuture<'static, Result<Admitted, StoreError>>;
+    /// Stores records; when it answers `Stored` they survive the death of the process and of the machine.
+    fn append(&self, batch: Batch) -> BoxFuture<'static, Result<Appended, StoreError>>;
+    /// Records behind `after` in order, none beyond the first hole. Empty: there are none.
+    fn read(&self, session: &str, after: u64, page: PageSize) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>>;
+}
+
+/// Where the log is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// In memory: for tests and trials; acknowledged records die with the process.
+    Memory,
+    /// In an SQLite file.
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Location {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == ":memory:" { Self::Memory } else { Self::File(PathBuf::from(text)) })
+    }
+}
+
+/// Opens the log.
+pub fn open(location: &Location) -> Result<Arc<dyn EventLog>, StoreError> {
+    Ok(match location {
+        Location::Memory => Arc::new(memory::MemoryLog::default()),
+        Location::File(path) => Arc::new(sqlite::SqliteLog::open(path)?),
+    })
+}

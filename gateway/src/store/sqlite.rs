@@ -1,0 +1,408 @@
+//! The event log in an SQLite file: one writer thread that commits what has gathered while the last commit synced.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
+use jiff::Timestamp;
+use protocol::Kind;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use serde::de::{IntoDeserializer as _, value::Error as NameError};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Admission, Admitted, Appended, Batch, Epoch, EventLog, MAX_SEQ, NewRecord, PageSize, Progress, Receipt, State, StoreError,
+    StoredRecord,
+};
+
+/// Layouts in order; `user_version` counts those applied.
+const LAYOUTS: &[&str] = &[include_str!("layout/1.sql")];
+/// Bounds of one commit.
+const MAX_COMMIT_JOBS: usize = 512;
+const MAX_COMMIT_BYTES: usize = 16 << 20;
+/// Batches that may wait for the writer; each connection has at most one under way.
+const QUEUE: usize = 1024;
+/// Another process on the same file (an old pod that ends) holds its lock for one commit.
+const BUSY: Duration = Duration::from_secs(10);
+
+enum Job {
+    Admit(Task<Admission, Admitted>),
+    Append(Task<Batch, Appended>),
+}
+
+/// A write and its answer, which is given when its transaction is on disk.
+struct Task<I, O> {
+    input: I,
+    output: Option<O>,
+    reply: oneshot::Sender<Result<O, StoreError>>,
+}
+
+/// Keeps records in an SQLite file.
+#[derive(Debug)]
+pub struct SqliteLog {
+    jobs: Option<mpsc::Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
+    readers: Arc<Readers>,
+}
+
+#[derive(Debug)]
+struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl SqliteLog {
+    /// Opens the file, creating it when there is none.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut connection = open_writer(path)?;
+        let (jobs, mut queue) = mpsc::channel(QUEUE);
+        let writer = std::thread::Builder::new()
+            .name("event-log".to_owned())
+            .spawn(move || {
+                while let Some(first) = queue.blocking_recv() {
+                    commit(&mut connection, gather(first, &mut queue));
+                }
+            })
+            .map_err(|_| StoreError::Stopped)?;
+        Ok(Self {
+            jobs: Some(jobs),
+            writer: Some(writer),
+            readers: Arc::new(Readers {
+                path: path.to_owned(),
+                idle: Mutex::default(),
+            }),
+        })
+    }
+
+    fn submit<I, O: Send + 'static>(
+        &self,
+        input: I,
+        job: impl FnOnce(Task<I, O>) -> Job,
+    ) -> BoxFuture<'static, Result<O, StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        let output = None;
+        let (jobs, job) = (self.jobs.clone(), job(Task { input, output, reply }));
+        async move {
+            jobs.ok_or(StoreError::Stopped)?.send(job).await.map_err(|_| StoreError::Stopped)?;
+            answer.await.map_err(|_| StoreError::Stopped)?
+        }
+        .boxed()
+    }
+
+    fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let readers = self.readers.clone();
+        async move {
+            tokio::task::spawn_blocking(move || readers.run(query)).await.map_err(|_| StoreError::Stopped)?
+        }
+        .boxed()
+    }
+}
+
+impl Drop for SqliteLog {
+    fn drop(&mut self) {
+        // The thread commits and answers what is queued, then ends.
+        self.jobs = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl EventLog for SqliteLog {
+    fn state(&self, session: &str) -> BoxFuture<'static, Result<State, StoreError>> {
+        let session = session.to_owned();
+        self.query(move |connection| Ok(find(connection, &session)?.map(|(_, state)| state).unwrap_or_default()))
+    }
+
+    fn admit(&self, admission: Admission) -> BoxFuture<'static, Result<Admitted, StoreError>> {
+        self.submit(admission, Job::Admit)
+    }
+
+    fn append(&self, batch: Batch) -> BoxFuture<'static, Result<Appended, StoreError>> {
+        self.submit(batch, Job::Append)
+    }
+
+    fn read(&self, session: &str, after: u64, page: PageSize) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>> {
+        let session = session.to_owned();
+        self.query(move |connection| read(connection, &session, after, page))
+    }
+}
+
+impl Readers {
+    fn run<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let failed = |source| StoreError::Read(Arc::new(source));
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => open_reader(&self.path).map_err(failed)?,
+        };
+        // A connection that failed is not used again.
+        let answer = query(&connection).map_err(failed)?;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < 8 {
+            idle.push(connection);
+        }
+        Ok(answer)
+    }
+}
+
+fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+fn open_writer(path: &Path) -> Result<Connection, StoreError> {
+    let failed = |source| StoreError::Open {
+        path: path.to_owned(),
+        source: Arc::new(source),
+    };
+    let not_durable = |what| StoreError::NotDurable {
+        path: path.to_owned(),
+        what,
+    };
+    let mut connection = Connection::open(path).map_err(failed)?;
+    connection.busy_timeout(BUSY).map_err(failed)?;
+    // FULL: in WAL mode the log is synced before COMMIT returns; NORMAL would acknowledge what a power cut can take back.
+    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20).map_err(failed)?;
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(failed)?;
+    let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(failed)?;
+    if mode != "wal" {
+        return Err(not_durable("journal_mode=WAL"));
+    }
+    if synchronous != 2 {
+        return Err(not_durable("synchronous=FULL"));
+    }
+    let found = migrate(&mut connection).map_err(failed)?;
+    if found > LAYOUTS.len() {
+        return Err(StoreError::TooNew {
+            path: path.to_owned(),
+            found,
+            known: LAYOUTS.len(),
+        });
+    }
+    // SQLite syncs the folder for its journals, not for the file itself.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|_| not_durable("fsync of its folder"))?;
+    Ok(connection)
+}
+
+/// Brings the file to the newest layout; answers the number it had.
+fn migrate(connection: &mut Connection) -> rusqlite::Result<usize> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found = tx.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? as usize;
+    for (number, layout) in LAYOUTS.iter().enumerate().skip(found) {
+        tx.execute_batch(layout)?;
+        tx.pragma_update(None, "user_version", number as i64 + 1)?;
+    }
+    tx.commit()?;
+    Ok(found)
+}
+
+fn gather(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let mut bytes = first.bytes();
+    let mut jobs = vec![first];
+    while jobs.len() < MAX_COMMIT_JOBS && bytes < MAX_COMMIT_BYTES {
+        let Ok(job) = queue.try_recv() else { break };
+        bytes += job.bytes();
+        jobs.push(job);
+    }
+    jobs
+}
+
+/// All jobs in one transaction, answered after its commit; if anything fails nothing of it is stored and all are told so.
+fn commit(connection: &mut Connection, mut jobs: Vec<Job>) {
+    let outcome = commit_all(connection, &mut jobs).map_err(|source| StoreError::Write(Arc::new(source)));
+    for job in jobs {
+        match job {
+            Job::Admit(task) => task.answer(&outcome),
+            Job::Append(task) => task.answer(&outcome),
+        }
+    }
+}
+
+fn commit_all(connection: &mut Connection, jobs: &mut [Job]) -> rusqlite::Result<()> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for job in jobs {
+        match job {
+            Job::Admit(task) => task.output = Some(admit(&tx, &task.input)?),
+            Job::Append(task) => task.output = Some(append(&tx, &task.input)?),
+        }
+    }
+    tx.commit()
+}
+
+impl Job {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Admit(_) => 0,
+            Self::Append(task) => task.input.records.iter().map(|record| record.bytes.len()).sum(),
+        }
+    }
+}
+
+impl<I, O> Task<I, O> {
+    fn answer(self, outcome: &Result<(), StoreError>) {
+        let answer = match outcome {
+            Ok(()) => self.output.ok_or(StoreError::Stopped),
+            Err(error) => Err(error.clone()),
+        };
+        // Nobody waits: the connection is gone. What is stored is found by its next one.
+        let _ = self.reply.send(answer);
+    }
+}
+
+fn admit(tx: &Transaction<'_>, admission: &Admission) -> rusqlite::Result<Admitted> {
+    let Admission {
+        session,
+        namespace,
+        name,
+        pod,
+        seen,
+    } = admission;
+    let found = find(tx, session)?.map(|(_, state)| state).unwrap_or_default();
+    if found.epoch != *seen {
+        return Ok(Admitted::Outdated);
+    }
+    let epoch = seen + 1;
+    tx.prepare_cached(
+        "INSERT INTO sessions (uid, namespace, name, writer, epoch, created) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (uid) DO UPDATE SET writer = excluded.writer, epoch = excluded.epoch",
+    )?
+    .execute(params![session, namespace, name, pod, epoch as i64, Timestamp::now().as_second()])?;
+    Ok(Admitted::Writer(State { epoch, ..found }))
+}
+
+fn append(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<Appended> {
+    let Some((id, state)) = find(tx, &batch.session)? else {
+        return Ok(Appended::Superseded);
+    };
+    if state.epoch != batch.epoch {
+        return Ok(Appended::Superseded);
+    }
+    let mut receipt = Receipt {
+        progress: state.progress,
+        ..Receipt::default()
+    };
+    let mut holes = false;
+    for record in &batch.records {
+        match insert(tx, id, record)? {
+            Inserted::New => {
+                receipt.new += 1;
+                holes = receipt.progress.add(&record.head);
+            }
+            Inserted::Equal => receipt.equal += 1,
+            Inserted::Conflict => receipt.conflicts.push(record.head.seq),
+        }
+    }
+    if holes {
+        close_holes(tx, id, &mut receipt.progress)?;
+    }
+    if receipt.new > 0 {
+        let Progress { acked, last, ended } = receipt.progress;
+        tx.prepare_cached("UPDATE sessions SET spool = ?2, acked = ?3, last = ?4, ended = ?5 WHERE id = ?1")?
+            .execute(params![id, batch.spool, acked as i64, last as i64, ended])?;
+    }
+    Ok(Appended::Stored(receipt))
+}
+
+enum Inserted {
+    New,
+    Equal,
+    Conflict,
+}
+
+fn insert(tx: &Transaction<'_>, id: i64, record: &NewRecord) -> rusqlite::Result<Inserted> {
+    let NewRecord { head, checksum, bytes } = record;
+    let key = key(id, head.seq);
+    let inserted = tx
+        .prepare_cached("INSERT INTO records (key, kind, attempt, turn, ts, checksum, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING")?
+        .execute(params![key, head.kind.as_str(), head.attempt, head.turn, head.ts.as_millisecond(), checksum, &bytes[..]])?;
+    if inserted == 1 {
+        return Ok(Inserted::New);
+    }
+    let stored: (u32, i64) = tx
+        .prepare_cached("SELECT checksum, length(bytes) FROM records WHERE key = ?1")?
+        .query_row([key], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if stored == (*checksum, bytes.len() as i64) {
+        return Ok(Inserted::Equal);
+    }
+    tx.prepare_cached(
+        "INSERT INTO conflicts (key, checksum, length, bytes, received) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+    )?
+    .execute(params![key, checksum, bytes.len() as i64, &bytes[..], Timestamp::now().as_second()])?;
+    Ok(Inserted::Conflict)
+}
+
+fn close_holes(tx: &Transaction<'_>, id: i64, progress: &mut Progress) -> rusqlite::Result<()> {
+    let mut statement = tx.prepare_cached("SELECT key FROM records WHERE key > ?1 AND key <= ?2 ORDER BY key")?;
+    let stored = statement.query_map([key(id, progress.acked), key(id, progress.last)], |row| row.get(0).map(seq))?;
+    progress.close_holes(stored)
+}
+
+fn find(connection: &Connection, session: &str) -> rusqlite::Result<Option<(i64, State)>> {
+    connection
+        .prepare_cached("SELECT id, epoch, spool, acked, last, ended FROM sessions WHERE uid = ?1")?
+        .query_row([session], |row| {
+            let state = State {
+                epoch: row.get::<_, i64>(1)? as Epoch,
+                spool: row.get(2)?,
+                progress: Progress {
+                    acked: row.get::<_, i64>(3)? as u64,
+                    last: row.get::<_, i64>(4)? as u64,
+                    ended: row.get(5)?,
+                },
+            };
+            Ok((row.get(0)?, state))
+        })
+        .optional()
+}
+
+fn read(connection: &Connection, session: &str, after: u64, page: PageSize) -> rusqlite::Result<Vec<StoredRecord>> {
+    let Some((id, state)) = find(connection, session)? else {
+        return Ok(Vec::new());
+    };
+    let mut statement = connection
+        .prepare_cached("SELECT key, kind, bytes FROM records WHERE key > ?1 AND key <= ?2 ORDER BY key LIMIT ?3")?;
+    let last = key(id, state.progress.acked);
+    let mut rows = statement.query(params![key(id, after.min(MAX_SEQ)), last, page.records as i64])?;
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let record = row.get_ref(2)?.as_blob()?;
+        bytes += record.len();
+        if !records.is_empty() && bytes > page.bytes {
+            break;
+        }
+        records.push(StoredRecord {
+            seq: seq(row.get(0)?),
+            kind: kind(row.get_ref(1)?.as_str()?)?,
+            bytes: Bytes::copy_from_slice(record),
+        });
+    }
+    Ok(records)
+}
+
+fn key(id: i64, seq: u64) -> i64 {
+    id << 32 | seq as i64
+}
+
+fn seq(key: i64) -> u64 {
+    key as u64 & MAX_SEQ
+}
+
+fn kind(name: &str) -> rusqlite::Result<Kind> {
+    let kind: Result<Kind, NameError> = serde::Deserialize::deserialize(name.into_deserializer());
+    kind.map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(error)))
+}

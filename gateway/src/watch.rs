@@ -1,0 +1,130 @@
+//! One watch on all sessions, and what it says of each, for streams and runners.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+};
+
+use futures::StreamExt as _;
+use kube::{
+    ResourceExt as _,
+    api::DynamicObject,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use tokio::sync::watch;
+
+use crate::sessions::{Sessions, Target, View};
+
+/// What is known of a session now; `None`: it is deleted.
+pub type Seen = Option<View>;
+
+/// What is known of all sessions.
+#[derive(Debug, Default)]
+pub struct Watched {
+    sessions: Mutex<HashMap<Target, watch::Sender<Seen>>>,
+}
+
+impl Watched {
+    /// What happens to a session from `view` (read live) on.
+    pub fn follow(&self, target: &Target, view: View) -> watch::Receiver<Seen> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = sessions.entry(target.clone()).or_insert_with(|| watch::channel(None).0);
+        update(sender, view);
+        sender.subscribe()
+    }
+
+    fn apply(&self, object: &DynamicObject) -> Option<Target> {
+        let target = Target::new(&object.namespace()?, &object.name_any())?;
+        self.follow(&target, View::from(object));
+        Some(target)
+    }
+
+    fn delete(&self, target: &Target, uid: Option<&str>) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        // A late word of an earlier session of that name says nothing of this one.
+        let same = |sender: &watch::Sender<Seen>| {
+            let seen = sender.borrow();
+            uid.is_none() || seen.as_ref().map(|view| view.uid.as_str()) == uid
+        };
+        if sessions.get(target).is_some_and(same) && let Some(sender) = sessions.remove(target) {
+            sender.send_replace(None);
+        }
+    }
+
+    fn known(&self) -> HashSet<Target> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// Watches until dropped.
+    pub async fn run(&self, sessions: &Sessions) {
+        // Of what the list does not name, only that is gone which was known before the list was asked for.
+        let mut unlisted = HashSet::new();
+        let mut events = watcher(sessions.everywhere(), watcher::Config::default().page_size(100)).default_backoff().boxed();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Init) => unlisted = self.known(),
+                Ok(watcher::Event::InitApply(object)) => {
+                    if let Some(target) = self.apply(&object) {
+                        unlisted.remove(&target);
+                    }
+                }
+                Ok(watcher::Event::InitDone) => {
+                    for target in unlisted.drain() {
+                        self.delete(&target, None);
+                    }
+                }
+                Ok(watcher::Event::Apply(object)) => {
+                    self.apply(&object);
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    if let Some(target) = Target::new(&object.namespace().unwrap_or_default(), &object.name_any()) {
+                        self.delete(&target, object.uid().as_deref());
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "watch of sessions interrupted"),
+            }
+        }
+    }
+}
+
+fn update(sender: &watch::Sender<Seen>, view: View) {
+    sender.send_if_modified(|seen| {
+        // The watch may lag behind a live read.
+        let newer = seen.as_ref().is_none_or(|seen| view.version > seen.version);
+        if newer {
+            *seen = Some(view);
+        }
+        newer
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(uid: &str, version: u64) -> View {
+        View {
+            uid: uid.to_owned(),
+            version,
+            ..View::default()
+        }
+    }
+
+    #[test]
+    fn an_older_view_does_not_replace_a_newer_one() {
+        let (watched, target) = (Watched::default(), Target::new("team-a", "s").unwrap());
+        let seen = watched.follow(&target, view("u1", 7));
+        watched.follow(&target, view("u1", 6));
+        assert_eq!(seen.borrow().as_ref().unwrap().version, 7);
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_session_of_that_name_is_not_the_end_of_this_one() {
+        let (watched, target) = (Watched::default(), Target::new("team-a", "s").unwrap());
+        let seen = watched.follow(&target, view("u2", 9));
+        watched.delete(&target, Some("u1"));
+        assert!(seen.borrow().is_some());
+        watched.delete(&target, Some("u2"));
+        assert!(seen.borrow().is_none());
+    }
+}

@@ -1,0 +1,208 @@
+use std::{path::Path, sync::Arc};
+
+use bytes::Bytes;
+use gateway::store::{
+    Admission, Admitted, Appended, Batch, Epoch, EventLog, NewRecord, PageSize, Receipt, State, StoreError, StoredRecord,
+    memory::MemoryLog, sqlite::SqliteLog,
+};
+use proptest::prelude::*;
+use protocol::{Kind, RecordHead, record::checksum};
+
+use crate::support::{end, record, records};
+
+fn parsed(text: &str) -> NewRecord {
+    let bytes = Bytes::from(text.to_owned());
+    NewRecord {
+        head: serde_json::from_slice::<RecordHead>(&bytes).unwrap(),
+        checksum: checksum(&bytes),
+        bytes,
+    }
+}
+
+async fn admit(log: &dyn EventLog, session: &str, seen: Epoch) -> Admitted {
+    let admission = Admission {
+        session: session.to_owned(),
+        namespace: "team-a".to_owned(),
+        name: "s".to_owned(),
+        pod: format!("pod-{seen}"),
+        seen,
+    };
+    log.admit(admission).await.unwrap()
+}
+
+async fn append(log: &dyn EventLog, session: &str, epoch: Epoch, spool: &str, records: &[String]) -> Appended {
+    let batch = Batch {
+        session: session.to_owned(),
+        epoch,
+        spool: spool.to_owned(),
+        records: records.iter().map(|record| parsed(record)).collect(),
+    };
+    log.append(batch).await.unwrap()
+}
+
+async fn read(log: &dyn EventLog, session: &str, after: u64) -> Vec<StoredRecord> {
+    let page = PageSize {
+        records: 1000,
+        bytes: 1 << 30,
+    };
+    log.read(session, after, page).await.unwrap()
+}
+
+#[tokio::test]
+async fn records_outlive_the_log_that_stored_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("events.db");
+    let sent = [records(1, 9), vec![end(10)]].concat();
+    {
+        let log = SqliteLog::open(&file).unwrap();
+        admit(&log, "u", 0).await;
+        append(&log, "u", 1, "spool-1", &sent).await;
+    }
+    let log = SqliteLog::open(&file).unwrap();
+    let stored = read(&log, "u", 0).await;
+    assert_eq!(stored.iter().map(|record| record.bytes.clone()).collect::<Vec<_>>(), sent);
+    assert_eq!(stored[9].kind, Kind::End);
+    let state = log.state("u").await.unwrap();
+    assert_eq!((state.epoch, state.spool.as_deref()), (1, Some("spool-1")));
+    assert_eq!((state.progress.acked, state.progress.last, state.progress.ended), (10, 10, 1));
+}
+
+#[tokio::test]
+async fn of_two_pods_that_saw_the_same_state_one_is_admitted() {
+    for log in both(tempfile::tempdir().unwrap().path()) {
+        assert!(matches!(admit(&*log, "u", 0).await, Admitted::Writer(State { epoch: 1, .. })));
+        assert_eq!(admit(&*log, "u", 0).await, Admitted::Outdated);
+        assert!(matches!(admit(&*log, "u", 1).await, Admitted::Writer(State { epoch: 2, .. })));
+        assert_eq!(append(&*log, "u", 1, "spool-1", &records(1, 1)).await, Appended::Superseded);
+        assert_eq!(append(&*log, "never admitted", 0, "spool-1", &records(1, 1)).await, Appended::Superseded);
+        assert_eq!(log.state("u").await.unwrap().progress.last, 0);
+    }
+}
+
+#[tokio::test]
+async fn conflicting_records_are_kept_beside_the_stored_ones_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("events.db");
+    let log = SqliteLog::open(&file).unwrap();
+    admit(&log, "u", 0).await;
+    append(&log, "u", 1, "spool-1", &records(1, 2)).await;
+    let other = record(2, Kind::Cli, "other");
+    for _ in 0..2 {
+        let Appended::Stored(receipt) = append(&log, "u", 1, "spool-1", std::slice::from_ref(&other)).await else { panic!() };
+        assert_eq!((receipt.new, receipt.equal, receipt.conflicts), (0, 0, vec![2]));
+    }
+    let kept: Vec<Vec<u8>> = rusqlite::Connection::open(&file)
+        .unwrap()
+        .prepare("SELECT bytes FROM conflicts")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(kept, [other.into_bytes()]);
+}
+
+#[tokio::test]
+async fn a_failed_commit_is_an_error_for_all_and_stores_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("events.db");
+    let log = SqliteLog::open(&file).unwrap();
+    admit(&log, "u", 0).await;
+    // As a full disk would: no page can be added.
+    let breaker = rusqlite::Connection::open(&file).unwrap();
+    breaker
+        .execute_batch("CREATE TRIGGER full BEFORE INSERT ON records WHEN new.turn = 1 AND (new.key & 0xffffffff) = 2 BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        .unwrap();
+    let batch = Batch {
+        session: "u".to_owned(),
+        epoch: 1,
+        spool: "spool-1".to_owned(),
+        records: records(1, 3).iter().map(|record| parsed(record)).collect(),
+    };
+    assert!(matches!(log.append(batch.clone()).await, Err(StoreError::Write(_))));
+    assert_eq!(read(&log, "u", 0).await, []);
+    breaker.execute_batch("DROP TRIGGER full").unwrap();
+    assert!(matches!(log.append(batch).await, Ok(Appended::Stored(Receipt { new: 3, .. }))));
+}
+
+#[test]
+fn a_log_of_a_newer_gateway_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("events.db");
+    drop(SqliteLog::open(&file).unwrap());
+    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    assert!(matches!(SqliteLog::open(&file), Err(StoreError::TooNew { found: 99, .. })));
+    let version: i64 =
+        rusqlite::Connection::open(&file).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, 99);
+}
+
+#[tokio::test]
+async fn a_page_has_at_least_one_record_and_no_more_than_its_bounds() {
+    for log in both(tempfile::tempdir().unwrap().path()) {
+        admit(&*log, "u", 0).await;
+        append(&*log, "u", 1, "spool-1", &records(1, 9)).await;
+        let length = records(1, 1)[0].len();
+        for (count, bytes, expected) in [(4, 1 << 20, 4), (9, 1, 1), (9, 2 * length + 1, 2), (9, 2 * length, 2)] {
+            let page = PageSize { records: count, bytes };
+            assert_eq!(log.read("u", 0, page).await.unwrap().len(), expected, "{page:?}");
+        }
+    }
+}
+
+fn both(folder: &Path) -> [Arc<dyn EventLog>; 2] {
+    [
+        Arc::new(MemoryLog::default()),
+        Arc::new(SqliteLog::open(&folder.join("events.db")).unwrap()),
+    ]
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Admit { session: u8, behind: u64 },
+    Append { session: u8, behind: u64, spool: u8, seqs: Vec<u64>, text: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let behind = prop_oneof![9 => Just(0_u64), 1 => 1..3_u64];
+    prop_oneof![
+        1 => (0..2_u8, behind.clone()).prop_map(|(session, behind)| Step::Admit { session, behind }),
+        6 => (0..2_u8, behind, 0..2_u8, prop::collection::btree_set(1..25_u64, 0..8), prop_oneof![9 => Just(0_u8), 1 => Just(1)])
+            .prop_map(|(session, behind, spool, seqs, text)| Step::Append { session, behind, spool, seqs: seqs.into_iter().collect(), text }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn the_log_on_disk_answers_as_the_log_in_memory(steps in prop::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let [memory, disk] = both(folder.path());
+            for step in steps {
+                match step {
+                    Step::Admit { session, behind } => {
+                        let session = format!("u{session}");
+                        let seen = memory.state(&session).await.unwrap().epoch.saturating_sub(behind);
+                        assert_eq!(admit(&*memory, &session, seen).await, admit(&*disk, &session, seen).await);
+                    }
+                    Step::Append { session, behind, spool, seqs, text } => {
+                        let (session, spool) = (format!("u{session}"), format!("spool-{spool}"));
+                        let epoch = memory.state(&session).await.unwrap().epoch.saturating_sub(behind);
+                        let kind = |seq| if seq % 7 == 0 { Kind::End } else { Kind::Cli };
+                        let records: Vec<_> = seqs.iter().map(|seq| record(*seq, kind(*seq), &format!("{text}"))).collect();
+                        let answer = append(&*memory, &session, epoch, &spool, &records).await;
+                        assert_eq!(&answer, &append(&*disk, &session, epoch, &spool, &records).await);
+                    }
+                }
+                for session in ["u0", "u1", "u2"] {
+                    assert_eq!(memory.state(session).await.unwrap(), disk.state(session).await.unwrap());
+                    let stored = read(&*memory, session, 3).await;
+                    assert_eq!(&stored, &read(&*disk, session, 3).await);
+                    assert!(stored.iter().zip(4..).all(|(record, seq)| record.seq == seq), "no hole is read across");
+                }
+            }
+        });
+    }
+}

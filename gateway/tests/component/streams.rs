@@ -1,0 +1,283 @@
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use gateway::{
+    follow::{CloseReason, Follower, Item, Sources},
+    live::Live,
+    sessions::View,
+    store::{Admission, Admitted, Appended, Batch, EventLog, NewRecord, memory::MemoryLog, sqlite::SqliteLog},
+};
+use proptest::prelude::*;
+use protocol::{RecordHead, record::checksum};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{
+    Served, end, record, records,
+    runner::{Runner, hello},
+    soon,
+    sse::{Event, Events},
+};
+
+async fn served() -> Served {
+    let served = Served::new().await;
+    served.cluster.caller("token", "ann");
+    served.cluster.allow("ann", &["get"], "team-a");
+    served.cluster.running("s", "u", "p1");
+    served.cluster.runner("t1", Some("p1"));
+    served
+}
+
+async fn runner(served: &Served) -> Runner {
+    Runner::admitted(served.address, &hello("s", "u", "p1"), "t1").await.0
+}
+
+fn data(events: &[Event]) -> Vec<String> {
+    events.iter().filter(|event| event.id.is_some()).map(|event| event.data.clone()).collect()
+}
+
+#[tokio::test]
+async fn a_client_from_the_start_and_one_after_the_end_see_the_same_records() {
+    let served = served().await;
+    let live = Events::of(&served, "s", "token", None).await;
+    let mut runner = runner(&served).await;
+    let mut sent = records(1, 100);
+    sent.push(end(101));
+    for batch in sent.chunks(7) {
+        runner.deliver(batch).await;
+    }
+    served.cluster.set("team-a", "s", "u", &json!({"phase": "Completed", "podUID": "p1", "attempt": 1}));
+    let live = live.rest().await;
+    let late = Events::of(&served, "s", "token", None).await.rest().await;
+    assert_eq!(data(&live), sent);
+    assert_eq!(data(&late), sent);
+    let seqs: Vec<_> = late.iter().filter_map(Event::seq).collect();
+    assert_eq!(seqs, (1..=101).collect::<Vec<_>>());
+    for events in [&live, &late] {
+        let close = events.last().unwrap();
+        assert_eq!((close.name.as_str(), &close.id), ("close", &None));
+        assert_eq!(close.json(), json!({"reason": "ended", "lastSeq": 101}));
+    }
+    assert_eq!(late.iter().find(|event| event.name == "end").unwrap().id.as_deref(), Some("u/101"));
+}
+
+#[tokio::test]
+async fn a_client_goes_on_after_its_last_event_and_from_the_start_of_another_session() {
+    let served = served().await;
+    runner(&served).await.deliver(&records(1, 5)).await;
+    let mut events = Events::of(&served, "s", "token", Some("u/3")).await;
+    assert_eq!(events.wait("cli").await.seq(), Some(4));
+    let mut events = Events::of(&served, "s", "token", Some("u0/3")).await;
+    assert_eq!(events.wait("cli").await.seq(), Some(1));
+}
+
+#[tokio::test]
+async fn phases_and_pieces_of_messages_are_live_and_carry_no_id() {
+    let served = served().await;
+    let mut events = Events::of(&served, "s", "token", None).await;
+    assert_eq!(events.wait("phase").await.json()["phase"], "Running");
+    let mut runner = runner(&served).await;
+    runner.deliver(&records(1, 1)).await;
+    assert_eq!(events.wait("cli").await.seq(), Some(1));
+    runner.text(r#"{"delta":{"text":"He" }}"#.to_owned()).await;
+    let delta = events.wait("delta").await;
+    assert_eq!((delta.id, delta.data.as_str()), (None, r#"{"text":"He" }"#));
+    served.cluster.set(
+        "team-a",
+        "s",
+        "u",
+        &json!({"phase": "Stopping", "reason": "StoppedByUser", "podUID": "p1", "attempt": 1}),
+    );
+    let phase = events.wait("phase").await;
+    assert_eq!((&phase.json()["phase"], &phase.id), (&json!("Stopping"), &None));
+    assert_eq!(phase.json()["reason"], "StoppedByUser");
+}
+
+#[tokio::test]
+async fn records_that_the_operator_knows_to_be_delivered_end_a_stream_without_an_end_record() {
+    let served = served().await;
+    runner(&served).await.deliver(&records(1, 3)).await;
+    let delivered = json!([{"type": "EventsDelivered", "status": "True", "reason": "Delivered", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}]);
+    served.cluster.set("team-a", "s", "u", &json!({"phase": "Failed", "attempt": 2, "conditions": delivered}));
+    let events = Events::of(&served, "s", "token", None).await.rest().await;
+    assert_eq!(data(&events), records(1, 3));
+    assert_eq!(events.last().unwrap().json(), json!({"reason": "ended", "lastSeq": 3}));
+}
+
+#[tokio::test]
+async fn an_old_session_whose_records_never_came_ends_with_a_gap_and_a_cursor() {
+    let served = served().await;
+    runner(&served).await.deliver(&records(1, 3)).await;
+    let missing = json!([{"type": "EventsDelivered", "status": "False", "reason": "Pending", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}]);
+    served.cluster.set(
+        "team-a",
+        "s",
+        "u",
+        &json!({"phase": "Failed", "attempt": 1, "completionTime": "2026-01-02T03:04:05Z", "conditions": missing}),
+    );
+    let events = Events::of(&served, "s", "token", None).await.rest().await;
+    let [.., gap, close] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(gap.json(), json!({"known": 3, "final": "unknown", "cursor": "u/3"}));
+    assert_eq!((gap.name.as_str(), &gap.id), ("gap", &None));
+    assert_eq!(close.name, "close");
+}
+
+#[tokio::test]
+async fn streams_end_when_their_session_is_deleted_even_if_another_takes_its_name() {
+    let served = served().await;
+    runner(&served).await.deliver(&records(1, 2)).await;
+    let mut events = Events::of(&served, "s", "token", None).await;
+    assert_eq!(events.wait("cli").await.seq(), Some(1));
+    served.cluster.delete("team-a", "s");
+    served.cluster.running("s", "u2", "p2");
+    let rest = events.rest().await;
+    assert_eq!(rest.last().unwrap().json(), json!({"reason": "deleted", "lastSeq": 2}));
+    let mut events = Events::of(&served, "s", "token", Some("u/2")).await;
+    assert_eq!(events.wait("phase").await.json()["phase"], "Running");
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_ends_its_streams_with_a_last_event() {
+    let served = served().await;
+    runner(&served).await.deliver(&records(1, 2)).await;
+    let mut events = Events::of(&served, "s", "token", None).await;
+    events.wait("cli").await;
+    let stop = tokio::spawn(served.stop());
+    let rest = events.rest().await;
+    assert_eq!(rest.last().unwrap().json(), json!({"reason": "shutdown", "lastSeq": 2}));
+    soon("the stop", stop).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_slows_nobody_and_misses_nothing() {
+    let served = served().await;
+    let mut idle = Events::of(&served, "s", "token", None).await;
+    idle.wait("phase").await;
+    let mut runner = runner(&served).await;
+    let text = "x".repeat(32 << 10);
+    // Far more than the sockets' buffers and the backlog hold.
+    for seq in 1..=1000 {
+        runner.deliver(&[record(seq, protocol::Kind::Cli, &text)]).await;
+    }
+    for seq in 1..=1000 {
+        assert_eq!(idle.wait("cli").await.seq(), Some(seq));
+    }
+}
+
+/// What one reader saw.
+async fn read_all(mut follower: Follower, mut next: u64, slow: bool, last: u64) {
+    while next <= last {
+        match soon("an item", follower.next()).await {
+            Some(Item::Record(record)) => {
+                assert_eq!(record.seq, next, "a gap or a duplicate");
+                assert_eq!(record.bytes, bytes(next));
+                next += 1;
+                if slow {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Some(Item::Phase(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(follower.close(CloseReason::Ended), Item::Close(gateway::follow::Close { reason: CloseReason::Ended, last }));
+}
+
+fn bytes(seq: u64) -> Bytes {
+    record(seq, protocol::Kind::Cli, "x").into()
+}
+
+fn new_record(seq: u64) -> NewRecord {
+    let bytes = bytes(seq);
+    NewRecord {
+        head: serde_json::from_slice::<RecordHead>(&bytes).unwrap(),
+        checksum: checksum(&bytes),
+        bytes,
+    }
+}
+
+async fn write_and_read(log: Arc<dyn EventLog>, batches: Vec<(u64, bool)>, readers: Vec<(usize, u64, bool)>) {
+    let admission = Admission {
+        session: "u".to_owned(),
+        namespace: "team-a".to_owned(),
+        name: "s".to_owned(),
+        pod: "p1".to_owned(),
+        seen: 0,
+    };
+    let Admitted::Writer(state) = log.admit(admission).await.unwrap() else { panic!() };
+    let live = Live::default();
+    let channel = live.channel("u");
+    let view = View {
+        uid: "u".to_owned(),
+        ..View::default()
+    };
+    let seen = watch::channel(Some(view.clone())).0;
+    let last: u64 = batches.iter().map(|(count, _)| count).sum();
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut next = 1;
+    for (number, (count, with_hole)) in batches.into_iter().enumerate() {
+        for (_, cursor, slow) in readers.iter().filter(|(at, ..)| *at == number) {
+            let sources = Sources {
+                log: log.clone(),
+                channel: channel.clone(),
+                seen: seen.subscribe(),
+                shutdown: CancellationToken::new(),
+            };
+            let cursor = (*cursor).min(last);
+            tasks.spawn(read_all(Follower::new(sources, view.clone(), cursor), cursor + 1, *slow, last));
+        }
+        let seqs: Vec<u64> = (next..next + count).collect();
+        next += count;
+        // A hole: the second half comes first. Then both again: a resend.
+        let (first, second) = seqs.split_at(if with_hole { seqs.len() / 2 } else { seqs.len() });
+        for part in [second, first, &seqs[..]] {
+            let batch = Batch {
+                session: "u".to_owned(),
+                epoch: state.epoch,
+                spool: "spool-1".to_owned(),
+                records: part.iter().map(|seq| new_record(*seq)).collect(),
+            };
+            let records = batch.records.clone();
+            let Appended::Stored(receipt) = log.append(batch).await.unwrap() else { panic!() };
+            let stored = || {
+                let stored = |record: NewRecord| gateway::store::StoredRecord {
+                    seq: record.head.seq,
+                    kind: record.head.kind,
+                    bytes: record.bytes,
+                };
+                records.into_iter().map(stored).collect()
+            };
+            // Some batches are too long to be passed along.
+            let length = if count % 5 == 0 { usize::MAX } else { 1 };
+            channel.stored(stored, length, receipt.progress);
+        }
+        tokio::task::yield_now().await;
+    }
+    soon("all readers reading all", async {
+        while let Some(read) = tasks.join_next().await {
+            read.unwrap();
+        }
+    })
+    .await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn readers_see_every_record_once_and_in_order_whenever_they_come(
+        batches in prop::collection::vec((1..40_u64, any::<bool>()), 1..60),
+        readers in prop::collection::vec((0..60_usize, 0..300_u64, any::<bool>()), 1..12),
+        on_disk in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = if on_disk {
+            Arc::new(SqliteLog::open(&folder.path().join("events.db")).unwrap())
+        } else {
+            Arc::new(MemoryLog::default())
+        };
+        runtime.block_on(write_and_read(log, batches, readers));
+        runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+}

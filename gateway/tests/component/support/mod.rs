@@ -1,0 +1,98 @@
+pub mod cluster;
+pub mod process;
+pub mod runner;
+pub mod sse;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use gateway::{Gateway, server, store::EventLog};
+use protocol::{Kind, record::EndBody};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use cluster::Cluster;
+
+/// Longest wait for anything.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for something that must happen.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} did not happen within {DEADLINE:?}"),
+    }
+}
+
+/// A gateway in this process.
+pub struct Served {
+    pub gateway: Arc<Gateway>,
+    pub address: SocketAddr,
+    pub cluster: Cluster,
+}
+
+impl Served {
+    pub async fn on(cluster: Cluster, log: Arc<dyn EventLog>) -> Self {
+        let gateway = Gateway::new(cluster.client(), log, CancellationToken::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = gateway::router(gateway.clone());
+        gateway.tasks.spawn(server::serve(
+            listener,
+            router,
+            1000,
+            gateway.shutdown.clone(),
+            gateway.tasks.clone(),
+        ));
+        tokio::spawn({
+            let gateway = gateway.clone();
+            async move { gateway.watched.run(&gateway.sessions).await }
+        });
+        Self {
+            gateway,
+            address,
+            cluster,
+        }
+    }
+
+    /// With its log in memory.
+    pub async fn new() -> Self {
+        Self::on(Cluster::start().await, Arc::new(gateway::store::memory::MemoryLog::default())).await
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Ends it as the process does; what does not end in time is a fault.
+    pub async fn stop(self) {
+        self.gateway.shutdown.cancel();
+        self.gateway.tasks.close();
+        soon("the end of all requests", self.gateway.tasks.wait()).await;
+    }
+}
+
+/// A record whose body says `text`, with spaces that a re-encoding would drop.
+pub fn record(seq: u64, kind: Kind, text: &str) -> String {
+    let kind = kind.as_str();
+    format!(
+        r#"{{"seq":{seq},"attempt":1,"turn":1,"ts":"2026-01-02T03:04:05.678Z","kind":"{kind}","body":{{"text" : "{text}", "n":1.50}}}}"#
+    )
+}
+
+/// Records `from..=to` of the kind `cli`.
+pub fn records(from: u64, to: u64) -> Vec<String> {
+    (from..=to).map(|seq| record(seq, Kind::Cli, &format!("record {seq}"))).collect()
+}
+
+/// The record that closes attempt 1.
+pub fn end(seq: u64) -> String {
+    let body = EndBody {
+        outcome: protocol::Outcome::Succeeded,
+        last_seq: seq - 1,
+        bytes: 1,
+        sha256: "00".to_owned(),
+    };
+    let body: Value = serde_json::to_value(body).unwrap();
+    json!({"seq": seq, "attempt": 1, "turn": 1, "ts": "2026-01-02T03:04:06Z", "kind": "end", "body": body}).to_string()
+}

@@ -1,0 +1,52 @@
+//! The gateway as a process.
+
+use std::{net::SocketAddr, path::Path, process::Stdio};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
+
+use super::{cluster::Cluster, soon};
+
+pub struct Process {
+    pub child: Child,
+    pub address: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+impl Process {
+    /// On ports of its own choice, which it says when it listens.
+    pub async fn start(cluster: &Cluster, folder: &Path) -> Self {
+        let kubeconfig = folder.join("kubeconfig");
+        std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_agentic-gateway"))
+            .args(["--listen=127.0.0.1:0", "--metrics-address=127.0.0.1:0", "--log-format=json"])
+            .arg(format!("--data={}", folder.join("events.db").display()))
+            .env("KUBECONFIG", &kubeconfig)
+            .env("RUST_LOG", "info")
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (address, metrics) = soon("the gateway listening", async {
+            loop {
+                let line = lines.next_line().await.unwrap().expect("the gateway ended");
+                let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+                if line["fields"]["message"] == "listening" {
+                    let parse = |name: &str| line["fields"][name].as_str().unwrap().parse().unwrap();
+                    return (parse("address"), parse("metrics"));
+                }
+            }
+        })
+        .await;
+        // What is not read would block it.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self {
+            child,
+            address,
+            metrics,
+        }
+    }
+}
