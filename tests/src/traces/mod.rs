@@ -18,7 +18,7 @@ pub use store::Export;
 /// Public key that every test may use.
 pub const FAKE_PUBLIC_KEY: &str = "pk-lf-fake-0000";
 /// Secret key that every test may use.
-pub const FAKE_SECRET_KEY: &str = "sk-lf-fake-0000";
+pub const FAKE_SECRET_KEY: &str = "sk-lf-fake-0000-5b0f2c6d9e7a";
 
 /// A collector that runs on a loopback port until it is dropped; it accepts the fake keys.
 #[derive(Debug)]

@@ -1,0 +1,64 @@
+//! Installs the product from its chart and the test tools beside it, once for the whole run.
+
+use anyhow::{Context as _, Result};
+use tokio::sync::OnceCell;
+
+use super::command::{helm, kubectl};
+use super::{required, root};
+
+/// Namespace of the operator and the gateway.
+pub const SYSTEM: &str = "agentic-system";
+/// Namespace of the mock model and the trace collector.
+pub const TOOLS: &str = "agentic-test-tools";
+/// Image with the test tools, a shell and little more.
+pub const TOOLS_IMAGE: &str = "localhost/agentic-test-tools:dev";
+/// The mock model, as pods reach it.
+pub const MODEL_URL: &str = "http://mock-model.agentic-test-tools.svc:8080";
+/// The trace collector, as pods reach it.
+pub const COLLECTOR_URL: &str = "http://trace-collector.agentic-test-tools.svc:3000";
+
+static INSTALLED: OnceCell<()> = OnceCell::const_new();
+
+/// Makes sure that everything is installed and ready.
+pub async fn installed() -> Result<()> {
+    INSTALLED.get_or_try_init(install).await.copied()
+}
+
+async fn install() -> Result<()> {
+    required("KUBECONFIG")?;
+    let tools = root().join("tests/deploy/tools.yaml");
+    kubectl(&["apply", "-f", &tools.to_string_lossy()])
+        .await
+        .context("failed to deploy the test tools")?;
+    // The product itself must get along with what it demands of sessions.
+    let _ = kubectl(&["create", "namespace", SYSTEM]).await;
+    kubectl(&[
+        "label",
+        "--overwrite",
+        "namespace",
+        SYSTEM,
+        "pod-security.kubernetes.io/enforce=restricted",
+    ])
+    .await?;
+    let chart = root().join("charts/agentic-operator");
+    helm(&[
+        "upgrade",
+        "--install",
+        "agentic-operator",
+        &chart.to_string_lossy(),
+        "--namespace",
+        SYSTEM,
+        "--set",
+        "image.registry=localhost,image.tag=dev",
+        "--wait",
+        "--timeout",
+        "180s",
+    ])
+    .await
+    .context("failed to install the chart")?;
+    for name in ["mock-model", "trace-collector"] {
+        let deployment = format!("deployment/{name}");
+        kubectl(&["rollout", "status", "-n", TOOLS, &deployment, "--timeout=120s"]).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! SIGKILL for a container, as the kernel or a power cut would: it does not hear of it.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::command::{apply, kubectl};
+use super::wait::{SOON, until};
+use super::{TOOLS, TOOLS_IMAGE};
+
+/// The only pod with this `app.kubernetes.io/name`, as JSON.
+pub async fn pod_of(namespace: &str, application: &str) -> Result<Value> {
+    let selector = format!("app.kubernetes.io/name={application}");
+    let list = kubectl(&["get", "pods", "-n", namespace, "-l", &selector, "-o", "json"]).await?;
+    let list: Value = serde_json::from_str(&list)?;
+    let pods = list["items"].as_array().context("kubectl gave no list")?;
+    ensure!(pods.len() == 1, "{} pods of {application}, one expected", pods.len());
+    Ok(pods[0].clone())
+}
+
+/// Kills the main container of the application's pod and returns that pod's name.
+pub async fn kill(namespace: &str, application: &str) -> Result<String> {
+    let pod = pod_of(namespace, application).await?;
+    let name = pod["metadata"]["name"].as_str().context("a pod without name")?;
+    let id = pod["status"]["containerStatuses"][0]["containerID"]
+        .as_str()
+        .and_then(|id| id.split("://").nth(1));
+    let id = id.with_context(|| format!("pod {name} has no running container"))?;
+    let killer = format!("killer-{}", Uuid::new_v4().simple());
+    let script = format!(
+        "for p in /proc/[0-9]*; do if grep -q {id} $p/cgroup 2>/dev/null; then kill -9 ${{p#/proc/}} && echo killed; fi; done"
+    );
+    let manifest = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": killer },
+        "spec": {
+            "hostPID": true, "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
+            "containers": [{ "name": "kill", "image": TOOLS_IMAGE, "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", script], "securityContext": { "runAsUser": 0 } }],
+        },
+    });
+    apply(TOOLS, &manifest.to_string()).await?;
+    until("the killer's end", SOON, async || {
+        let phase = kubectl(&["get", "pod", "-n", TOOLS, &killer, "-o", "jsonpath={.status.phase}"]).await?;
+        Ok((phase == "Succeeded" || phase == "Failed").then_some(()))
+    })
+    .await?;
+    let said = kubectl(&["logs", "-n", TOOLS, &killer]).await?;
+    ensure!(
+        said.contains("killed"),
+        "no process of {application} was found to be killed: {said:?}"
+    );
+    kubectl(&["delete", "pod", "-n", TOOLS, &killer, "--wait=false"]).await?;
+    Ok(name.to_owned())
+}
+
+/// Waits until the pod's container runs again after a kill and is ready.
+pub async fn came_back(namespace: &str, application: &str, killed: &str) -> Result<()> {
+    until(&format!("{application} to come back"), SOON, async || {
+        let pod = pod_of(namespace, application).await?;
+        let container = &pod["status"]["containerStatuses"][0];
+        let again = pod["metadata"]["name"] != killed || container["restartCount"].as_u64().unwrap_or_default() > 0;
+        Ok((again && container["ready"] == true).then_some(()))
+    })
+    .await
+}
