@@ -9,7 +9,7 @@ use tokio::time::Duration;
 use uuid::Uuid;
 
 use crate::agent::Place;
-use crate::langfuse::LangfuseConfig;
+use crate::langfuse::{self, LangfuseConfig};
 use crate::proxy::{Credential, Upstream};
 use crate::redact::Held;
 use crate::transcript::Format;
@@ -309,19 +309,20 @@ fn gateway(var: Lookup<'_>) -> Option<Gateway> {
 }
 
 fn langfuse(session: &Session, var: Lookup<'_>) -> Option<LangfuseConfig> {
-    let enabled = var(env::LANGFUSE_ENABLED).is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"));
-    if !enabled {
-        return None;
-    }
+    let access = langfuse::Access::from_env(var)
+        .inspect_err(|error| tracing::warn!(%error, "no traces"))
+        .ok()??;
     Some(LangfuseConfig {
-        host: var(env::LANGFUSE_HOST)?,
-        public_key: var(env::LANGFUSE_PUBLIC_KEY)?,
-        secret_key: var(env::LANGFUSE_SECRET_KEY)?.into(),
+        host: access.host,
+        public_key: access.public_key,
+        secret_key: access.secret_key,
         session_uid: session.uid.clone(),
         session_name: session.name.clone(),
         namespace: session.namespace.clone(),
         run: session.run,
         user: session.user.clone(),
+        mask: access.mask,
+        tags: Vec::new(),
     })
 }
 

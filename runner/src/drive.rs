@@ -346,12 +346,12 @@ enum Say {
 }
 
 fn open_journal(config: &Config) -> Result<Journal, End> {
-    let mut exporter = config.langfuse.clone().map(Exporter::start);
+    let mut exporter = config.langfuse.as_ref().map(Exporter::start);
     let mut history = History::default();
     let spool = Spool::open(&config.folders.state.join("spool"), |record| {
         history.observe(record);
         if let Some(exporter) = &mut exporter {
-            exporter.observe(record);
+            exporter.replay(record);
         }
     })?;
     let (last, ended) = spool.last_attempt();

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 /// A line of the CLI.
+#[expect(clippy::struct_excessive_bools, reason = "the CLI's own fields")]
 #[derive(Debug, Deserialize)]
 pub struct Line<'a> {
     /// What it is.
@@ -16,8 +17,6 @@ pub struct Line<'a> {
     pub message: Option<&'a RawValue>,
     /// The tool call in which a sub-agent speaks.
     pub parent_tool_use_id: Option<String>,
-    /// Id of a user message.
-    pub uuid: Option<String>,
     /// A message of ours, shown again.
     #[serde(default, rename = "isReplay")]
     pub is_replay: bool,

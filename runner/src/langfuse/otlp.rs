@@ -43,7 +43,11 @@ impl Trace {
             text("langfuse.trace.metadata.session_uid", config.session_uid.clone()),
         ];
         if let Some(user) = &config.user {
-            let id = if user.user_id.is_empty() { &user.display_name } else { &user.user_id };
+            let id = if user.user_id.is_empty() {
+                &user.display_name
+            } else {
+                &user.user_id
+            };
             if !id.is_empty() {
                 attributes.push(text("langfuse.user.id", cut(id, NAME_CAP)));
             }
@@ -149,15 +153,19 @@ fn own(span: &Span) -> Vec<KeyValue> {
         ("langfuse.observation.usage_details", usage),
         (
             "langfuse.observation.completion_start_time",
-            // A JSON string: what Langfuse's own SDKs send.
-            span.first_token.map(|at| Value::from(at.to_string()).to_string()),
+            // Outside of the span it would read as a negative time.
+            span.first_token.map(|at| at.clamp(span.start, span.end).to_string()),
         ),
         (
             "langfuse.observation.metadata",
             (!metadata.is_empty()).then(|| Value::from(metadata).to_string()),
         ),
     ];
-    attributes.extend(optional.into_iter().filter_map(|(key, value)| value.map(|value| text(key, value))));
+    attributes.extend(
+        optional
+            .into_iter()
+            .filter_map(|(key, value)| value.map(|value| text(key, value))),
+    );
     attributes
 }
 

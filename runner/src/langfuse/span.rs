@@ -68,7 +68,14 @@ pub struct Span {
 
 impl Span {
     /// A span about which nothing else is known yet.
-    pub fn new(kind: SpanKind, name: &str, id: SpanId, parent: Option<SpanId>, start: Timestamp, end: Timestamp) -> Self {
+    pub fn new(
+        kind: SpanKind,
+        name: &str,
+        id: SpanId,
+        parent: Option<SpanId>,
+        start: Timestamp,
+        end: Timestamp,
+    ) -> Self {
         Self {
             id,
             parent,

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 use protocol::{
-    Kind, Outcome, Record, Usage,
+    Kind, Outcome, Record,
     record::{EndBody, SessionBody, UsageBody, UserBody},
 };
 use serde_json::{Value, json};
@@ -163,7 +163,12 @@ impl Tracer {
 
     /// Ends everything: what is open was interrupted.
     pub fn finish(&mut self, now: Timestamp, outcome: Option<Outcome>) {
-        self.close_turn(now, outcome.filter(|outcome| *outcome != Outcome::Succeeded).or(Some(Outcome::Stopped)));
+        self.close_turn(
+            now,
+            outcome
+                .filter(|outcome| *outcome != Outcome::Succeeded)
+                .or(Some(Outcome::Stopped)),
+        );
         let open: Vec<String> = self.tools.keys().cloned().collect();
         for id in open {
             self.interrupt_tool(&id, now);
@@ -338,7 +343,9 @@ impl Tracer {
             ("system", Some("task_started")) => self.task_started(line),
             ("system", Some("task_notification")) => self.task_ended(record, line),
             ("system", Some("api_retry")) => {
-                let status = line.error_status.map_or("network".to_owned(), |status| status.to_string());
+                let status = line
+                    .error_status
+                    .map_or("network".to_owned(), |status| status.to_string());
                 let text = format!("attempt {}: {status}", line.attempt.unwrap_or(0));
                 self.event(record, line, "api-retry", Level::Warning, Some(text), None);
             }
@@ -369,11 +376,11 @@ impl Tracer {
         let parent = self.parent(record, line);
         let before = self.lanes.get(&line.parent_tool_use_id).and_then(|lane| lane.last);
         let began = before.unwrap_or(record.ts);
-        let lane = self.lane(line.parent_tool_use_id.clone(), record.ts);
-        let mut call = match lane.call.take() {
+        let talk = self.lane(line.parent_tool_use_id.clone(), record.ts);
+        let mut call = match talk.call.take() {
             Some(call) if call.message_id == message.id => call,
             earlier => {
-                let input = std::mem::take(&mut lane.pending);
+                let input = std::mem::take(&mut talk.pending);
                 self.closed.extend(earlier);
                 Call {
                     message_id: message.id,
@@ -437,7 +444,11 @@ impl Tracer {
                 continue;
             };
             let shown = self.shown(&content);
-            self.said(record, line, &json!({"role": "tool", "tool_call_id": id, "content": &shown}));
+            self.said(
+                record,
+                line,
+                &json!({"role": "tool", "tool_call_id": id, "content": &shown}),
+            );
             if self.tools.get(id).is_some_and(|tool| !tool.in_background) {
                 let failed = block["is_error"].as_bool().unwrap_or(false);
                 let status = failed.then(|| text::cut(&shown, STATUS_CAP));
@@ -449,8 +460,9 @@ impl Tracer {
     /// A message that the next call of its conversation reads.
     fn said(&mut self, record: &Record, line: &Line<'_>, message: &Value) {
         self.parent(record, line);
-        let lane = self.lane(line.parent_tool_use_id.clone(), record.ts);
-        lane.pending.push(message.clone());
+        self.lane(line.parent_tool_use_id.clone(), record.ts)
+            .pending
+            .push(message.clone());
     }
 
     fn tool_ended(
@@ -507,7 +519,10 @@ impl Tracer {
     }
 
     fn result(&mut self, record: &Record, line: &Line<'_>) {
-        let said = line.result.clone().or_else(|| line.errors.as_ref().map(text::of_content));
+        let said = line
+            .result
+            .clone()
+            .or_else(|| line.errors.as_ref().map(text::of_content));
         let shown = said.as_deref().map(|said| self.shown(said));
         self.open_turn(record.turn, record.ts);
         let Some(turn) = self.turn.as_mut().filter(|turn| !turn.ended) else {
@@ -577,7 +592,14 @@ impl Tracer {
         for call in std::mem::take(&mut self.closed) {
             let metered = self.usage.remove(&call.message_id).map(|metered| metered.body);
             let output = json!({"role": "assistant", "content": call.texts.join("\n"), "tool_calls": call.tool_calls});
-            let mut span = self.generation(&call.message_id, call.parent, call.start, call.end, &call.model, metered);
+            let mut span = self.generation(
+                &call.message_id,
+                call.parent,
+                call.start,
+                call.end,
+                &call.model,
+                metered,
+            );
             span.input = Some(text::json(&call.input.into()));
             span.output = Some(text::json(&output));
             self.ended.push(span);
@@ -607,7 +629,11 @@ impl Tracer {
         self.metered.insert(message_id.to_owned());
         let mut span = Span::new(SpanKind::Generation, "llm-call", id, Some(parent), start, end);
         // A suffix such as `[1m]` would keep Langfuse from finding the price.
-        span.model = model.split('[').next().filter(|model| !model.is_empty()).map(str::to_owned);
+        span.model = model
+            .split('[')
+            .next()
+            .filter(|model| !model.is_empty())
+            .map(str::to_owned);
         span.metadata = vec![("message_id", message_id.into())];
         if let Some(body) = metered {
             span.start = body.started_at;

@@ -98,7 +98,8 @@ mod tests {
 
     #[test]
     fn content_is_the_text_of_its_blocks() {
-        let blocks = json!([{"type": "text", "text": "a"}, {"type": "image", "source": {}}, {"type": "text", "text": "b"}]);
+        let blocks =
+            json!([{"type": "text", "text": "a"}, {"type": "image", "source": {}}, {"type": "text", "text": "b"}]);
         assert_eq!(of_content(&blocks), "a\n[image]\nb");
         assert_eq!(of_content(&json!("plain")), "plain");
     }
