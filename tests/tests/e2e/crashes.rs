@@ -1,5 +1,7 @@
 //! Any process may die at any line, and the next start goes on.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, ensure};
 use crds::Phase;
 use serde_json::json;
@@ -13,9 +15,9 @@ use crate::harness::scene::marker;
 use crate::harness::wait::{SOON, until};
 use crate::harness::{SYSTEM, Scene, audit, disturbing};
 
-async fn each_job_was_made_once(scene: &Scene, expected: &[&str]) -> Result<()> {
+fn each_job_was_made_once(scene: &Scene, expected: &[&str]) -> Result<()> {
     let made = audit::jobs_created(&scene.namespace)?;
-    let expected: std::collections::BTreeMap<_, _> = expected.iter().map(|name| ((*name).to_owned(), 1)).collect();
+    let expected: BTreeMap<_, _> = expected.iter().map(|name| ((*name).to_owned(), 1)).collect();
     ensure!(made == expected, "the audit log has {made:?}");
     Ok(())
 }
@@ -46,7 +48,7 @@ async fn a_session_outlives_the_kill_of_operator_and_gateway() -> Result<()> {
             status.attempt == Some(1) && status.result.as_deref() == Some("Second."),
             "{status:#?}"
         );
-        each_job_was_made_once(scene, &["survivor-job"]).await?;
+        each_job_was_made_once(scene, &["survivor-job"])?;
         mock.prompt_was_given_once(&marker).await?;
         everything_arrived(scene, "survivor").await
     })
@@ -96,7 +98,7 @@ async fn a_pod_deleted_while_the_operator_is_down_is_followed_by_a_second_attemp
             status.attempt == Some(2) && status.result.as_deref() == Some("Second."),
             "{status:#?}"
         );
-        each_job_was_made_once(scene, &["phoenix-job", "phoenix-job-2"]).await?;
+        each_job_was_made_once(scene, &["phoenix-job", "phoenix-job-2"])?;
         mock.prompt_was_given_once(&marker).await?;
         everything_arrived(scene, "phoenix").await
     })

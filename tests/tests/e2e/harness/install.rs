@@ -10,8 +10,8 @@ use super::{required, root};
 pub const SYSTEM: &str = "agentic-system";
 /// Namespace of the mock model and the trace collector.
 pub const TOOLS: &str = "agentic-test-tools";
-/// Image with the test tools, a shell and little more.
-pub const TOOLS_IMAGE: &str = "localhost/agentic-test-tools:dev";
+/// The one image with a shell that is on the node.
+pub const SHELL_IMAGE: &str = "localhost/agentic-runner:dev";
 /// The mock model, as pods reach it.
 pub const MODEL_URL: &str = "http://mock-model.agentic-test-tools.svc:8080";
 /// The trace collector, as pods reach it.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::command::{apply, kubectl};
 use super::wait::{SOON, until};
-use super::{TOOLS, TOOLS_IMAGE};
+use super::{SHELL_IMAGE, TOOLS};
 
 /// The only pod with this `app.kubernetes.io/name`, as JSON.
 pub async fn pod_of(namespace: &str, application: &str) -> Result<Value> {
@@ -34,7 +34,7 @@ pub async fn kill(namespace: &str, application: &str) -> Result<String> {
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": killer },
         "spec": {
             "hostPID": true, "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
-            "containers": [{ "name": "kill", "image": TOOLS_IMAGE, "imagePullPolicy": "IfNotPresent",
+            "containers": [{ "name": "kill", "image": SHELL_IMAGE, "imagePullPolicy": "IfNotPresent",
                 "command": ["sh", "-c", script], "securityContext": { "runAsUser": 0 } }],
         },
     });

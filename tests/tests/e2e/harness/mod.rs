@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-pub use install::{COLLECTOR_URL, MODEL_URL, SYSTEM, TOOLS, TOOLS_IMAGE};
+pub use install::{COLLECTOR_URL, MODEL_URL, SHELL_IMAGE, SYSTEM, TOOLS};
 pub use scene::{Keys, Scene, disturbing, scene};
 
 /// A variable of the environment without which nothing can be tested.

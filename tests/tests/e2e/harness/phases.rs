@@ -34,7 +34,7 @@ impl Phases {
 async fn record(sessions: Api<AgenticSession>, config: watcher::Config, seen: Arc<Mutex<Vec<Phase>>>) {
     let mut events = pin!(watcher(sessions, config));
     while let Some(event) = events.next().await {
-        let (Ok(Event::Apply(session)) | Ok(Event::InitApply(session))) = event else {
+        let Ok(Event::Apply(session) | Event::InitApply(session)) = event else {
             continue;
         };
         let phase = session.status.unwrap_or_default().phase;

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::command::{apply, kubectl};
 use super::wait::{SOON, until};
-use super::{Scene, TOOLS_IMAGE};
+use super::{SHELL_IMAGE, Scene};
 
 /// Runs a shell script in a pod that has the session's claim at `/data` and returns what it printed.
 pub async fn on_volume(scene: &Scene, session: &str, script: &str) -> Result<String> {
@@ -18,7 +18,7 @@ pub async fn on_volume(scene: &Scene, session: &str, script: &str) -> Result<Str
             "securityContext": { "runAsUser": protocol::names::USER_ID, "runAsGroup": protocol::names::USER_ID,
                 "fsGroup": protocol::names::USER_ID, "runAsNonRoot": true,
                 "seccompProfile": { "type": "RuntimeDefault" } },
-            "containers": [{ "name": "look", "image": TOOLS_IMAGE, "imagePullPolicy": "IfNotPresent",
+            "containers": [{ "name": "look", "image": SHELL_IMAGE, "imagePullPolicy": "IfNotPresent",
                 "command": ["sh", "-c", script],
                 "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
                 "volumeMounts": [{ "name": "data", "mountPath": "/data" }] }],
