@@ -14,7 +14,7 @@ pub const VERSION: &str = "2.1.329";
 /// The npm package that holds the native binary; the wrapper package needs a newer Node and is not wanted.
 const PACKAGE: &str = "@anthropic-ai/claude-code-linux-x64";
 /// SHA-256 of the binary, as the vendor's manifest gives it.
-const SHA256: &str = "30e2724e2aecb1bf5dc9f3130901afb71c5fa229051c190a6d7ad9aff6378d6d";
+pub const SHA256: &str = "30e2724e2aecb1bf5dc9f3130901afb71c5fa229051c190a6d7ad9aff6378d6d";
 /// Size of the binary in bytes.
 const SIZE: u64 = 377_545_232;
 

@@ -2,14 +2,13 @@
 //!
 //! The library half exists for tests, which start their own API server with [`cluster::ControlPlane`].
 
-mod buildah;
 pub mod chart;
 pub mod claude_cli;
 pub mod cluster;
 pub mod command;
+pub mod images;
 pub mod packages;
 pub mod paths;
-mod pod_images;
 pub mod progress;
 pub mod reference;
 pub mod tools;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::tools;
+use xtask::{images, tools};
 
 #[derive(Parser)]
 #[command(about = "Builds, generates and runs what a developer needs")]
@@ -23,6 +23,8 @@ enum Command {
         #[arg(value_enum, default_value = "all")]
         group: tools::Group,
     },
+    /// Build the product's images that are not current, and print their OCI archives.
+    Images,
     /// Run a Kubernetes cluster without Docker.
     Cluster(cluster_command::Arguments),
 }
@@ -40,6 +42,12 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Tools { group } => tools::ensure(group),
+        Command::Images => {
+            for archive in images::ensure()? {
+                println!("{}", archive.display());
+            }
+            Ok(())
+        }
         Command::Cluster(arguments) => cluster_command::run(arguments),
     }
 }

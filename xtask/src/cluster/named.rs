@@ -239,7 +239,7 @@ impl Extent {
 fn start_forwarder(processes: &Processes, namespace: &Path, to: SocketAddr) -> Result<SocketAddr> {
     let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let program = std::env::current_exe().context("failed to find this program's own file")?;
-    if !program.file_stem().is_some_and(|name| name == "xtask") {
+    if program.file_stem().is_none_or(|name| name != "xtask") {
         bail!("a cluster with a node is started by `cargo xtask cluster up`, which stays as its forwarder");
     }
     processes.spawn_on_host(

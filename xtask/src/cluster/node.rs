@@ -15,12 +15,12 @@ use super::{
     servers::flag,
     templates,
 };
-use crate::{command, pod_images, tools};
+use crate::{command, images::pods, tools};
 
 /// The node's name.
 pub(super) const NODE: &str = "node1";
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What the node's daemons are started with.
 pub(super) struct Node<'a> {
@@ -65,7 +65,7 @@ impl Node<'_> {
         self.processes.wait("containerd", PATIENCE, || {
             socket(self.cluster).exists() && command::quiet(ctr(self.cluster).arg("version")).is_ok()
         })?;
-        for archive in pod_images::ensure()? {
+        for archive in pods::ensure()? {
             load(self.cluster, &archive)?;
         }
         Ok(())

@@ -108,7 +108,7 @@ impl Processes {
     }
 }
 
-/// Ends one daemon of a state folder: politely, then for sure.
+/// Ends one daemon of a state folder.
 pub(super) fn stop(state: &Path, name: &str) {
     if let Some(process) = recorded(&state.join("pid").join(name)) {
         stop_processes(&[process]);
@@ -143,7 +143,9 @@ pub(super) fn running_with_argument(matches: impl Fn(&[u8]) -> bool) -> Vec<Proc
 
 /// Kills at once.
 pub(super) fn kill(processes: &[Process]) {
-    processes.iter().for_each(|process| process.signal(Signal::KILL));
+    for process in processes {
+        process.signal(Signal::KILL);
+    }
 }
 
 fn recorded(file: &Path) -> Option<Process> {
@@ -155,18 +157,12 @@ fn recorded(file: &Path) -> Option<Process> {
     })
 }
 
+/// Kills: the data of a test cluster is deleted next, so there is nothing to be saved.
 fn stop_processes(processes: &[Process]) {
-    for (signal, patience) in [
-        (Signal::TERM, Duration::from_secs(3)),
-        (Signal::KILL, Duration::from_secs(3)),
-    ] {
-        for process in processes {
-            process.signal(signal);
-        }
-        let begun = Instant::now();
-        while begun.elapsed() < patience && processes.iter().any(Process::is_alive) {
-            thread::sleep(Duration::from_millis(20));
-        }
+    kill(processes);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) && processes.iter().any(Process::is_alive) {
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

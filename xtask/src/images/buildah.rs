@@ -54,11 +54,12 @@ pub(crate) fn has(name: &str) -> Result<bool> {
 }
 
 fn push(name: &str, archive: &Path) -> Result<()> {
+    // Uncompressed: packing and unpacking take longer than writing, and the archive goes nowhere.
     let unfinished = archive.with_extension("unfinished");
     // buildah adds to an archive that exists.
     let _ = fs::remove_file(&unfinished);
     let target = format!("oci-archive:{}:{name}", unfinished.display());
-    command::quiet(buildah()?.args(["push", "--quiet", name, &target]))?;
+    command::quiet(buildah()?.args(["push", "--quiet", "--disable-compression", name, &target]))?;
     fs::rename(&unfinished, archive).with_context(|| format!("failed to put {} in place", archive.display()))
 }
 

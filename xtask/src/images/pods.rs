@@ -4,8 +4,8 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::buildah::{self, Build};
 use crate::{
-    buildah::{self, Build},
     paths, progress,
     tools::{self, Scratch},
 };

@@ -1,0 +1,37 @@
+//! The product's binaries in release profile, built on this machine.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::{command, paths, progress};
+
+/// A folder with built binaries.
+pub(super) struct Binaries(PathBuf);
+
+impl Binaries {
+    /// Builds them; dependencies are built once for all clones, in a target folder in the cache.
+    pub(super) fn build(names: &[&str]) -> Result<Self> {
+        let target = paths::cache()?.join("target");
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .current_dir(paths::workspace())
+            // What cargo sets for this program is not meant for another build.
+            .env_remove("RUSTFLAGS")
+            .env("CARGO_TARGET_DIR", &target)
+            .args(["build", "--release", "--locked", "--quiet"]);
+        for package in ["operator", "gateway", "runner", "tests"] {
+            cargo.args(["--package", package]);
+        }
+        for name in names {
+            cargo.args(["--bin", name]);
+        }
+        progress::step("building the release binaries", || command::run(&mut cargo))
+            .context("the product does not build")?;
+        Ok(Self(target.join("release")))
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
