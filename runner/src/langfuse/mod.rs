@@ -3,10 +3,14 @@
 //! [`spans`] maps records to spans, [`otlp`] spans to requests, [`export`] sends them.
 
 mod export;
+#[cfg(test)]
+mod export_tests;
 mod line;
 pub mod otlp;
 pub mod span;
 pub mod spans;
+#[cfg(test)]
+mod spans_tests;
 mod text;
 
 use protocol::names::env;

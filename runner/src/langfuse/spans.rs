@@ -66,6 +66,8 @@ pub struct Tracer {
     run: u32,
     mask: bool,
     root: Option<Span>,
+    /// What the run was asked first: shown again on the root of each of its attempts.
+    asked: Option<String>,
     /// Run whose root is out already: another attempt of it has a root of its own.
     rooted_run: Option<u32>,
     turn: Option<Turn>,
@@ -93,6 +95,7 @@ impl Tracer {
             run,
             mask,
             root: None,
+            asked: None,
             rooted_run: None,
             turn: None,
             last_turn: 0,
@@ -198,6 +201,7 @@ impl Tracer {
                     // The run before was lost: nobody has sent what it left open.
                     self.finish(record.ts, Some(Outcome::Lost));
                     self.run = *run;
+                    self.asked = None;
                 }
                 self.open_root(record.ts);
             }
@@ -213,9 +217,10 @@ impl Tracer {
             self.run.to_string()
         };
         let id = self.id("session", &key);
-        let (run, attempt) = (self.run, self.attempt);
+        let (run, attempt, asked) = (self.run, self.attempt, self.asked.clone());
         self.root.get_or_insert_with(|| {
             let mut root = Span::new(SpanKind::Agent, "agent-session", id, None, now, now);
+            root.input = asked;
             root.metadata = vec![("run", run.into()), ("attempt", attempt.into())];
             root
         })
@@ -301,8 +306,8 @@ impl Tracer {
             note_length(&mut turn.span.metadata, "input_length", &user.text);
             turn.span.input = Some(shown.clone());
         }
-        let root = self.open_root(record.ts);
-        root.input.get_or_insert_with(|| shown.clone());
+        let asked = self.asked.get_or_insert_with(|| shown.clone()).clone();
+        self.open_root(record.ts).input = Some(asked);
         let lane = self.lane(None, record.ts);
         lane.pending.push(json!({"role": "user", "content": shown}));
     }

@@ -1,0 +1,562 @@
+//! Spans of records made by hand, in the shape in which the CLI writes its lines.
+
+use std::{collections::HashMap, fmt::Write as _};
+
+use insta::assert_snapshot;
+use jiff::{SignedDuration, Timestamp};
+use protocol::{
+    Kind, Outcome, Record, Usage,
+    record::{EndBody, SessionBody, UsageBody, UserBody},
+};
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
+use uuid::Uuid;
+
+use super::{
+    span::{Level, Span, SpanId},
+    spans::Tracer,
+    text::CAP,
+};
+
+const UID: &str = "6fa459ea-ee8a-3ca4-894e-db77e160355e";
+
+fn second(n: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + n).unwrap()
+}
+
+/// Records, a second apart.
+struct Log {
+    records: Vec<Record>,
+    attempt: u32,
+    turn: u32,
+}
+
+impl Log {
+    fn new() -> Self {
+        let mut log = Self {
+            records: Vec::new(),
+            attempt: 1,
+            turn: 0,
+        };
+        log.attempt(1, 1);
+        log
+    }
+
+    fn now(&self) -> i64 {
+        self.records.len() as i64
+    }
+
+    fn put(&mut self, kind: Kind, body: &impl Serialize) -> &mut Self {
+        let seq = self.records.len() as u64 + 1;
+        self.records.push(Record {
+            seq,
+            attempt: self.attempt,
+            turn: self.turn,
+            ts: second(self.now()),
+            kind,
+            was: None,
+            body: RawValue::from_string(serde_json::to_string(body).unwrap()).unwrap(),
+        });
+        self
+    }
+
+    fn attempt(&mut self, run: u32, attempt: u32) -> &mut Self {
+        self.attempt = attempt;
+        self.put(
+            Kind::Session,
+            &SessionBody::AttemptStarted {
+                run,
+                pod_uid: String::new(),
+                runner_version: "1".into(),
+            },
+        )
+    }
+
+    fn user(&mut self, text: &str) -> &mut Self {
+        self.turn += 1;
+        self.more(text)
+    }
+
+    /// A message into the turn that is open.
+    fn more(&mut self, text: &str) -> &mut Self {
+        self.put(
+            Kind::User,
+            &UserBody {
+                command: "c".into(),
+                uuid: Uuid::nil(),
+                text: text.into(),
+            },
+        )
+    }
+
+    fn usage(&mut self, id: &str, output_tokens: u64, open: bool) -> &mut Self {
+        let start = self.now();
+        self.put(
+            Kind::Usage,
+            &UsageBody {
+                message_id: id.into(),
+                model: "claude-opus-5-5".into(),
+                usage: Usage {
+                    input_tokens: 25,
+                    output_tokens,
+                    cache_read_input_tokens: 12_000,
+                    cache_creation_input_tokens: 300,
+                },
+                cost_usd: None,
+                open,
+                estimated: false,
+                started_at: second(start - 1) + SignedDuration::from_millis(100),
+                first_token_at: (!open).then(|| second(start - 1) + SignedDuration::from_millis(400)),
+                ended_at: (!open).then(|| second(start)),
+            },
+        )
+    }
+
+    fn cli(&mut self, line: &Value) -> &mut Self {
+        self.put(Kind::Cli, line)
+    }
+
+    fn says(&mut self, id: &str, agent: Option<&str>, block: &Value) -> &mut Self {
+        self.cli(&json!({"type": "assistant", "parent_tool_use_id": agent, "message":
+            {"id": id, "model": "claude-opus-5-5[1m]", "role": "assistant", "content": [block]}}))
+    }
+
+    fn tool(&mut self, id: &str, agent: Option<&str>, tool: &str, name: &str, input: &Value) -> &mut Self {
+        self.says(
+            id,
+            agent,
+            &json!({"type": "tool_use", "id": tool, "name": name, "input": input}),
+        )
+    }
+
+    fn tool_result(&mut self, agent: Option<&str>, tool: &str, content: &Value, is_error: bool) -> &mut Self {
+        self.cli(
+            &json!({"type": "user", "parent_tool_use_id": agent, "message": {"role": "user", "content":
+            [{"type": "tool_result", "tool_use_id": tool, "content": content, "is_error": is_error}]}}),
+        )
+    }
+
+    fn result(&mut self, text: &str) -> &mut Self {
+        self.cli(
+            &json!({"type": "result", "subtype": "success", "is_error": false, "result": text,
+            "num_turns": 2, "total_cost_usd": 0.25, "stop_reason": "end_turn", "terminal_reason": "completed"}),
+        )
+    }
+
+    fn turn_ended(&mut self, outcome: Outcome) -> &mut Self {
+        let turn = self.turn;
+        self.put(Kind::Session, &SessionBody::TurnEnded { turn, outcome })
+    }
+
+    fn end(&mut self, outcome: Outcome) -> &mut Self {
+        self.put(
+            Kind::End,
+            &EndBody {
+                outcome,
+                last_seq: 0,
+                bytes: 0,
+                sha256: String::new(),
+            },
+        )
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        spans(&self.records, false)
+    }
+}
+
+fn spans(records: &[Record], mask: bool) -> Vec<Span> {
+    let mut tracer = Tracer::new(UID, 1, mask);
+    for record in records {
+        tracer.record(record);
+    }
+    tracer.take_ready()
+}
+
+fn text(block: &str) -> Value {
+    json!({"type": "text", "text": block})
+}
+
+/// The tree, one line a span, in the order in which they began.
+fn tree(spans: &[Span]) -> String {
+    let ids: HashMap<SpanId, usize> = spans.iter().enumerate().map(|(n, span)| (span.id, n)).collect();
+    assert_eq!(ids.len(), spans.len(), "two spans have one id");
+    let mut children: HashMap<Option<usize>, Vec<&Span>> = HashMap::new();
+    for span in spans {
+        let parent = span.parent.and_then(|id| ids.get(&id).copied());
+        children.entry(parent).or_default().push(span);
+    }
+    let mut out = String::new();
+    walk(&mut out, &children, &ids, None, 0);
+    out
+}
+
+fn walk(
+    out: &mut String,
+    children: &HashMap<Option<usize>, Vec<&Span>>,
+    ids: &HashMap<SpanId, usize>,
+    parent: Option<usize>,
+    depth: usize,
+) {
+    let mut here = children.get(&parent).cloned().unwrap_or_default();
+    here.sort_by_key(|span| (span.start, span.end));
+    for span in here {
+        let since = |at: Timestamp| at.duration_since(second(0)).as_secs_f64();
+        let mut line = format!(
+            "{}{} ({:?}) {:.1}-{:.1}",
+            "  ".repeat(depth),
+            span.name,
+            span.kind,
+            since(span.start),
+            since(span.end)
+        );
+        if span.level != Level::Default {
+            write!(line, " {:?}:{}", span.level, span.status.as_deref().unwrap_or("")).unwrap();
+        }
+        if let (Some(model), Some(usage)) = (&span.model, &span.usage) {
+            write!(line, " {model} {}+{}", usage.input_tokens, usage.output_tokens).unwrap();
+        }
+        for (arrow, value) in [("<", &span.input), (">", &span.output)] {
+            if let Some(value) = value {
+                write!(line, " {arrow} {value}").unwrap();
+            }
+        }
+        out.push_str(&line);
+        out.push('\n');
+        walk(out, children, ids, Some(ids[&span.id]), depth + 1);
+    }
+}
+
+fn with_a_tool() -> Log {
+    let mut log = Log::new();
+    log.cli(&json!({"type": "system", "subtype": "init", "claude_code_version": "2.1.329"}))
+        .user("please list MARKER-1")
+        .usage("msg_a", 1, true)
+        .says("msg_a", None, &text("I look"))
+        .tool("msg_a", None, "tool_1", "Bash", &json!({"command": "ls"}))
+        .usage("msg_a", 40, false)
+        .tool_result(None, "tool_1", &json!("ls: no such file"), true)
+        .usage("msg_b", 9, false)
+        .says("msg_b", None, &text("all done"))
+        .result("all done")
+        .turn_ended(Outcome::Succeeded)
+        .end(Outcome::Succeeded);
+    log
+}
+
+#[test]
+fn a_turn_has_its_calls_and_tools_beside_each_other() {
+    assert_snapshot!(tree(&with_a_tool().spans()), @r##"
+    agent-session (Agent) 0.0-12.0 < please list MARKER-1 > all done
+      agent-turn (Agent) 2.0-11.0 < please list MARKER-1 > all done
+        Bash (Tool) 5.0-7.0 Error:ls: no such file < {"command":"ls"} > ls: no such file
+        llm-call (Generation) 5.1-6.0 claude-opus-5-5 25+40 < [{"content":"please list MARKER-1","role":"user"}] > {"content":"I look","role":"assistant","tool_calls":[{"function":{"arguments":"{\"command\":\"ls\"}","name":"Bash"},"id":"tool_1","type":"function"}]}
+        llm-call (Generation) 7.1-8.0 claude-opus-5-5 25+9 < [{"content":"ls: no such file","role":"tool","tool_call_id":"tool_1"}] > {"content":"all done","role":"assistant","tool_calls":[]}
+    "##);
+}
+
+#[test]
+fn a_subagent_has_its_calls_and_tools_below_it() {
+    let mut log = Log::new();
+    log.user("delegate")
+        .tool("msg_a", None, "tool_1", "Agent", &json!({"prompt": "sub task"}))
+        .usage("msg_a", 5, false)
+        .cli(
+            &json!({"type": "system", "subtype": "task_started", "tool_use_id": "tool_1", "task_type": "local_agent",
+            "subagent_type": "reviewer", "is_backgrounded": false}),
+        )
+        .cli(&json!({"type": "user", "parent_tool_use_id": "tool_1", "message":
+            {"role": "user", "content": [{"type": "text", "text": "sub task"}]}}))
+        .usage("msg_s", 6, false)
+        .tool("msg_s", Some("tool_1"), "tool_2", "Read", &json!({"path": "x"}))
+        .tool_result(
+            Some("tool_1"),
+            "tool_2",
+            &json!([{"type": "text", "text": "content"}]),
+            false,
+        )
+        .usage("msg_t", 7, false)
+        .says("msg_t", Some("tool_1"), &text("sub says hi"))
+        .tool_result(None, "tool_1", &json!("sub says hi"), false)
+        .usage("msg_b", 8, false)
+        .says("msg_b", None, &text("main done"))
+        .result("main done")
+        .turn_ended(Outcome::Succeeded)
+        .end(Outcome::Succeeded);
+    assert_snapshot!(tree(&log.spans()), @r##"
+    agent-session (Agent) 0.0-16.0 < delegate > main done
+      agent-turn (Agent) 1.0-15.0 < delegate > main done
+        subagent (Agent) 2.0-11.0 < {"prompt":"sub task"} > sub says hi
+          llm-call (Generation) 5.1-6.0 claude-opus-5-5 25+6 < [{"content":"sub task","role":"user"}] > {"content":"","role":"assistant","tool_calls":[{"function":{"arguments":"{\"path\":\"x\"}","name":"Read"},"id":"tool_2","type":"function"}]}
+          Read (Tool) 7.0-8.0 < {"path":"x"} > content
+          llm-call (Generation) 8.1-9.0 claude-opus-5-5 25+7 < [{"content":"content","role":"tool","tool_call_id":"tool_2"}] > {"content":"sub says hi","role":"assistant","tool_calls":[]}
+        llm-call (Generation) 2.1-3.0 claude-opus-5-5 25+5 < [{"content":"delegate","role":"user"}] > {"content":"","role":"assistant","tool_calls":[{"function":{"arguments":"{\"prompt\":\"sub task\"}","name":"Agent"},"id":"tool_1","type":"function"}]}
+        llm-call (Generation) 11.1-12.0 claude-opus-5-5 25+8 < [{"content":"sub says hi","role":"tool","tool_call_id":"tool_1"}] > {"content":"main done","role":"assistant","tool_calls":[]}
+    "##);
+}
+
+#[test]
+fn a_subagent_in_the_background_outlives_its_turn() {
+    let mut log = Log::new();
+    log.user("delegate")
+        .usage("msg_a", 5, false)
+        .tool("msg_a", None, "tool_1", "Agent", &json!({"prompt": "sub task"}))
+        .cli(
+            &json!({"type": "system", "subtype": "task_started", "tool_use_id": "tool_1", "task_type": "local_agent",
+            "is_backgrounded": true}),
+        )
+        .tool_result(None, "tool_1", &json!("Async agent launched"), false)
+        .result("waiting")
+        .turn_ended(Outcome::Succeeded)
+        .usage("msg_s", 6, false)
+        .says("msg_s", Some("tool_1"), &text("sub says hi"))
+        .cli(
+            &json!({"type": "system", "subtype": "task_notification", "tool_use_id": "tool_1", "status": "completed",
+            "summary": "sub says hi"}),
+        )
+        .end(Outcome::Succeeded);
+    assert_snapshot!(tree(&log.spans()), @r##"
+    agent-session (Agent) 0.0-11.0 < delegate > waiting
+      agent-turn (Agent) 1.0-7.0 < delegate > waiting
+        llm-call (Generation) 1.1-2.0 claude-opus-5-5 25+5 < [{"content":"delegate","role":"user"}] > {"content":"","role":"assistant","tool_calls":[{"function":{"arguments":"{\"prompt\":\"sub task\"}","name":"Agent"},"id":"tool_1","type":"function"}]}
+        subagent (Agent) 3.0-10.0 < {"prompt":"sub task"} > sub says hi
+          llm-call (Generation) 7.1-8.0 claude-opus-5-5 25+6 < [] > {"content":"sub says hi","role":"assistant","tool_calls":[]}
+    "##);
+}
+
+#[test]
+fn a_metered_response_that_the_cli_never_shows_is_a_generation_all_the_same() {
+    let mut log = Log::new();
+    log.user("/compact")
+        .usage("msg_x", 700, false)
+        .cli(&json!({"type": "system", "subtype": "compact_boundary"}))
+        .result("")
+        .turn_ended(Outcome::Succeeded)
+        .end(Outcome::Succeeded);
+    let spans = log.spans();
+    let tokens: u64 = spans
+        .iter()
+        .filter_map(|span| span.usage)
+        .map(|usage| usage.output_tokens)
+        .sum();
+    assert_eq!(tokens, 700);
+    assert!(spans.iter().any(|span| span.name == "compact"));
+}
+
+#[test]
+fn every_metered_response_is_in_exactly_one_generation() {
+    let spans = with_a_tool().spans();
+    let usage: Vec<u64> = spans
+        .iter()
+        .filter_map(|span| span.usage)
+        .map(|usage| usage.output_tokens)
+        .collect();
+    assert_eq!(usage, [40, 9]);
+}
+
+#[test]
+fn an_api_error_is_an_error_of_the_turn_and_of_the_session() {
+    let mut log = Log::new();
+    log.user("hello")
+        .cli(&json!({"type": "system", "subtype": "api_retry", "attempt": 1, "error_status": 401}))
+        .cli(&json!({"type": "assistant", "is_api_error_message": true, "message":
+            {"id": "u", "model": "<synthetic>", "content": [{"type": "text", "text": "Invalid API key"}]}}))
+        .cli(&json!({"type": "result", "subtype": "success", "is_error": true, "result": "Invalid API key"}))
+        .turn_ended(Outcome::InvalidCredentials)
+        .end(Outcome::InvalidCredentials);
+    assert_snapshot!(tree(&log.spans()), @r##"
+    agent-session (Agent) 0.0-6.0 Error:invalidCredentials < hello > Invalid API key
+      agent-turn (Agent) 1.0-5.0 Error:Invalid API key < hello > Invalid API key
+        api-retry (Event) 2.0-2.0 Warning:attempt 1: 401
+        api-error (Event) 3.0-3.0 Error:Invalid API key
+    "##);
+}
+
+#[test]
+fn what_is_open_at_the_end_was_interrupted() {
+    let mut log = Log::new();
+    log.user("hello")
+        .tool("msg_a", None, "tool_1", "Bash", &json!({"command": "sleep"}))
+        .usage("msg_a", 5, true)
+        .end(Outcome::Stopped);
+    assert_snapshot!(tree(&log.spans()), @r##"
+    agent-session (Agent) 0.0-4.0 Warning:interrupted < hello
+      agent-turn (Agent) 1.0-4.0 Warning:interrupted < hello
+        Bash (Tool) 2.0-4.0 Warning:interrupted < {"command":"sleep"}
+        llm-call (Generation) 2.1-2.1 Warning:the response was cut claude-opus-5-5 25+5 < [{"content":"hello","role":"user"}] > {"content":"","role":"assistant","tool_calls":[{"function":{"arguments":"{\"command\":\"sleep\"}","name":"Bash"},"id":"tool_1","type":"function"}]}
+    "##);
+}
+
+#[test]
+fn a_message_into_a_running_turn_is_in_the_next_calls_input() {
+    let mut log = Log::new();
+    log.user("first")
+        .says("msg_a", None, &text("one"))
+        .more("second MARKER-2")
+        .says("msg_b", None, &text("two"))
+        .result("two")
+        .turn_ended(Outcome::Succeeded);
+    let spans = log.spans();
+    let turns: Vec<&Span> = spans.iter().filter(|span| span.name == "agent-turn").collect();
+    assert_eq!(turns.len(), 1);
+    assert_eq!(turns[0].input.as_deref(), Some("first"));
+    let inputs: Vec<bool> = spans
+        .iter()
+        .filter(|span| span.name == "llm-call")
+        .map(|span| span.input.as_ref().unwrap().contains("MARKER-2"))
+        .collect();
+    assert_eq!(inputs, [false, true]);
+}
+
+#[test]
+fn a_replayed_message_is_not_read_twice() {
+    let mut log = Log::new();
+    log.user("MARKER-1")
+        .cli(&json!({"type": "user", "isReplay": true, "message": {"role": "user", "content": "MARKER-1"}}))
+        .says("msg_a", None, &text("one"))
+        .turn_ended(Outcome::Succeeded);
+    let spans = log.spans();
+    let call = spans.iter().find(|span| span.name == "llm-call").unwrap();
+    assert_eq!(call.input.as_ref().unwrap().matches("MARKER-1").count(), 1);
+}
+
+#[test]
+fn masked_spans_keep_numbers_and_names_and_no_text() {
+    let records = with_a_tool().records;
+    let spans = spans(&records, true);
+    let all = format!("{spans:?}");
+    for text in ["MARKER-1", "I look", "no such file", "all done", "\"ls\""] {
+        assert!(!all.contains(text), "{text} in {all}");
+    }
+    assert!(all.contains("Bash") && all.contains("claude-opus-5-5") && all.contains("[REDACTED]"));
+    assert_eq!(spans.len(), super::spans_tests::spans(&records, false).len());
+}
+
+#[test]
+fn long_texts_are_cut_and_their_length_is_told() {
+    let much = "x".repeat(50_000);
+    let mut log = Log::new();
+    log.user(&format!("MARKER-3 {much}"))
+        .tool("msg_a", None, "tool_1", "Write", &json!({"path": "p", "content": much}))
+        .tool_result(None, "tool_1", &json!(much), false)
+        .says("msg_b", None, &text(&much))
+        .result(&much)
+        .turn_ended(Outcome::Succeeded)
+        .end(Outcome::Succeeded);
+    let spans = log.spans();
+    for span in &spans {
+        for field in [&span.input, &span.output].into_iter().flatten() {
+            assert!(field.chars().count() <= CAP, "{}: {}", span.name, field.len());
+        }
+    }
+    let turn = spans.iter().find(|span| span.name == "agent-turn").unwrap();
+    assert!(turn.metadata.contains(&("input_length", json!(50_009))));
+    assert!(turn.metadata.contains(&("output_length", json!(50_000))));
+    let call = spans.iter().find(|span| span.name == "llm-call").unwrap();
+    assert!(
+        serde_json::from_str::<Value>(call.input.as_ref().unwrap()).unwrap()[0]["content"]
+            .as_str()
+            .unwrap()
+            .contains("MARKER-3")
+    );
+}
+
+/// Spans that a process sends: it replays what an earlier one has spooled.
+fn sent(before: &[Record], after: &[Record]) -> Vec<Span> {
+    let mut tracer = Tracer::new(UID, 1, false);
+    for record in before {
+        tracer.record(record);
+    }
+    drop(tracer.take_ready());
+    for record in after {
+        tracer.record(record);
+    }
+    tracer.take_ready()
+}
+
+#[test]
+fn after_a_kill_at_any_record_no_span_is_sent_twice_and_only_what_was_ready_is_missing() {
+    let mut log = with_a_tool();
+    log.records.pop();
+    log.user("again")
+        .says("msg_c", None, &text("third"))
+        .usage("msg_c", 4, false)
+        .result("third")
+        .turn_ended(Outcome::Succeeded)
+        .end(Outcome::Succeeded);
+    let whole = log.spans();
+    for kill in 0..log.records.len() {
+        let (before, after) = log.records.split_at(kill);
+        let mut both = spans(before, false);
+        both.extend(sent(before, after));
+        both.sort_by_key(|span| span.id);
+        let mut expected = whole.clone();
+        expected.sort_by_key(|span| span.id);
+        assert_eq!(both, expected, "killed before record {kill}");
+    }
+}
+
+#[test]
+fn a_lost_attempt_leaves_its_turn_open_and_a_stopped_one_does_not() {
+    let turn = |first: Outcome| {
+        let mut log = Log::new();
+        log.user("hello").says("msg_a", None, &text("one")).end(first);
+        let before = log.records.len();
+        log.attempt(1, 2)
+            .says("msg_b", None, &text("two"))
+            .result("two")
+            .turn_ended(Outcome::Succeeded)
+            .end(Outcome::Succeeded);
+        let (before, after) = log.records.split_at(before);
+        let spans = sent(before, after);
+        let all = [super::spans_tests::spans(before, false), spans.clone()].concat();
+        (all.len(), tree(&all), spans)
+    };
+    let (_, lost, spans) = turn(Outcome::Lost);
+    assert_eq!(spans.iter().filter(|span| span.name == "llm-call").count(), 2, "{lost}");
+    assert_eq!(spans.iter().filter(|span| span.name == "agent-session").count(), 1);
+    let (_, stopped, spans) = turn(Outcome::Stopped);
+    assert_eq!(spans.iter().filter(|span| span.name == "llm-call").count(), 1);
+    assert_snapshot!(stopped, @r##"
+    agent-session (Agent) 0.0-3.0 Warning:interrupted < hello
+      agent-turn (Agent) 1.0-3.0 Warning:interrupted < hello
+        llm-call (Generation) 1.0-2.0 < [{"content":"hello","role":"user"}] > {"content":"one","role":"assistant","tool_calls":[]}
+    agent-session (Agent) 4.0-8.0 < hello > two
+      agent-turn (Agent) 5.0-7.0 > two
+        llm-call (Generation) 5.0-5.0 < [] > {"content":"two","role":"assistant","tool_calls":[]}
+    "##);
+}
+
+#[test]
+fn a_new_run_has_a_root_of_its_own() {
+    let mut log = with_a_tool();
+    log.attempt(2, 2)
+        .user("more")
+        .result("ok")
+        .turn_ended(Outcome::Succeeded)
+        .end(Outcome::Succeeded);
+    let spans = log.spans();
+    let roots: Vec<&Span> = spans.iter().filter(|span| span.parent.is_none()).collect();
+    assert_eq!(roots.len(), 2);
+    assert_eq!(
+        (roots[1].input.as_deref(), roots[1].output.as_deref()),
+        (Some("more"), Some("ok"))
+    );
+    assert!(roots[1].metadata.contains(&("run", json!(2))));
+}
+
+#[test]
+fn bodies_that_cannot_be_read_are_passed_over() {
+    let mut log = Log::new();
+    for kind in [Kind::Cli, Kind::User, Kind::Usage, Kind::Session, Kind::End] {
+        log.put(kind, &json!({"type": ["odd"], "text": 1}));
+        log.put(kind, &json!("odd"));
+    }
+    log.cli(&json!({"type": "assistant", "message": "odd"}))
+        .cli(&json!({"type": "assistant", "message": {"id": "m", "content": {"a": 1}}}))
+        .cli(&json!({"type": "user", "message": {"content": [1, {"type": "tool_result"}]}}))
+        .cli(&json!({"type": "system", "subtype": "task_notification", "tool_use_id": "nobody"}))
+        .cli(&json!({"type": "of the future"}))
+        .end(Outcome::Succeeded);
+    assert!(log.spans().iter().any(|span| span.name == "agent-session"));
+}
