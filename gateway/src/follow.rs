@@ -256,7 +256,9 @@ impl Follower {
 
     async fn wait(&mut self, until: Option<Timestamp>) -> Option<Item> {
         let patience = until.map_or(Duration::MAX, |time| {
-            time.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO)
+            time.duration_since(Timestamp::now())
+                .try_into()
+                .unwrap_or(Duration::ZERO)
         });
         tokio::select! {
             event = self.events.recv() => match event {

@@ -1,12 +1,11 @@
 //! The runner's WebSocket: records in, acknowledgements out once they are stored.
 
+mod peer;
+
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::{
-        Extension, Path, State, WebSocketUpgrade,
-        ws::{CloseFrame, Message, WebSocket},
-    },
+    extract::{Extension, Path, State, WebSocketUpgrade, ws::Message},
     response::Response,
 };
 use bytes::Bytes;
@@ -18,6 +17,8 @@ use protocol::{
 };
 use serde_json::value::RawValue;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use peer::Peer;
 
 use crate::{
     Gateway,
@@ -38,10 +39,6 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// Silence after which it does not: found within 30 s.
 const SILENCE: Duration = Duration::from_secs(25);
-/// How long a frame may take to leave.
-const SEND_WITHIN: Duration = Duration::from_secs(10);
-/// How long a close may take to be answered.
-const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// Pods that may be admitted before this one while it tries.
 const ADMISSION_TRIES: usize = 8;
 
@@ -92,22 +89,27 @@ pub async fn connect(
 ) -> Response {
     let token = auth::bearer(&headers).map(str::to_owned);
     let held = (gateway.tasks.token(), place);
-    upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE).on_upgrade(move |socket| async move {
-        let _held = held;
-        let connected = gateway.metrics.connected();
-        let mut peer = Peer { socket };
-        let end = match Target::new(&project, &session) {
-            Some(target) => serve(&gateway, &target, token.as_deref(), &mut peer).await,
-            None => End::Gone,
-        };
-        drop(connected);
-        gateway.metrics.closed(end.code());
-        match &end {
-            End::Store(cause) => tracing::error!(session, namespace = project, %cause, "runner disconnected"),
-            end => tracing::info!(session, namespace = project, code = end.code(), cause = %end, "runner disconnected"),
-        }
-        peer.close(&end).await;
-    })
+    upgrade
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE)
+        .on_upgrade(move |socket| async move {
+            let _held = held;
+            let connected = gateway.metrics.connected();
+            let mut peer = Peer { socket };
+            let end = match Target::new(&project, &session) {
+                Some(target) => serve(&gateway, &target, token.as_deref(), &mut peer).await,
+                None => End::Gone,
+            };
+            drop(connected);
+            gateway.metrics.closed(end.code());
+            match &end {
+                End::Store(cause) => tracing::error!(session, namespace = project, %cause, "runner disconnected"),
+                end => {
+                    tracing::info!(session, namespace = project, code = end.code(), cause = %end, "runner disconnected");
+                }
+            }
+            peer.close(&end).await;
+        })
 }
 
 async fn serve(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &mut Peer) -> End {
@@ -165,7 +167,11 @@ async fn admit(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &m
 fn check(hello: &Hello, target: &Target, pod: &str) -> Result<(), End> {
     let wrong = |what: &str| Err(End::Protocol(format!("hello: {what}")));
     if hello.protocol != frame::VERSION {
-        return wrong(&format!("protocol {} is not spoken here, {} is", hello.protocol, frame::VERSION));
+        return wrong(&format!(
+            "protocol {} is not spoken here, {} is",
+            hello.protocol,
+            frame::VERSION
+        ));
     }
     if hello.name != target.name() {
         return wrong("name is not the session of this address");
@@ -281,7 +287,11 @@ impl Connection {
         let stored = || published(records, &receipt.conflicts);
         self.channel.stored(stored, length, receipt.progress);
         for &seq in &receipt.conflicts {
-            tracing::warn!(session_uid = self.session, seq, "a record with other bytes is stored already");
+            tracing::warn!(
+                session_uid = self.session,
+                seq,
+                "a record with other bytes is stored already"
+            );
             peer.send(&GatewayFrame::Conflict(Ack { seq })).await?;
         }
         let seq = receipt.progress.acked;
@@ -331,73 +341,4 @@ fn published(records: Vec<NewRecord>, conflicts: &[u64]) -> Vec<StoredRecord> {
 
 fn bytes(json: Box<RawValue>) -> Bytes {
     Bytes::from(Box::<str>::from(json).into_boxed_bytes())
-}
-
-/// The other end of the socket.
-struct Peer {
-    socket: WebSocket,
-}
-
-impl Peer {
-    async fn hello(&mut self) -> Result<Hello, End> {
-        loop {
-            if let Some(text) = self.receive().await? {
-                return match parse(&text)? {
-                    RunnerFrame::Hello(hello) => Ok(hello),
-                    _ => Err(End::Protocol("hello must be sent first".to_owned())),
-                };
-            }
-        }
-    }
-
-    /// The next text; `None` for a sign of life without one. Nothing is lost when the future is dropped.
-    async fn receive(&mut self) -> Result<Option<axum::extract::ws::Utf8Bytes>, End> {
-        match self.socket.recv().await {
-            Some(Ok(Message::Text(text))) => Ok(Some(text)),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
-            Some(Ok(Message::Binary(_))) => Err(End::Protocol("frames are text".to_owned())),
-            Some(Ok(Message::Close(_))) | None => Err(End::Left),
-            Some(Err(error)) if is_too_long(&error) => {
-                Err(End::Protocol(format!("messages have at most {MAX_MESSAGE} bytes")))
-            }
-            Some(Err(_)) => Err(End::Left),
-        }
-    }
-
-    async fn send(&mut self, frame: &GatewayFrame) -> Result<(), End> {
-        let text = serde_json::to_string(frame).map_err(|error| End::Protocol(error.to_string()))?;
-        self.message(Message::Text(text.into())).await
-    }
-
-    async fn message(&mut self, message: Message) -> Result<(), End> {
-        match timeout(SEND_WITHIN, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(End::Left),
-        }
-    }
-
-    async fn close(mut self, end: &End) {
-        if matches!(end, End::Left) {
-            return;
-        }
-        let mut reason = end.to_string();
-        // A control frame has room for 125 bytes, two of them the code.
-        reason.truncate(reason.floor_char_boundary(123));
-        let close = CloseFrame {
-            code: end.code(),
-            reason: reason.into(),
-        };
-        let answered = async {
-            self.message(Message::Close(Some(close))).await?;
-            // To close a socket with unread bytes resets it, and the close frame may be lost.
-            while self.receive().await.is_ok() {}
-            Ok::<_, End>(())
-        };
-        let _ = timeout(CLOSE_WITHIN, answered).await;
-    }
-}
-
-fn is_too_long(error: &axum::Error) -> bool {
-    // axum hides the type of its WebSocket library, whose message this is.
-    error.to_string().contains("too long")
 }

@@ -79,15 +79,23 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/health", get(api::health::health))
         .route("/api/projects/{project}/sessions/{session}/ws", get(ingest::connect))
         .nest("/api/projects", api::projects::router())
+        .method_not_allowed_fallback(async || api::ApiError::method_not_allowed())
         .fallback(async || api::ApiError::not_found("there is nothing at this path"))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, ANSWER_WITHIN))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ANSWER_WITHIN,
+        ))
         .route_layer(middleware::from_fn_with_state(gateway.clone(), count))
         .with_state(gateway)
 }
 
 async fn count(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned())
+        .unwrap_or_default();
     let response = next.run(request).await;
     gateway.metrics.answered(&route, response.status().as_u16());
     response

@@ -53,7 +53,11 @@ impl Channel {
     /// Tells readers of stored records. To be called after each commit, whatever becomes of the writer.
     pub fn stored(&self, records: impl FnOnce() -> Vec<StoredRecord>, bytes: usize, progress: Progress) {
         if self.events.receiver_count() > 0 {
-            let records = if bytes <= INLINE { records().into() } else { Arc::default() };
+            let records = if bytes <= INLINE {
+                records().into()
+            } else {
+                Arc::default()
+            };
             // Fails when the last reader has just left.
             let _ = self.events.send(Event::Stored { records, progress });
         }

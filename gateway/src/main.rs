@@ -40,15 +40,26 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if args.log_format == "json" { log.json().init() } else { log.init() }
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if args.log_format == "json" {
+        log.json().init();
+    } else {
+        log.init();
+    }
     // Fails only when a provider is installed already, and then there is one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(run(args))
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let client = Client::try_default().await.context("failed to find the cluster: run in a pod or set KUBECONFIG")?;
+    let client = Client::try_default()
+        .await
+        .context("failed to find the cluster: run in a pod or set KUBECONFIG")?;
     let log = store::open(&args.data)?;
     let shutdown = CancellationToken::new();
     let gateway = Gateway::new(client, log, shutdown.clone());
@@ -62,9 +73,21 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
     let metrics = metrics::router(gateway.metrics.clone());
     let tasks = gateway.tasks.clone();
-    tasks.spawn(server::serve(metrics_listener, metrics, 64, shutdown.clone(), tasks.clone()));
+    tasks.spawn(server::serve(
+        metrics_listener,
+        metrics,
+        64,
+        shutdown.clone(),
+        tasks.clone(),
+    ));
     let router = gateway::router(gateway.clone());
-    tasks.spawn(server::serve(api, router, args.max_connections, shutdown.clone(), tasks.clone()));
+    tasks.spawn(server::serve(
+        api,
+        router,
+        args.max_connections,
+        shutdown.clone(),
+        tasks.clone(),
+    ));
 
     stop_asked().await?;
     tracing::info!("stopping");
@@ -80,7 +103,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("failed to listen on {address}"))
 }
 
 async fn stop_asked() -> anyhow::Result<()> {

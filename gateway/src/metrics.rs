@@ -72,7 +72,11 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("records", "Records received, by what became of them", self.records.clone());
+        registry.register(
+            "records",
+            "Records received, by what became of them",
+            self.records.clone(),
+        );
         registry.register("record_bytes", "Bytes of records received", self.record_bytes.clone());
         registry.register(
             "append_seconds",
@@ -80,9 +84,17 @@ impl Metrics {
             self.append_seconds.clone(),
         );
         registry.register("runner_connections", "Runners connected", self.runners.clone());
-        registry.register("runner_closes", "Connections of runners ended, by close code", self.closes.clone());
+        registry.register(
+            "runner_closes",
+            "Connections of runners ended, by close code",
+            self.closes.clone(),
+        );
         registry.register("streams", "Clients that follow a session", self.streams.clone());
-        registry.register("requests", "Requests answered, by route and status", self.requests.clone());
+        registry.register(
+            "requests",
+            "Requests answered, by route and status",
+            self.requests.clone(),
+        );
     }
 
     /// A batch is on disk.

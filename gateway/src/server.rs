@@ -22,7 +22,7 @@ const UNREAD_MILLIS: u32 = 60_000;
 #[derive(Clone, Debug)]
 pub struct Place(#[expect(dead_code, reason = "its drop frees the place")] Arc<OwnedSemaphorePermit>);
 
-/// Serves until `shutdown`, then lets the requests under way end. WebSockets and streams watch `shutdown` themselves.
+/// Serves until `shutdown`, then lets the requests under way end. Sockets taken over and streams watch `shutdown` themselves.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -49,7 +49,12 @@ pub async fn serve(
                 continue;
             }
         };
-        tasks.spawn(connection(stream, router.clone(), Place(Arc::new(place)), shutdown.clone()));
+        tasks.spawn(connection(
+            stream,
+            router.clone(),
+            Place(Arc::new(place)),
+            shutdown.clone(),
+        ));
     }
 }
 
@@ -58,7 +63,9 @@ async fn connection(stream: TcpStream, router: Router, place: Place, shutdown: C
     let _ = stream.set_nodelay(true);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNREAD_MILLIS);
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_buf_size(MAX_HEADERS);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .max_buf_size(MAX_HEADERS);
     let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(place.clone());
         router.clone().oneshot(request)

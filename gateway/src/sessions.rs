@@ -146,10 +146,16 @@ impl From<&DynamicObject> for View {
                 AgenticSessionStatus::default()
             }
         };
-        let delivered = status.conditions.iter().find(|condition| condition.type_ == condition::EVENTS_DELIVERED);
+        let delivered = status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == condition::EVENTS_DELIVERED);
         Self {
             uid: object.uid().unwrap_or_default(),
-            version: object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default(),
+            version: object
+                .resource_version()
+                .and_then(|version| version.parse().ok())
+                .unwrap_or_default(),
             phase: status.phase,
             reason: status.reason,
             message: status.message,
@@ -157,7 +163,9 @@ impl From<&DynamicObject> for View {
             attempt: status.attempt.unwrap_or_default(),
             ended: status.completion_time.map(|time| time.0),
             delivered: match delivered {
-                Some(condition) if condition.status == "True" || condition.reason == condition::LOST => Delivered::Final,
+                Some(condition) if condition.status == "True" || condition.reason == condition::LOST => {
+                    Delivered::Final
+                }
                 Some(condition) if condition.status == "False" => Delivered::No,
                 _ => Delivered::Unknown,
             },
@@ -206,15 +214,29 @@ impl Sessions {
     /// Creates a session.
     pub async fn create(&self, target: &Target, session: &AgenticSession) -> Result<AgenticSession, Error> {
         let api = Api::namespaced(self.client.clone(), target.namespace());
-        bounded("create", || target.to_string(), api.create(&PostParams::default(), session)).await
+        bounded(
+            "create",
+            || target.to_string(),
+            api.create(&PostParams::default(), session),
+        )
+        .await
     }
 
     /// Deletes a session and, by the cluster's garbage collection, what belongs to it. `false`: there is none.
     pub async fn delete(&self, target: &Target) -> Result<bool, Error> {
         let api = self.of(target.namespace());
-        match bounded("delete", || target.to_string(), api.delete(target.name(), &DeleteParams::background())).await {
+        match bounded(
+            "delete",
+            || target.to_string(),
+            api.delete(target.name(), &DeleteParams::background()),
+        )
+        .await
+        {
             Ok(_) => Ok(true),
-            Err(Error::Api { source: kube::Error::Api(status), .. }) if status.code == 404 => Ok(false),
+            Err(Error::Api {
+                source: kube::Error::Api(status),
+                ..
+            }) if status.code == 404 => Ok(false),
             Err(error) => Err(error),
         }
     }

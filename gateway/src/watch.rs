@@ -1,8 +1,8 @@
 //! One watch on all sessions, and what it says of each, for streams and runners.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use futures::StreamExt as _;
@@ -18,17 +18,36 @@ use crate::sessions::{Sessions, Target, View};
 /// What is known of a session now; `None`: it is deleted.
 pub type Seen = Option<View>;
 
+/// Deleted sessions remembered, for readers whose live read is older than what the watch says.
+const REMEMBERED: usize = 256;
+
 /// What is known of all sessions.
 #[derive(Debug, Default)]
 pub struct Watched {
-    sessions: Mutex<HashMap<Target, watch::Sender<Seen>>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    sessions: HashMap<Target, watch::Sender<Seen>>,
+    deleted: VecDeque<String>,
 }
 
 impl Watched {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What happens to a session from `view` (read live) on.
     pub fn follow(&self, target: &Target, view: View) -> watch::Receiver<Seen> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = sessions.entry(target.clone()).or_insert_with(|| watch::channel(None).0);
+        let mut known = self.lock();
+        if known.deleted.contains(&view.uid) {
+            return watch::channel(None).1;
+        }
+        let sender = known
+            .sessions
+            .entry(target.clone())
+            .or_insert_with(|| watch::channel(None).0);
         update(sender, view);
         sender.subscribe()
     }
@@ -40,26 +59,34 @@ impl Watched {
     }
 
     fn delete(&self, target: &Target, uid: Option<&str>) {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.lock();
+        if let Some(uid) = uid {
+            known.deleted.truncate(REMEMBERED - 1);
+            known.deleted.push_front(uid.to_owned());
+        }
         // A late word of an earlier session of that name says nothing of this one.
         let same = |sender: &watch::Sender<Seen>| {
             let seen = sender.borrow();
             uid.is_none() || seen.as_ref().map(|view| view.uid.as_str()) == uid
         };
-        if sessions.get(target).is_some_and(same) && let Some(sender) = sessions.remove(target) {
+        if known.sessions.get(target).is_some_and(same)
+            && let Some(sender) = known.sessions.remove(target)
+        {
             sender.send_replace(None);
         }
     }
 
     fn known(&self) -> HashSet<Target> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.lock().sessions.keys().cloned().collect()
     }
 
     /// Watches until dropped.
     pub async fn run(&self, sessions: &Sessions) {
         // Of what the list does not name, only that is gone which was known before the list was asked for.
         let mut unlisted = HashSet::new();
-        let mut events = watcher(sessions.everywhere(), watcher::Config::default().page_size(100)).default_backoff().boxed();
+        let mut events = watcher(sessions.everywhere(), watcher::Config::default().page_size(100))
+            .default_backoff()
+            .boxed();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => unlisted = self.known(),
@@ -116,6 +143,14 @@ mod tests {
         let seen = watched.follow(&target, view("u1", 7));
         watched.follow(&target, view("u1", 6));
         assert_eq!(seen.borrow().as_ref().unwrap().version, 7);
+    }
+
+    #[test]
+    fn a_live_read_that_is_older_than_the_deletion_does_not_bring_a_session_back() {
+        let (watched, target) = (Watched::default(), Target::new("team-a", "s").unwrap());
+        watched.delete(&target, Some("u1"));
+        assert!(watched.follow(&target, view("u1", 7)).borrow().is_none());
+        assert!(watched.follow(&target, view("u2", 9)).borrow().is_some());
     }
 
     #[test]

@@ -17,9 +17,12 @@ const MAX_USER: usize = 256;
 
 /// The session that `body` asks for, without a name.
 pub fn session(body: &[u8], caller: &Identity) -> Result<AgenticSession, ApiError> {
-    let body: Value = serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
+    let body: Value = serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
     let Value::Object(mut fields) = body else {
-        return Err(ApiError::bad_request("the body must be a JSON object such as {\"prompt\": \"…\"}"));
+        return Err(ApiError::bad_request(
+            "the body must be a JSON object such as {\"prompt\": \"…\"}",
+        ));
     };
     fields.retain(|_, value| !value.is_null() && value != "");
     // Who somebody is, the cluster says, not the request.
@@ -47,7 +50,11 @@ pub fn session(body: &[u8], caller: &Identity) -> Result<AgenticSession, ApiErro
 
 fn texts(fields: &mut Map<String, Value>, name: &str) -> Result<Option<BTreeMap<String, String>>, ApiError> {
     let wrong = |error| ApiError::bad_request(format!("{name} must map names to strings: {error}"));
-    fields.remove(name).map(serde_json::from_value).transpose().map_err(wrong)
+    fields
+        .remove(name)
+        .map(serde_json::from_value)
+        .transpose()
+        .map_err(wrong)
 }
 
 /// Refuses what did not make it into the spec, unless it asks for nothing.
@@ -64,7 +71,11 @@ fn refuse_unknown(fields: &Map<String, Value>, spec: &AgenticSessionSpec) -> Res
 fn unknown(path: &str, given: &Value, kept: &Value) -> Option<String> {
     let Value::Object(given) = given else { return None };
     given.iter().find_map(|(name, value)| {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let path = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
         match kept.get(name) {
             Some(kept) => unknown(&path, value, kept),
             None if changes_nothing(&path, value) => None,
@@ -175,7 +186,13 @@ mod tests {
             user: "ü".repeat(300),
             ..Identity::default()
         };
-        let user = session(br#"{"prompt": "p"}"#, &caller).unwrap().spec.user_context.unwrap().user_id.unwrap();
+        let user = session(br#"{"prompt": "p"}"#, &caller)
+            .unwrap()
+            .spec
+            .user_context
+            .unwrap()
+            .user_id
+            .unwrap();
         assert_eq!(user.chars().count(), MAX_USER);
     }
 }

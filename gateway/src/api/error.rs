@@ -1,6 +1,9 @@
 //! Errors as Kubernetes writes them, with the message once more where clients of the platform look for it.
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    extract::rejection::BytesRejection,
+    response::{IntoResponse, Response},
+};
 use http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
 use serde_json::json;
 
@@ -38,6 +41,15 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
     }
 
+    /// The path is there, but not for this method.
+    pub fn method_not_allowed() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "MethodNotAllowed",
+            "this path does not take this method: see the header Allow",
+        )
+    }
+
     fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
     }
@@ -58,7 +70,9 @@ impl IntoResponse for ApiError {
         });
         let mut response = (code, axum::Json(body)).into_response();
         if code == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -78,7 +92,10 @@ impl From<Refusal> for ApiError {
 impl From<sessions::Error> for ApiError {
     /// What the API server refuses comes through with its message; everything else is ours to repair.
     fn from(error: sessions::Error) -> Self {
-        if let sessions::Error::Api { source: kube::Error::Api(status), .. } = &error
+        if let sessions::Error::Api {
+            source: kube::Error::Api(status),
+            ..
+        } = &error
             && matches!(status.code, 400 | 403 | 404 | 409 | 413 | 422 | 429)
             && let Ok(code) = StatusCode::from_u16(status.code)
         {
@@ -86,6 +103,22 @@ impl From<sessions::Error> for ApiError {
         }
         tracing::warn!(%error, "API server failed");
         Self::unavailable(error.to_string())
+    }
+}
+
+impl From<BytesRejection> for ApiError {
+    fn from(rejection: BytesRejection) -> Self {
+        let code = rejection.status();
+        let reason = if code == StatusCode::PAYLOAD_TOO_LARGE {
+            "RequestEntityTooLarge"
+        } else {
+            "BadRequest"
+        };
+        Self::new(
+            code,
+            reason,
+            format!("the body could not be read: {}", rejection.body_text()),
+        )
     }
 }
 

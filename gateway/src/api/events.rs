@@ -26,7 +26,7 @@ use crate::{
 /// Proxies cut connections that say nothing for a minute.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often it is asked whether the caller may still read.
-const RECHECK: Duration = Duration::from_secs(60);
+const RECHECK: Duration = Duration::from_mins(1);
 /// Items written at once when they are there.
 const CHUNK: usize = 64;
 
@@ -34,7 +34,10 @@ const CHUNK: usize = 64;
 pub fn cursor(headers: &HeaderMap, uid: &str) -> u64 {
     let id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let parts = id.and_then(|id| id.rsplit_once('/'));
-    parts.filter(|(session, _)| *session == uid).and_then(|(_, seq)| seq.parse().ok()).unwrap_or_default()
+    parts
+        .filter(|(session, _)| *session == uid)
+        .and_then(|(_, seq)| seq.parse().ok())
+        .unwrap_or_default()
 }
 
 struct Client {
@@ -108,7 +111,9 @@ impl Client {
         let reviews = &self.gateway.reviews;
         let answer = async {
             let caller = reviews.authenticate(&self.token).await?;
-            reviews.authorize(&caller, Verb::Get, self.target.namespace(), Some(self.target.name())).await
+            reviews
+                .authorize(&caller, Verb::Get, self.target.namespace(), Some(self.target.name()))
+                .await
         };
         // An API server that cannot be asked takes no rights away.
         matches!(answer.await, Err(Refusal::Unauthenticated | Refusal::Forbidden { .. }))
@@ -119,7 +124,13 @@ fn text(uid: &str, item: Item) -> Bytes {
     match item {
         Item::Record(record) => event(Some((uid, record.seq)), record.kind.as_str(), &record.bytes),
         Item::Delta(delta) => event(None, "delta", &delta),
-        Item::Phase(View { phase, reason, message, attempt, .. }) => {
+        Item::Phase(View {
+            phase,
+            reason,
+            message,
+            attempt,
+            ..
+        }) => {
             let body = json!({"phase": phase, "reason": reason, "message": message, "attempt": attempt});
             event(None, "phase", body.to_string().as_bytes())
         }
@@ -165,7 +176,12 @@ mod tests {
     fn a_line_break_in_a_record_cannot_begin_an_event_of_its_own() {
         let text = event(None, "cli", b"{\n\nevent: close\r\rdata: {}}");
         let text = std::str::from_utf8(&text).unwrap();
-        assert!(text.lines().skip(1).all(|line| line.is_empty() || line.starts_with("data: ")), "{text}");
+        assert!(
+            text.lines()
+                .skip(1)
+                .all(|line| line.is_empty() || line.starts_with("data: ")),
+            "{text}"
+        );
         assert_eq!(text.matches("\n\n").count(), 1, "{text}");
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{Path, State},
+    extract::{Path, State, rejection::BytesRejection},
     response::IntoResponse as _,
     response::Response,
     routing::get,
@@ -18,7 +18,10 @@ use serde_json::{Value, json};
 use super::{ApiError, create, events};
 use crate::{
     Gateway,
-    auth::{self, kubernetes::{Caller, Verb}},
+    auth::{
+        self,
+        kubernetes::{Caller, Verb},
+    },
     follow::{Follower, Sources},
     sessions::{self, Target, View, is_namespace},
 };
@@ -49,10 +52,10 @@ async fn create_session(
     State(gateway): State<Arc<Gateway>>,
     Path(project): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let caller = allowed(&gateway, &headers, Verb::Create, &project, None).await?;
-    let mut session = create::session(&body, &caller.identity)?;
+    let mut session = create::session(&body?, &caller.identity)?;
     let mut tries = 0;
     let created = loop {
         let target = new_name(&project)?;
@@ -90,7 +93,11 @@ async fn delete(
 ) -> Result<StatusCode, ApiError> {
     let target = target(&project, &session)?;
     allowed(&gateway, &headers, Verb::Delete, &project, Some(&session)).await?;
-    if gateway.sessions.delete(&target).await? { Ok(StatusCode::NO_CONTENT) } else { Err(none(&target)) }
+    if gateway.sessions.delete(&target).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(none(&target))
+    }
 }
 
 async fn follow(
@@ -125,7 +132,9 @@ async fn allowed(
         ApiError::unauthorized("no token: send a Kubernetes token in the header `Authorization: Bearer <token>`")
     })?;
     if !is_namespace(namespace) {
-        return Err(ApiError::not_found(format!("no namespace can have the name {namespace:?}")));
+        return Err(ApiError::not_found(format!(
+            "no namespace can have the name {namespace:?}"
+        )));
     }
     let caller = gateway.reviews.authenticate(token).await?;
     gateway.reviews.authorize(&caller, verb, namespace, name).await?;
@@ -133,8 +142,11 @@ async fn allowed(
 }
 
 fn target(namespace: &str, name: &str) -> Result<Target, ApiError> {
-    Target::new(namespace, name)
-        .ok_or_else(|| ApiError::not_found(format!("no session can have the name {name:?} in namespace {namespace:?}")))
+    Target::new(namespace, name).ok_or_else(|| {
+        ApiError::not_found(format!(
+            "no session can have the name {name:?} in namespace {namespace:?}"
+        ))
+    })
 }
 
 async fn existing(gateway: &Gateway, target: &Target) -> Result<DynamicObject, ApiError> {
@@ -148,7 +160,10 @@ fn none(target: &Target) -> ApiError {
 /// The platform's form of a name, with 48 random bits: two creates within a second have two names.
 fn new_name(namespace: &str) -> Result<Target, ApiError> {
     let random = &uuid::Uuid::new_v4().simple().to_string()[20..];
-    target(namespace, &format!("agentic-session-{}-{random}", Timestamp::now().as_second()))
+    target(
+        namespace,
+        &format!("agentic-session-{}-{random}", Timestamp::now().as_second()),
+    )
 }
 
 fn is_taken(error: &sessions::Error) -> bool {

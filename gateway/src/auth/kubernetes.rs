@@ -1,4 +1,4 @@
-//! Callers: TokenReview says who, SubjectAccessReview whether. Answers are kept for at most a minute.
+//! Callers: `TokenReview` says who, `SubjectAccessReview` whether. Answers are kept for at most a minute.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::sessions::{self, bounded};
 
 /// How long a yes is believed.
-pub const YES: Duration = Duration::from_secs(60);
+pub const YES: Duration = Duration::from_mins(1);
 /// How long a no is believed: rights that were just given should work soon.
 pub const NO: Duration = Duration::from_secs(5);
 /// Answers kept at most.
@@ -53,10 +53,14 @@ impl Verb {
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// Nobody knows who it is.
-    #[error("the token was not accepted by the cluster: send a valid Kubernetes token, such as that of `kubectl create token <service account>`")]
+    #[error(
+        "the token was not accepted by the cluster: send a valid Kubernetes token, such as that of `kubectl create token <service account>`"
+    )]
     Unauthenticated,
     /// It may not.
-    #[error("{user} may not {verb} agenticsessions.vteam.ambient-code in namespace {namespace}: ask its administrator for a role that allows it")]
+    #[error(
+        "{user} may not {verb} agenticsessions.vteam.ambient-code in namespace {namespace}: ask its administrator for a role that allows it"
+    )]
     Forbidden {
         /// Who.
         user: String,
@@ -121,33 +125,43 @@ impl Reviews {
     /// Who a caller is.
     pub async fn authenticate(&self, token: &str) -> Result<Caller, Refusal> {
         let digest: Digest = Sha256::digest(token).into();
-        let identity = match self.identities.get(&digest) {
-            Some(identity) => identity,
-            None => {
-                let identity = review(&self.client, token, None).await?.map(Arc::new);
-                self.identities.put(digest, identity.clone(), if identity.is_some() { YES } else { NO });
-                identity
-            }
+        let known = self.identities.get(&digest);
+        let identity = if let Some(identity) = known {
+            identity
+        } else {
+            let identity = review(&self.client, token, None).await?.map(Arc::new);
+            let lifetime = if identity.is_some() { YES } else { NO };
+            self.identities.put(digest, identity.clone(), lifetime);
+            identity
         };
         let identity = identity.ok_or(Refusal::Unauthenticated)?;
-        Ok(Caller { identity, token: digest })
+        Ok(Caller {
+            identity,
+            token: digest,
+        })
     }
 
     /// Whether a caller may do something in a namespace, to the session `name` or to any.
-    pub async fn authorize(&self, caller: &Caller, verb: Verb, namespace: &str, name: Option<&str>) -> Result<(), Refusal> {
+    pub async fn authorize(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        namespace: &str,
+        name: Option<&str>,
+    ) -> Result<(), Refusal> {
         let question = Question {
             token: caller.token,
             verb,
             namespace: namespace.to_owned(),
             name: name.map(str::to_owned),
         };
-        let allowed = match self.rights.get(&question) {
-            Some(allowed) => allowed,
-            None => {
-                let allowed = self.ask(&caller.identity, &question).await?;
-                self.rights.put(question, allowed, if allowed { YES } else { NO });
-                allowed
-            }
+        let known = self.rights.get(&question);
+        let allowed = if let Some(allowed) = known {
+            allowed
+        } else {
+            let allowed = self.ask(&caller.identity, &question).await?;
+            self.rights.put(question, allowed, if allowed { YES } else { NO });
+            allowed
         };
         if allowed {
             return Ok(());
@@ -186,13 +200,24 @@ impl Reviews {
         };
         let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
         let params = PostParams::default();
-        let answer = bounded("create", || "SubjectAccessReview".to_owned(), api.create(&params, &review)).await?;
-        Ok(answer.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+        let answer = bounded(
+            "create",
+            || "SubjectAccessReview".to_owned(),
+            api.create(&params, &review),
+        )
+        .await?;
+        Ok(answer
+            .status
+            .is_some_and(|status| status.allowed && status.denied != Some(true)))
     }
 }
 
 /// Who a token belongs to; with an audience, only if it is meant for it.
-pub(crate) async fn review(client: &Client, token: &str, audience: Option<&str>) -> Result<Option<Identity>, sessions::Error> {
+pub(crate) async fn review(
+    client: &Client,
+    token: &str,
+    audience: Option<&str>,
+) -> Result<Option<Identity>, sessions::Error> {
     let review = TokenReview {
         spec: TokenReviewSpec {
             token: token.to_owned(),
@@ -261,7 +286,7 @@ mod tests {
         cache.put(1, "yes", YES);
         tokio::time::advance(NO).await;
         assert_eq!((cache.get(&0), cache.get(&1)), (None, Some("yes")));
-        tokio::time::advance(YES - NO).await;
+        tokio::time::advance(YES).await;
         assert_eq!(cache.get(&1), None);
         for key in 0..3 * CAPACITY {
             cache.put(key, "no", NO);

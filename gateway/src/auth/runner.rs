@@ -55,5 +55,9 @@ pub async fn pod(client: &Client, token: Option<&str>) -> Result<String, Refusal
 pub async fn session(sessions: &Sessions, target: &Target, pod: &str) -> Result<View, Refusal> {
     let session = sessions.get(target).await?.ok_or(Refusal::Gone)?;
     let view = View::from(&session);
-    if view.pod.as_deref() == Some(pod) { Ok(view) } else { Err(Refusal::NotThisPod) }
+    if view.pod.as_deref() == Some(pod) {
+        Ok(view)
+    } else {
+        Err(Refusal::NotThisPod)
+    }
 }

@@ -8,7 +8,9 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 
-use super::{Admission, Admitted, Appended, Batch, EventLog, NewRecord, PageSize, Receipt, State, StoreError, StoredRecord};
+use super::{
+    Admission, Admitted, Appended, Batch, EventLog, NewRecord, PageSize, Receipt, State, StoreError, StoredRecord,
+};
 
 /// Keeps records until the process ends.
 #[derive(Clone, Debug, Default)]
@@ -64,7 +66,12 @@ impl EventLog for MemoryLog {
         })
     }
 
-    fn read(&self, session: &str, after: u64, page: PageSize) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>> {
+    fn read(
+        &self,
+        session: &str,
+        after: u64,
+        page: PageSize,
+    ) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>> {
         self.with(session, |session| {
             let mut bytes = 0;
             session
@@ -102,7 +109,9 @@ impl Session {
                         let Ok(()) = progress.close_holes(behind.map(|(seq, _)| Ok::<_, Infallible>(*seq)));
                     }
                 }
-                Some(old) if old.checksum == record.checksum && old.bytes.len() == record.bytes.len() => receipt.equal += 1,
+                Some(old) if old.checksum == record.checksum && old.bytes.len() == record.bytes.len() => {
+                    receipt.equal += 1;
+                }
                 Some(_) => {
                     receipt.conflicts.push(head.seq);
                     if !self.conflicts.iter().any(|kept| kept.bytes == record.bytes) {

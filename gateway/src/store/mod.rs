@@ -22,7 +22,9 @@ pub type Epoch = u64;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The log cannot be opened.
-    #[error("failed to open the event log {path}: {source}; check that its folder exists and is writable for this process")]
+    #[error(
+        "failed to open the event log {path}: {source}; check that its folder exists and is writable for this process"
+    )]
     Open {
         /// File of the log.
         path: PathBuf,
@@ -30,7 +32,9 @@ pub enum StoreError {
         source: Arc<rusqlite::Error>,
     },
     /// The log was written by a newer gateway.
-    #[error("failed to open the event log {path}: its layout is number {found}, this gateway knows {known}; run the newer gateway")]
+    #[error(
+        "failed to open the event log {path}: its layout is number {found}, this gateway knows {known}; run the newer gateway"
+    )]
     TooNew {
         /// File of the log.
         path: PathBuf,
@@ -40,7 +44,9 @@ pub enum StoreError {
         known: usize,
     },
     /// The log does not keep what it is told to keep.
-    #[error("failed to open the event log {path}: the file system refuses {what}; use a volume that supports it (no network file system)")]
+    #[error(
+        "failed to open the event log {path}: the file system refuses {what}; use a volume that supports it (no network file system)"
+    )]
     NotDurable {
         /// File of the log.
         path: PathBuf,
@@ -109,6 +115,7 @@ pub struct Progress {
 
 impl Progress {
     /// The farther of two views of one log.
+    #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self {
             acked: self.acked.max(other.acked),
@@ -216,7 +223,12 @@ pub trait EventLog: Send + Sync + 'static {
     /// Stores records; when it answers `Stored` they survive the death of the process and of the machine.
     fn append(&self, batch: Batch) -> BoxFuture<'static, Result<Appended, StoreError>>;
     /// Records behind `after` in order, none beyond the first hole. Empty: there are none.
-    fn read(&self, session: &str, after: u64, page: PageSize) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>>;
+    fn read(
+        &self,
+        session: &str,
+        after: u64,
+        page: PageSize,
+    ) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>>;
 }
 
 /// Where the log is kept.
@@ -232,7 +244,11 @@ impl std::str::FromStr for Location {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text == ":memory:" { Self::Memory } else { Self::File(PathBuf::from(text)) })
+        Ok(if text == ":memory:" {
+            Self::Memory
+        } else {
+            Self::File(PathBuf::from(text))
+        })
     }
 }
 

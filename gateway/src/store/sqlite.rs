@@ -1,35 +1,33 @@
 //! The event log in an SQLite file: one writer thread that commits what has gathered while the last commit synced.
 
+mod open;
+
 use std::{
-    fs::File,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use protocol::Kind;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use serde::de::{IntoDeserializer as _, value::Error as NameError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    Admission, Admitted, Appended, Batch, Epoch, EventLog, MAX_SEQ, NewRecord, PageSize, Progress, Receipt, State, StoreError,
-    StoredRecord,
+    Admission, Admitted, Appended, Batch, Epoch, EventLog, MAX_SEQ, NewRecord, PageSize, Progress, Receipt, State,
+    StoreError, StoredRecord,
 };
 
-/// Layouts in order; `user_version` counts those applied.
-const LAYOUTS: &[&str] = &[include_str!("layout/1.sql")];
 /// Bounds of one commit.
 const MAX_COMMIT_JOBS: usize = 512;
 const MAX_COMMIT_BYTES: usize = 16 << 20;
 /// Batches that may wait for the writer; each connection has at most one under way.
 const QUEUE: usize = 1024;
-/// Another process on the same file (an old pod that ends) holds its lock for one commit.
-const BUSY: Duration = Duration::from_secs(10);
+/// Reads at once; each has a connection with a page cache of its own.
+const READERS: usize = 8;
 
 enum Job {
     Admit(Task<Admission, Admitted>),
@@ -54,13 +52,14 @@ pub struct SqliteLog {
 #[derive(Debug)]
 struct Readers {
     path: PathBuf,
+    places: Semaphore,
     idle: Mutex<Vec<Connection>>,
 }
 
 impl SqliteLog {
     /// Opens the file, creating it when there is none.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut connection = open_writer(path)?;
+        let mut connection = open::writer(path)?;
         let (jobs, mut queue) = mpsc::channel(QUEUE);
         let writer = std::thread::Builder::new()
             .name("event-log".to_owned())
@@ -75,6 +74,7 @@ impl SqliteLog {
             writer: Some(writer),
             readers: Arc::new(Readers {
                 path: path.to_owned(),
+                places: Semaphore::new(READERS),
                 idle: Mutex::default(),
             }),
         })
@@ -89,7 +89,10 @@ impl SqliteLog {
         let output = None;
         let (jobs, job) = (self.jobs.clone(), job(Task { input, output, reply }));
         async move {
-            jobs.ok_or(StoreError::Stopped)?.send(job).await.map_err(|_| StoreError::Stopped)?;
+            jobs.ok_or(StoreError::Stopped)?
+                .send(job)
+                .await
+                .map_err(|_| StoreError::Stopped)?;
             answer.await.map_err(|_| StoreError::Stopped)?
         }
         .boxed()
@@ -101,7 +104,11 @@ impl SqliteLog {
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let readers = self.readers.clone();
         async move {
-            tokio::task::spawn_blocking(move || readers.run(query)).await.map_err(|_| StoreError::Stopped)?
+            let run = readers.clone();
+            let _place = readers.places.acquire().await.map_err(|_| StoreError::Stopped)?;
+            tokio::task::spawn_blocking(move || run.run(query))
+                .await
+                .map_err(|_| StoreError::Stopped)?
         }
         .boxed()
     }
@@ -131,7 +138,12 @@ impl EventLog for SqliteLog {
         self.submit(batch, Job::Append)
     }
 
-    fn read(&self, session: &str, after: u64, page: PageSize) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>> {
+    fn read(
+        &self,
+        session: &str,
+        after: u64,
+        page: PageSize,
+    ) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>> {
         let session = session.to_owned();
         self.query(move |connection| read(connection, &session, after, page))
     }
@@ -143,72 +155,16 @@ impl Readers {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => open_reader(&self.path).map_err(failed)?,
+            None => open::reader(&self.path).map_err(failed)?,
         };
         // A connection that failed is not used again.
         let answer = query(&connection).map_err(failed)?;
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < 8 {
-            idle.push(connection);
-        }
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(connection);
         Ok(answer)
     }
-}
-
-fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(BUSY)?;
-    connection.pragma_update(None, "query_only", true)?;
-    Ok(connection)
-}
-
-fn open_writer(path: &Path) -> Result<Connection, StoreError> {
-    let failed = |source| StoreError::Open {
-        path: path.to_owned(),
-        source: Arc::new(source),
-    };
-    let not_durable = |what| StoreError::NotDurable {
-        path: path.to_owned(),
-        what,
-    };
-    let mut connection = Connection::open(path).map_err(failed)?;
-    connection.busy_timeout(BUSY).map_err(failed)?;
-    // FULL: in WAL mode the log is synced before COMMIT returns; NORMAL would acknowledge what a power cut can take back.
-    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-    connection.pragma_update(None, "journal_size_limit", 64 << 20).map_err(failed)?;
-    let mode: String =
-        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(failed)?;
-    let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(failed)?;
-    if mode != "wal" {
-        return Err(not_durable("journal_mode=WAL"));
-    }
-    if synchronous != 2 {
-        return Err(not_durable("synchronous=FULL"));
-    }
-    let found = migrate(&mut connection).map_err(failed)?;
-    if found > LAYOUTS.len() {
-        return Err(StoreError::TooNew {
-            path: path.to_owned(),
-            found,
-            known: LAYOUTS.len(),
-        });
-    }
-    // SQLite syncs the folder for its journals, not for the file itself.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|_| not_durable("fsync of its folder"))?;
-    Ok(connection)
-}
-
-/// Brings the file to the newest layout; answers the number it had.
-fn migrate(connection: &mut Connection) -> rusqlite::Result<usize> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found = tx.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? as usize;
-    for (number, layout) in LAYOUTS.iter().enumerate().skip(found) {
-        tx.execute_batch(layout)?;
-        tx.pragma_update(None, "user_version", number as i64 + 1)?;
-    }
-    tx.commit()?;
-    Ok(found)
 }
 
 fn gather(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
@@ -281,7 +237,14 @@ fn admit(tx: &Transaction<'_>, admission: &Admission) -> rusqlite::Result<Admitt
         "INSERT INTO sessions (uid, namespace, name, writer, epoch, created) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (uid) DO UPDATE SET writer = excluded.writer, epoch = excluded.epoch",
     )?
-    .execute(params![session, namespace, name, pod, epoch as i64, Timestamp::now().as_second()])?;
+    .execute(params![
+        session,
+        namespace,
+        name,
+        pod,
+        epoch as i64,
+        Timestamp::now().as_second()
+    ])?;
     Ok(Admitted::Writer(State { epoch, ..found }))
 }
 
@@ -348,7 +311,9 @@ fn insert(tx: &Transaction<'_>, id: i64, record: &NewRecord) -> rusqlite::Result
 
 fn close_holes(tx: &Transaction<'_>, id: i64, progress: &mut Progress) -> rusqlite::Result<()> {
     let mut statement = tx.prepare_cached("SELECT key FROM records WHERE key > ?1 AND key <= ?2 ORDER BY key")?;
-    let stored = statement.query_map([key(id, progress.acked), key(id, progress.last)], |row| row.get(0).map(seq))?;
+    let stored = statement.query_map([key(id, progress.acked), key(id, progress.last)], |row| {
+        row.get(0).map(seq)
+    })?;
     progress.close_holes(stored)
 }
 

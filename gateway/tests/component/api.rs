@@ -9,7 +9,9 @@ const SESSIONS: &str = "/api/projects/team-a/agentic-sessions";
 async fn served() -> Served {
     let served = Served::new().await;
     served.cluster.caller("token", "ann");
-    served.cluster.allow("ann", &["get", "list", "create", "delete"], "team-a");
+    served
+        .cluster
+        .allow("ann", &["get", "list", "create", "delete"], "team-a");
     served
 }
 
@@ -23,13 +25,17 @@ async fn request(served: &Served, method: &str, path: &str, token: Option<&str>,
     }
     let response = request.send().await.unwrap();
     let code = response.status().as_u16();
-    (code, serde_json::from_str(&response.text().await.unwrap()).unwrap_or_default())
+    (
+        code,
+        serde_json::from_str(&response.text().await.unwrap()).unwrap_or_default(),
+    )
 }
 
 #[tokio::test]
 async fn a_session_is_created_read_listed_and_deleted() {
     let served = served().await;
-    let body = json!({"prompt": "Say 7f3a", "llmSettings": {"temperature": 0.7, "maxTokens": 4000}, "interactive": false});
+    let body =
+        json!({"prompt": "Say 7f3a", "llmSettings": {"temperature": 0.7, "maxTokens": 4000}, "interactive": false});
     let (code, created) = request(&served, "POST", SESSIONS, Some("token"), &body).await;
     assert_eq!(code, 201);
     let name = created["name"].as_str().unwrap();
@@ -43,17 +49,29 @@ async fn a_session_is_created_read_listed_and_deleted() {
     assert_eq!(session["apiVersion"], "vteam.ambient-code/v1alpha1");
     assert_eq!(session["kind"], "AgenticSession");
     assert_eq!(session["metadata"]["name"], name);
-    assert_eq!(session["spec"], json!({"prompt": "Say 7f3a", "userContext": {"userId": "ann"}}));
+    assert_eq!(
+        session["spec"],
+        json!({"prompt": "Say 7f3a", "userContext": {"userId": "ann"}})
+    );
     assert_eq!(session["status"]["phase"], "Pending");
 
     let (code, list) = request(&served, "GET", SESSIONS, Some("token"), &Value::Null).await;
     assert_eq!((code, &list["items"]), (200, &json!([session])));
 
-    assert_eq!(request(&served, "DELETE", &path, Some("token"), &Value::Null).await.0, 204);
-    assert_eq!(request(&served, "DELETE", &path, Some("token"), &Value::Null).await.0, 404);
+    assert_eq!(
+        request(&served, "DELETE", &path, Some("token"), &Value::Null).await.0,
+        204
+    );
+    assert_eq!(
+        request(&served, "DELETE", &path, Some("token"), &Value::Null).await.0,
+        404
+    );
     assert_eq!(request(&served, "GET", &path, Some("token"), &Value::Null).await.0, 404);
     let events = format!("{path}/events");
-    assert_eq!(request(&served, "GET", &events, Some("token"), &Value::Null).await.0, 404);
+    assert_eq!(
+        request(&served, "GET", &events, Some("token"), &Value::Null).await.0,
+        404
+    );
 }
 
 #[tokio::test]
@@ -86,7 +104,10 @@ async fn a_refusal_of_the_api_server_comes_through_with_its_message() {
     );
     let (code, error) = request(&served, "POST", SESSIONS, Some("token"), &json!({})).await;
     assert_eq!((code, error["reason"].as_str()), (422, Some("Invalid")));
-    assert_eq!((error["message"].as_str(), error["error"].as_str()), (Some(message), Some(message)));
+    assert_eq!(
+        (error["message"].as_str(), error["error"].as_str()),
+        (Some(message), Some(message))
+    );
 }
 
 #[rstest]
@@ -122,9 +143,17 @@ async fn who_may_not_is_told_so_as_kubernetes_would(
         }
         None => format!("{SESSIONS}{path}"),
     };
-    let body = if method == "POST" { json!({"prompt": "p"}) } else { Value::Null };
+    let body = if method == "POST" {
+        json!({"prompt": "p"})
+    } else {
+        Value::Null
+    };
     let (answered, error) = request(&served, method, &path, token, &body).await;
-    assert_eq!((answered, &error["kind"], &error["code"]), (code, &json!("Status"), &json!(code)), "{error}");
+    assert_eq!(
+        (answered, &error["kind"], &error["code"]),
+        (code, &json!("Status"), &json!(code)),
+        "{error}"
+    );
     assert!(error["message"].as_str().unwrap().contains(says), "{error}");
 }
 
@@ -132,11 +161,17 @@ async fn who_may_not_is_told_so_as_kubernetes_would(
 async fn the_api_server_is_asked_once_for_a_token_and_its_outage_is_no_refusal() {
     let served = served().await;
     for _ in 0..5 {
-        assert_eq!(request(&served, "GET", SESSIONS, Some("token"), &Value::Null).await.0, 200);
+        assert_eq!(
+            request(&served, "GET", SESSIONS, Some("token"), &Value::Null).await.0,
+            200
+        );
     }
     assert_eq!(served.cluster.reviews(), 1);
     served.cluster.break_down();
-    assert_eq!(request(&served, "GET", SESSIONS, Some("another"), &Value::Null).await.0, 503);
+    assert_eq!(
+        request(&served, "GET", SESSIONS, Some("another"), &Value::Null).await.0,
+        503
+    );
 }
 
 #[tokio::test]

@@ -29,7 +29,10 @@ async fn stored(served: &Served) -> Vec<String> {
         bytes: usize::MAX,
     };
     let records = served.gateway.log.read("u", 0, page).await.unwrap();
-    records.into_iter().map(|record| String::from_utf8(record.bytes.to_vec()).unwrap()).collect()
+    records
+        .into_iter()
+        .map(|record| String::from_utf8(record.bytes.to_vec()).unwrap())
+        .collect()
 }
 
 #[tokio::test]
@@ -68,12 +71,17 @@ async fn other_bytes_for_a_stored_seq_are_a_conflict_and_change_nothing() {
     let (mut runner, _) = Runner::admitted(served.address, &hello("s", "u", "p1"), "t1").await;
     runner.deliver(&records(1, 2)).await;
     // The same length: only the checksum tells them apart.
-    runner.send(&[record(2, Kind::Cli, "rEcord 2"), record(3, Kind::Cli, "record 3")]).await;
+    runner
+        .send(&[record(2, Kind::Cli, "rEcord 2"), record(3, Kind::Cli, "record 3")])
+        .await;
     assert!(matches!(runner.frame().await, GatewayFrame::Conflict(Ack { seq: 2 })));
     assert!(matches!(runner.frame().await, GatewayFrame::Ack(Ack { seq: 3 })));
     assert_eq!(stored(&served).await, records(1, 3));
     let metrics = served.gateway.metrics.text().unwrap();
-    assert!(metrics.contains(r#"agentic_gateway_records_total{result="conflict"} 1"#), "{metrics}");
+    assert!(
+        metrics.contains(r#"agentic_gateway_records_total{result="conflict"} 1"#),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -83,7 +91,11 @@ async fn acknowledgements_stop_before_a_hole_and_pass_it_when_it_is_filled() {
     let (mut runner, _) = Runner::admitted(served.address, &hello, "t1").await;
     assert_eq!(runner.deliver(&records(1, 2)).await, 2);
     assert_eq!(runner.deliver(&records(4, 5)).await, 2);
-    assert_eq!(stored(&served).await, records(1, 2), "readers are not shown what is behind a hole");
+    assert_eq!(
+        stored(&served).await,
+        records(1, 2),
+        "readers are not shown what is behind a hole"
+    );
     drop(runner);
     let (mut runner, welcome) = Runner::admitted(served.address, &hello, "t1").await;
     assert_eq!(welcome.acked_seq, 2);
@@ -123,7 +135,10 @@ async fn a_newer_pod_takes_over_and_the_older_one_is_told_and_stores_nothing_mor
     assert_eq!(welcome.acked_seq, 1);
     // It may have been closed already.
     let late = format!(r#"{{"records":[{}]}}"#, record(2, Kind::Cli, "late"));
-    let _ = old.socket.send(tokio_tungstenite::tungstenite::Message::text(late)).await;
+    let _ = old
+        .socket
+        .send(tokio_tungstenite::tungstenite::Message::text(late))
+        .await;
     assert_eq!(old.closed().await, close::SUPERSEDED);
     assert_eq!(new.deliver(&records(2, 2)).await, 2);
     assert_eq!(stored(&served).await, records(1, 2));
@@ -143,11 +158,18 @@ async fn a_pod_that_the_status_no_longer_names_is_closed_before_the_next_one_com
 async fn the_pod_of_an_ended_run_may_still_deliver() {
     let served = served().await;
     let (mut runner, _) = Runner::admitted(served.address, &hello("s", "u", "p1"), "t1").await;
-    served.cluster.set("team-a", "s", "u", &json!({"phase": "Completed", "attempt": 1}));
+    served
+        .cluster
+        .set("team-a", "s", "u", &json!({"phase": "Completed", "attempt": 1}));
     let target = gateway::sessions::Target::new("team-a", "s").unwrap();
     let view = gateway::sessions::View::default();
     let mut seen = served.gateway.watched.follow(&target, view);
-    soon("the watch", seen.wait_for(|view| view.as_ref().is_some_and(|view| view.phase.is_terminal()))).await.unwrap();
+    soon(
+        "the watch",
+        seen.wait_for(|view| view.as_ref().is_some_and(|view| view.phase.is_terminal())),
+    )
+    .await
+    .unwrap();
     assert_eq!(runner.deliver(&records(1, 1)).await, 1);
 }
 
@@ -243,7 +265,10 @@ async fn the_longest_record_is_stored_and_a_message_beyond_the_limit_is_refused(
     assert_eq!(runner.deliver(&[longest]).await, 1);
     let text = "x".repeat(protocol::frame::MAX_MESSAGE + 1);
     // The gateway may close while we still send.
-    let _ = runner.socket.send(tokio_tungstenite::tungstenite::Message::text(text)).await;
+    let _ = runner
+        .socket
+        .send(tokio_tungstenite::tungstenite::Message::text(text))
+        .await;
     assert!(runner.next().await.is_err());
 }
 
@@ -251,7 +276,8 @@ async fn the_longest_record_is_stored_and_a_message_beyond_the_limit_is_refused(
 async fn a_gateway_that_stops_acknowledges_what_it_stored_and_says_that_it_goes() {
     let folder = tempfile::tempdir().unwrap();
     let log = gateway::store::sqlite::SqliteLog::open(&folder.path().join("events.db")).unwrap();
-    let served = Served::on(Cluster::start().await, std::sync::Arc::new(log)).await;
+    let cluster = Cluster::start().await;
+    let served = Served::on(cluster.client(), cluster, std::sync::Arc::new(log)).await;
     served.cluster.running("s", "u", "p1");
     served.cluster.runner("t1", Some("p1"));
     let (mut runner, _) = Runner::admitted(served.address, &hello("s", "u", "p1"), "t1").await;

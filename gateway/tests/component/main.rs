@@ -1,8 +1,17 @@
 //! The gateway on real sockets and a real event log, with a cluster whose answers the tests decide.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
+
 mod api;
 mod ingest;
 mod kill;
+mod plane;
+mod rights;
 mod store;
 mod streams;
 mod support;

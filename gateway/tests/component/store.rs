@@ -2,8 +2,8 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use gateway::store::{
-    Admission, Admitted, Appended, Batch, Epoch, EventLog, NewRecord, PageSize, Receipt, State, StoreError, StoredRecord,
-    memory::MemoryLog, sqlite::SqliteLog,
+    Admission, Admitted, Appended, Batch, Epoch, EventLog, NewRecord, PageSize, Receipt, State, StoreError,
+    StoredRecord, memory::MemoryLog, sqlite::SqliteLog,
 };
 use proptest::prelude::*;
 use protocol::{Kind, RecordHead, record::checksum};
@@ -60,21 +60,39 @@ async fn records_outlive_the_log_that_stored_them() {
     }
     let log = SqliteLog::open(&file).unwrap();
     let stored = read(&log, "u", 0).await;
-    assert_eq!(stored.iter().map(|record| record.bytes.clone()).collect::<Vec<_>>(), sent);
+    assert_eq!(
+        stored.iter().map(|record| record.bytes.clone()).collect::<Vec<_>>(),
+        sent
+    );
     assert_eq!(stored[9].kind, Kind::End);
     let state = log.state("u").await.unwrap();
     assert_eq!((state.epoch, state.spool.as_deref()), (1, Some("spool-1")));
-    assert_eq!((state.progress.acked, state.progress.last, state.progress.ended), (10, 10, 1));
+    assert_eq!(
+        (state.progress.acked, state.progress.last, state.progress.ended),
+        (10, 10, 1)
+    );
 }
 
 #[tokio::test]
 async fn of_two_pods_that_saw_the_same_state_one_is_admitted() {
     for log in both(tempfile::tempdir().unwrap().path()) {
-        assert!(matches!(admit(&*log, "u", 0).await, Admitted::Writer(State { epoch: 1, .. })));
+        assert!(matches!(
+            admit(&*log, "u", 0).await,
+            Admitted::Writer(State { epoch: 1, .. })
+        ));
         assert_eq!(admit(&*log, "u", 0).await, Admitted::Outdated);
-        assert!(matches!(admit(&*log, "u", 1).await, Admitted::Writer(State { epoch: 2, .. })));
-        assert_eq!(append(&*log, "u", 1, "spool-1", &records(1, 1)).await, Appended::Superseded);
-        assert_eq!(append(&*log, "never admitted", 0, "spool-1", &records(1, 1)).await, Appended::Superseded);
+        assert!(matches!(
+            admit(&*log, "u", 1).await,
+            Admitted::Writer(State { epoch: 2, .. })
+        ));
+        assert_eq!(
+            append(&*log, "u", 1, "spool-1", &records(1, 1)).await,
+            Appended::Superseded
+        );
+        assert_eq!(
+            append(&*log, "never admitted", 0, "spool-1", &records(1, 1)).await,
+            Appended::Superseded
+        );
         assert_eq!(log.state("u").await.unwrap().progress.last, 0);
     }
 }
@@ -88,7 +106,9 @@ async fn conflicting_records_are_kept_beside_the_stored_ones_once() {
     append(&log, "u", 1, "spool-1", &records(1, 2)).await;
     let other = record(2, Kind::Cli, "other");
     for _ in 0..2 {
-        let Appended::Stored(receipt) = append(&log, "u", 1, "spool-1", std::slice::from_ref(&other)).await else { panic!() };
+        let Appended::Stored(receipt) = append(&log, "u", 1, "spool-1", std::slice::from_ref(&other)).await else {
+            panic!()
+        };
         assert_eq!((receipt.new, receipt.equal, receipt.conflicts), (0, 0, vec![2]));
     }
     let kept: Vec<Vec<u8>> = rusqlite::Connection::open(&file)
@@ -122,7 +142,10 @@ async fn a_failed_commit_is_an_error_for_all_and_stores_nothing() {
     assert!(matches!(log.append(batch.clone()).await, Err(StoreError::Write(_))));
     assert_eq!(read(&log, "u", 0).await, []);
     breaker.execute_batch("DROP TRIGGER full").unwrap();
-    assert!(matches!(log.append(batch).await, Ok(Appended::Stored(Receipt { new: 3, .. }))));
+    assert!(matches!(
+        log.append(batch).await,
+        Ok(Appended::Stored(Receipt { new: 3, .. }))
+    ));
 }
 
 #[test]
@@ -130,10 +153,18 @@ fn a_log_of_a_newer_gateway_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("events.db");
     drop(SqliteLog::open(&file).unwrap());
-    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(SqliteLog::open(&file), Err(StoreError::TooNew { found: 99, .. })));
-    let version: i64 =
-        rusqlite::Connection::open(&file).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    rusqlite::Connection::open(&file)
+        .unwrap()
+        .pragma_update(None, "user_version", 99)
+        .unwrap();
+    assert!(matches!(
+        SqliteLog::open(&file),
+        Err(StoreError::TooNew { found: 99, .. })
+    ));
+    let version: i64 = rusqlite::Connection::open(&file)
+        .unwrap()
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .unwrap();
     assert_eq!(version, 99);
 }
 
@@ -159,8 +190,17 @@ fn both(folder: &Path) -> [Arc<dyn EventLog>; 2] {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Admit { session: u8, behind: u64 },
-    Append { session: u8, behind: u64, spool: u8, seqs: Vec<u64>, text: u8 },
+    Admit {
+        session: u8,
+        behind: u64,
+    },
+    Append {
+        session: u8,
+        behind: u64,
+        spool: u8,
+        seqs: Vec<u64>,
+        text: u8,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {

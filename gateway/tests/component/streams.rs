@@ -34,7 +34,11 @@ async fn runner(served: &Served) -> Runner {
 }
 
 fn data(events: &[Event]) -> Vec<String> {
-    events.iter().filter(|event| event.id.is_some()).map(|event| event.data.clone()).collect()
+    events
+        .iter()
+        .filter(|event| event.id.is_some())
+        .map(|event| event.data.clone())
+        .collect()
 }
 
 #[tokio::test]
@@ -47,7 +51,12 @@ async fn a_client_from_the_start_and_one_after_the_end_see_the_same_records() {
     for batch in sent.chunks(7) {
         runner.deliver(batch).await;
     }
-    served.cluster.set("team-a", "s", "u", &json!({"phase": "Completed", "podUID": "p1", "attempt": 1}));
+    served.cluster.set(
+        "team-a",
+        "s",
+        "u",
+        &json!({"phase": "Completed", "podUID": "p1", "attempt": 1}),
+    );
     let live = live.rest().await;
     let late = Events::of(&served, "s", "token", None).await.rest().await;
     assert_eq!(data(&live), sent);
@@ -59,7 +68,10 @@ async fn a_client_from_the_start_and_one_after_the_end_see_the_same_records() {
         assert_eq!((close.name.as_str(), &close.id), ("close", &None));
         assert_eq!(close.json(), json!({"reason": "ended", "lastSeq": 101}));
     }
-    assert_eq!(late.iter().find(|event| event.name == "end").unwrap().id.as_deref(), Some("u/101"));
+    assert_eq!(
+        late.iter().find(|event| event.name == "end").unwrap().id.as_deref(),
+        Some("u/101")
+    );
 }
 
 #[tokio::test]
@@ -99,7 +111,12 @@ async fn records_that_the_operator_knows_to_be_delivered_end_a_stream_without_an
     let served = served().await;
     runner(&served).await.deliver(&records(1, 3)).await;
     let delivered = json!([{"type": "EventsDelivered", "status": "True", "reason": "Delivered", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}]);
-    served.cluster.set("team-a", "s", "u", &json!({"phase": "Failed", "attempt": 2, "conditions": delivered}));
+    served.cluster.set(
+        "team-a",
+        "s",
+        "u",
+        &json!({"phase": "Failed", "attempt": 2, "conditions": delivered}),
+    );
     let events = Events::of(&served, "s", "token", None).await.rest().await;
     assert_eq!(data(&events), records(1, 3));
     assert_eq!(events.last().unwrap().json(), json!({"reason": "ended", "lastSeq": 3}));
@@ -117,7 +134,9 @@ async fn an_old_session_whose_records_never_came_ends_with_a_gap_and_a_cursor() 
         &json!({"phase": "Failed", "attempt": 1, "completionTime": "2026-01-02T03:04:05Z", "conditions": missing}),
     );
     let events = Events::of(&served, "s", "token", None).await.rest().await;
-    let [.., gap, close] = &events[..] else { panic!("{events:?}") };
+    let [.., gap, close] = &events[..] else {
+        panic!("{events:?}")
+    };
     assert_eq!(gap.json(), json!({"known": 3, "final": "unknown", "cursor": "u/3"}));
     assert_eq!((gap.name.as_str(), &gap.id), ("gap", &None));
     assert_eq!(close.name, "close");
@@ -181,7 +200,13 @@ async fn read_all(mut follower: Follower, mut next: u64, slow: bool, last: u64) 
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(follower.close(CloseReason::Ended), Item::Close(gateway::follow::Close { reason: CloseReason::Ended, last }));
+    assert_eq!(
+        follower.close(CloseReason::Ended),
+        Item::Close(gateway::follow::Close {
+            reason: CloseReason::Ended,
+            last
+        })
+    );
 }
 
 fn bytes(seq: u64) -> Bytes {
@@ -205,7 +230,9 @@ async fn write_and_read(log: Arc<dyn EventLog>, batches: Vec<(u64, bool)>, reade
         pod: "p1".to_owned(),
         seen: 0,
     };
-    let Admitted::Writer(state) = log.admit(admission).await.unwrap() else { panic!() };
+    let Admitted::Writer(state) = log.admit(admission).await.unwrap() else {
+        panic!()
+    };
     let live = Live::default();
     let channel = live.channel("u");
     let view = View {
@@ -225,7 +252,12 @@ async fn write_and_read(log: Arc<dyn EventLog>, batches: Vec<(u64, bool)>, reade
                 shutdown: CancellationToken::new(),
             };
             let cursor = (*cursor).min(last);
-            tasks.spawn(read_all(Follower::new(sources, view.clone(), cursor), cursor + 1, *slow, last));
+            tasks.spawn(read_all(
+                Follower::new(sources, view.clone(), cursor),
+                cursor + 1,
+                *slow,
+                last,
+            ));
         }
         let seqs: Vec<u64> = (next..next + count).collect();
         next += count;
@@ -239,7 +271,9 @@ async fn write_and_read(log: Arc<dyn EventLog>, batches: Vec<(u64, bool)>, reade
                 records: part.iter().map(|seq| new_record(*seq)).collect(),
             };
             let records = batch.records.clone();
-            let Appended::Stored(receipt) = log.append(batch).await.unwrap() else { panic!() };
+            let Appended::Stored(receipt) = log.append(batch).await.unwrap() else {
+                panic!()
+            };
             let stored = || {
                 let stored = |record: NewRecord| gateway::store::StoredRecord {
                     seq: record.head.seq,

@@ -58,14 +58,7 @@ impl Cluster {
             state: Mutex::default(),
             events: watch::channel(0).0,
         });
-        let sessions = "/apis/vteam.ambient-code/v1alpha1/namespaces/{namespace}/agenticsessions";
-        let router = Router::new()
-            .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
-            .route("/apis/authorization.k8s.io/v1/subjectaccessreviews", post(access))
-            .route("/apis/vteam.ambient-code/v1alpha1/agenticsessions", get(list_or_watch))
-            .route(sessions, get(list).post(create))
-            .route(&format!("{sessions}/{{name}}"), get(read).delete(delete))
-            .with_state(shared.clone());
+        let router = router(&shared);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -76,6 +69,14 @@ impl Cluster {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = kube::Config::new(format!("http://{}", self.address).parse().unwrap());
         kube::Client::try_from(config).unwrap()
+    }
+
+    /// A client without sockets, for tests that turn the clock.
+    pub fn client_without_sockets(&self) -> kube::Client {
+        let service = tower::ServiceBuilder::new()
+            .map_request(|request: http::Request<kube::client::Body>| request.map(Body::new))
+            .service(router(&self.shared));
+        kube::Client::new(service, "default")
     }
 
     pub fn kubeconfig(&self) -> String {
@@ -96,7 +97,14 @@ impl Cluster {
     pub fn caller(&self, token: &str, user: &str) {
         let user = user.to_owned();
         let audience = API_SERVER;
-        self.known().tokens.insert(token.to_owned(), Token { user, audience, pod: None });
+        self.known().tokens.insert(
+            token.to_owned(),
+            Token {
+                user,
+                audience,
+                pod: None,
+            },
+        );
     }
 
     pub fn revoke(&self, token: &str) {
@@ -105,19 +113,28 @@ impl Cluster {
 
     /// A projected token of a pod, for the gateway.
     pub fn runner(&self, token: &str, pod: Option<&str>) {
-        let (user, pod) = ("system:serviceaccount:team-a:default".to_owned(), pod.map(str::to_owned));
+        let (user, pod) = (
+            "system:serviceaccount:team-a:default".to_owned(),
+            pod.map(str::to_owned),
+        );
         let audience = protocol::names::GATEWAY_AUDIENCE;
-        self.known().tokens.insert(token.to_owned(), Token { user, audience, pod });
+        self.known()
+            .tokens
+            .insert(token.to_owned(), Token { user, audience, pod });
     }
 
     pub fn allow(&self, user: &str, verbs: &[&str], namespace: &str) {
         for verb in verbs {
-            self.known().rights.insert((user.to_owned(), (*verb).to_owned(), namespace.to_owned()));
+            self.known()
+                .rights
+                .insert((user.to_owned(), (*verb).to_owned(), namespace.to_owned()));
         }
     }
 
     pub fn deny(&self, user: &str, verb: &str, namespace: &str) {
-        self.known().rights.remove(&(user.to_owned(), verb.to_owned(), namespace.to_owned()));
+        self.known()
+            .rights
+            .remove(&(user.to_owned(), verb.to_owned(), namespace.to_owned()));
     }
 
     pub fn reviews(&self) -> usize {
@@ -144,23 +161,37 @@ impl Cluster {
 
     /// A running session whose writer is `pod`.
     pub fn running(&self, name: &str, uid: &str, pod: &str) {
-        self.set("team-a", name, uid, &json!({"phase": "Running", "podUID": pod, "attempt": 1}));
+        self.set(
+            "team-a",
+            name,
+            uid,
+            &json!({"phase": "Running", "podUID": pod, "attempt": 1}),
+        );
     }
 
     pub fn delete(&self, namespace: &str, name: &str) {
         assert!(remove(&self.shared, namespace, name).is_some());
     }
+}
 
-    pub fn session(&self, namespace: &str, name: &str) -> Option<Value> {
-        self.known().sessions.get(&(namespace.to_owned(), name.to_owned())).cloned()
-    }
+fn router(shared: &Shared) -> Router {
+    let sessions = "/apis/vteam.ambient-code/v1alpha1/namespaces/{namespace}/agenticsessions";
+    Router::new()
+        .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
+        .route("/apis/authorization.k8s.io/v1/subjectaccessreviews", post(access))
+        .route("/apis/vteam.ambient-code/v1alpha1/agenticsessions", get(list_or_watch))
+        .route(sessions, get(list).post(create))
+        .route(&format!("{sessions}/{{name}}"), get(read).delete(delete))
+        .with_state(shared.clone())
 }
 
 fn put(shared: &Shared, namespace: &str, name: &str, mut session: Value) -> Value {
     let mut known = shared.state.lock().unwrap();
     known.version += 1;
     session["metadata"]["resourceVersion"] = known.version.to_string().into();
-    let old = known.sessions.insert((namespace.to_owned(), name.to_owned()), session.clone());
+    let old = known
+        .sessions
+        .insert((namespace.to_owned(), name.to_owned()), session.clone());
     let kind = if old.is_some() { "MODIFIED" } else { "ADDED" };
     let version = known.version;
     known.history.push((version, json!({"type": kind, "object": session})));
@@ -176,7 +207,9 @@ fn remove(shared: &Shared, namespace: &str, name: &str) -> Option<Value> {
     known.version += 1;
     session["metadata"]["resourceVersion"] = known.version.to_string().into();
     let version = known.version;
-    known.history.push((version, json!({"type": "DELETED", "object": session})));
+    known
+        .history
+        .push((version, json!({"type": "DELETED", "object": session})));
     let events = known.history.len();
     drop(known);
     shared.events.send_replace(events);
@@ -211,16 +244,25 @@ async fn review(State(shared): State<Shared>, Json(mut review): Json<Value>) -> 
 
 async fn access(State(shared): State<Shared>, Json(mut review): Json<Value>) -> (StatusCode, Json<Value>) {
     let known = shared.state.lock().unwrap();
-    let (spec, text) = (&review["spec"], |value: &Value| value.as_str().unwrap_or_default().to_owned());
+    let (spec, text) = (&review["spec"], |value: &Value| {
+        value.as_str().unwrap_or_default().to_owned()
+    });
     let attributes = &spec["resourceAttributes"];
-    let right = (text(&spec["user"]), text(&attributes["verb"]), text(&attributes["namespace"]));
+    let right = (
+        text(&spec["user"]),
+        text(&attributes["verb"]),
+        text(&attributes["namespace"]),
+    );
     let ours = attributes["group"] == "vteam.ambient-code" && attributes["resource"] == "agenticsessions";
     review["status"] = json!({"allowed": ours && known.rights.contains(&right)});
     (StatusCode::CREATED, Json(review))
 }
 
 fn items(known: &Known, namespace: Option<&str>) -> Value {
-    let chosen = known.sessions.iter().filter(|((of, _), _)| namespace.is_none_or(|namespace| namespace == of));
+    let chosen = known
+        .sessions
+        .iter()
+        .filter(|((of, _), _)| namespace.is_none_or(|namespace| namespace == of));
     json!({
         "apiVersion": "vteam.ambient-code/v1alpha1", "kind": "AgenticSessionList",
         "metadata": {"resourceVersion": known.version.to_string()},
@@ -254,13 +296,23 @@ async fn list_or_watch(State(shared): State<Shared>, Query(query): Query<BTreeMa
     Body::from_stream(lines).into_response()
 }
 
-async fn create(State(shared): State<Shared>, Path(namespace): Path<String>, Json(mut session): Json<Value>) -> Response {
+async fn create(
+    State(shared): State<Shared>,
+    Path(namespace): Path<String>,
+    Json(mut session): Json<Value>,
+) -> Response {
     if let Some(status) = shared.state.lock().unwrap().refuse_create.clone() {
         let code = status["code"].as_u64().unwrap() as u16;
         return (StatusCode::from_u16(code).unwrap(), Json(status)).into_response();
     }
     let name = session["metadata"]["name"].as_str().unwrap().to_owned();
-    if shared.state.lock().unwrap().sessions.contains_key(&(namespace.clone(), name.clone())) {
+    if shared
+        .state
+        .lock()
+        .unwrap()
+        .sessions
+        .contains_key(&(namespace.clone(), name.clone()))
+    {
         return failure(409, "AlreadyExists", "there is one");
     }
     session["metadata"]["namespace"] = namespace.clone().into();

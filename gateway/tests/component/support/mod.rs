@@ -5,7 +5,10 @@ pub mod sse;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use gateway::{Gateway, server, store::EventLog};
+use gateway::{
+    Gateway, server,
+    store::{EventLog, memory::MemoryLog},
+};
 use protocol::{Kind, record::EndBody};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -18,22 +21,28 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for something that must happen.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(DEADLINE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what} did not happen within {DEADLINE:?}"),
-    }
+    let waited = tokio::time::timeout(DEADLINE, future).await;
+    waited.unwrap_or_else(|_| panic!("{what} did not happen within {DEADLINE:?}"))
 }
 
-/// A gateway in this process.
-pub struct Served {
+/// A gateway in this process, and the cluster that it serves.
+pub struct Served<C = Cluster> {
     pub gateway: Arc<Gateway>,
     pub address: SocketAddr,
-    pub cluster: Cluster,
+    pub cluster: C,
 }
 
 impl Served {
-    pub async fn on(cluster: Cluster, log: Arc<dyn EventLog>) -> Self {
-        let gateway = Gateway::new(cluster.client(), log, CancellationToken::new());
+    /// With its log in memory.
+    pub async fn new() -> Self {
+        let cluster = Cluster::start().await;
+        Self::on(cluster.client(), cluster, Arc::new(MemoryLog::default())).await
+    }
+}
+
+impl<C> Served<C> {
+    pub async fn on(client: kube::Client, cluster: C, log: Arc<dyn EventLog>) -> Self {
+        let gateway = Gateway::new(client, log, CancellationToken::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = gateway::router(gateway.clone());
@@ -53,11 +62,6 @@ impl Served {
             address,
             cluster,
         }
-    }
-
-    /// With its log in memory.
-    pub async fn new() -> Self {
-        Self::on(Cluster::start().await, Arc::new(gateway::store::memory::MemoryLog::default())).await
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -82,7 +86,9 @@ pub fn record(seq: u64, kind: Kind, text: &str) -> String {
 
 /// Records `from..=to` of the kind `cli`.
 pub fn records(from: u64, to: u64) -> Vec<String> {
-    (from..=to).map(|seq| record(seq, Kind::Cli, &format!("record {seq}"))).collect()
+    (from..=to)
+        .map(|seq| record(seq, Kind::Cli, &format!("record {seq}")))
+        .collect()
 }
 
 /// The record that closes attempt 1.

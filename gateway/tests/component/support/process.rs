@@ -21,7 +21,11 @@ impl Process {
         let kubeconfig = folder.join("kubeconfig");
         std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_agentic-gateway"))
-            .args(["--listen=127.0.0.1:0", "--metrics-address=127.0.0.1:0", "--log-format=json"])
+            .args([
+                "--listen=127.0.0.1:0",
+                "--metrics-address=127.0.0.1:0",
+                "--log-format=json",
+            ])
             .arg(format!("--data={}", folder.join("events.db").display()))
             .env("KUBECONFIG", &kubeconfig)
             .env("RUST_LOG", "info")
@@ -33,7 +37,9 @@ impl Process {
         let (address, metrics) = soon("the gateway listening", async {
             loop {
                 let line = lines.next_line().await.unwrap().expect("the gateway ended");
-                let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+                let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else {
+                    continue;
+                };
                 if line["fields"]["message"] == "listening" {
                     let parse = |name: &str| line["fields"][name].as_str().unwrap().parse().unwrap();
                     return (parse("address"), parse("metrics"));

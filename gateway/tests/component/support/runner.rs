@@ -38,7 +38,9 @@ impl Runner {
     pub async fn try_open(address: SocketAddr, session: &str, token: Option<&str>) -> Result<Self, Error> {
         let mut request = format!("ws://{address}/api/projects/team-a/sessions/{session}/ws").into_client_request()?;
         if let Some(token) = token {
-            request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            request
+                .headers_mut()
+                .insert("authorization", format!("Bearer {token}").parse().unwrap());
         }
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let (socket, _) = tokio_tungstenite::connect_async_with_config(request, Some(config), true).await?;
@@ -49,12 +51,15 @@ impl Runner {
     pub async fn admitted(address: SocketAddr, hello: &Hello, token: &str) -> (Self, Welcome) {
         let mut runner = Self::open(address, &hello.name, Some(token)).await;
         runner.hello(hello).await;
-        let GatewayFrame::Welcome(welcome) = runner.frame().await else { panic!("welcome comes first") };
+        let GatewayFrame::Welcome(welcome) = runner.frame().await else {
+            panic!("welcome comes first")
+        };
         (runner, welcome)
     }
 
     pub async fn hello(&mut self, hello: &Hello) {
-        self.text(format!(r#"{{"hello":{}}}"#, serde_json::to_string(hello).unwrap())).await;
+        self.text(format!(r#"{{"hello":{}}}"#, serde_json::to_string(hello).unwrap()))
+            .await;
     }
 
     pub async fn text(&mut self, text: String) {

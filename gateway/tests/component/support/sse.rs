@@ -54,7 +54,7 @@ impl Events {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let event = parse(event);
-                self.text = rest.to_owned();
+                self.text = rest.into();
                 match event {
                     Some(event) => return Some(event),
                     None => continue,
@@ -68,7 +68,10 @@ impl Events {
     /// The next event of a name; others are passed over.
     pub async fn wait(&mut self, name: &str) -> Event {
         loop {
-            let event = self.next().await.unwrap_or_else(|| panic!("the stream ended before {name}"));
+            let event = self
+                .next()
+                .await
+                .unwrap_or_else(|| panic!("the stream ended before {name}"));
             if event.name == name {
                 return event;
             }
@@ -92,7 +95,7 @@ fn parse(text: &str) -> Option<Event> {
     for line in text.lines().filter(|line| !line.starts_with(':')) {
         match line.split_once(": ").unwrap() {
             ("id", id) => event.id = Some(id.to_owned()),
-            ("event", name) => event.name = name.to_owned(),
+            ("event", name) => event.name = name.into(),
             ("data", line) => data.push(line),
             other => panic!("{other:?}"),
         }
