@@ -1,5 +1,6 @@
 //! `runner`: drives a session's attempt; `runner agent`: the shim in the agent container.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 

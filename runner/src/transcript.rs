@@ -106,7 +106,15 @@ impl Transcript {
         } else {
             format!(", ${}", self.cost)
         };
-        let word = if line.is_error { "failed" } else { "done" };
+        let aborted = line
+            .terminal_reason
+            .as_deref()
+            .is_some_and(|reason| reason.starts_with("aborted"));
+        let word = match (aborted, line.is_error) {
+            (true, _) => "interrupted",
+            (false, true) => "failed",
+            (false, false) => "done",
+        };
         let mut text = format!(
             "= {word}: {} round{} in {}.{} s{cost}\n",
             line.num_turns,
@@ -114,7 +122,7 @@ impl Transcript {
             line.duration_ms / 1_000,
             line.duration_ms % 1_000 / 100,
         );
-        if line.is_error {
+        if line.is_error && !aborted {
             let why = line.result.clone().unwrap_or_else(|| line.errors.join("\n"));
             text += &paragraph("  ", &why);
         }
@@ -133,6 +141,7 @@ struct Line {
     kind: String,
     message: Message,
     is_error: bool,
+    terminal_reason: Option<String>,
     num_turns: u64,
     duration_ms: u64,
     result: Option<String>,

@@ -63,6 +63,14 @@ const fn known(prefix: &'static str, min: usize, max: usize, allowed: fn(u8) -> 
 }
 
 impl Known {
+    /// Whether a key may begin with this text, which goes on.
+    pub fn may_begin(&self, text: &str) -> bool {
+        match text.strip_prefix(self.prefix) {
+            Some(rest) => rest.len() <= self.max && rest.bytes().all(self.allowed),
+            None => self.prefix.starts_with(text),
+        }
+    }
+
     /// Where the key whose prefix ends at `from` ends; `None`: it is no key.
     pub fn end(&self, bytes: &[u8], from: usize) -> Option<usize> {
         let rest = &bytes[from..];

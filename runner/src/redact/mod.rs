@@ -1,5 +1,6 @@
 //! Takes secrets out of what leaves the pod, at one place: before the spool.
 
+mod delta;
 mod known;
 mod needles;
 
@@ -8,6 +9,7 @@ use std::borrow::Cow;
 use aho_corasick::{AhoCorasick, Input, MatchKind};
 use secrecy::SecretString;
 
+pub use self::delta::Deltas;
 use self::{
     known::{KNOWN, Known},
     needles::Needle,
@@ -84,6 +86,8 @@ enum Target {
 struct Finder {
     automaton: Option<AhoCorasick>,
     targets: Vec<Target>,
+    /// The held values as they may look.
+    forms: Vec<String>,
 }
 
 impl Finder {
@@ -93,6 +97,7 @@ impl Finder {
             patterns.push(form);
             targets.push(Target::Held { label });
         }
+        let forms = patterns.clone();
         for known in &KNOWN {
             patterns.push(known.prefix.to_owned());
             targets.push(Target::Known(known));
@@ -102,7 +107,11 @@ impl Finder {
             .build(&patterns)
             .inspect_err(|error| tracing::error!(%error, "failed to prepare redaction"))
             .ok();
-        Self { automaton, targets }
+        Self {
+            automaton,
+            targets,
+            forms,
+        }
     }
 
     /// The bytes with secrets replaced; `None`: there are none. `walker` is given for JSON.

@@ -1,0 +1,244 @@
+//! Secrets across the borders of the pieces in which a message is written.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Redactor, known::KNOWN};
+
+/// Most bytes that are held back: whatever begins a text of this length and more is told as it is known so far.
+const MAX_HELD: usize = 64 << 10;
+
+/// What is held back, by conversation and content block.
+#[derive(Default)]
+pub struct Deltas(HashMap<(Option<String>, u64), Held>);
+
+struct Held {
+    text: String,
+    /// The piece it came in, to be sent with it.
+    line: Value,
+    field: &'static str,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    event: Option<Event>,
+    parent_tool_use_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    index: u64,
+    delta: Option<Delta>,
+}
+
+#[derive(Deserialize)]
+struct Delta {
+    text: Option<String>,
+    thinking: Option<String>,
+    partial_json: Option<String>,
+}
+
+impl Delta {
+    fn text(self) -> Option<(&'static str, String)> {
+        let fields = [
+            ("text", self.text),
+            ("thinking", self.thinking),
+            ("partial_json", self.partial_json),
+        ];
+        fields
+            .into_iter()
+            .find_map(|(field, text)| text.map(|text| (field, text)))
+    }
+}
+
+impl Redactor {
+    /// A `stream_event` line of the CLI without secrets, also those that come in pieces: what may be the beginning of one
+    /// is held back until more is known. So a line can become none, or two.
+    pub fn delta(&self, deltas: &mut Deltas, line: &str) -> Vec<String> {
+        let Ok(Line {
+            event: Some(event),
+            parent_tool_use_id,
+        }) = serde_json::from_str(line)
+        else {
+            return vec![self.json(line).into_owned()];
+        };
+        let key = (parent_tool_use_id, event.index);
+        match (event.kind.as_str(), event.delta.and_then(Delta::text)) {
+            ("content_block_delta", Some((field, text))) => self.piece(deltas, key, field, text, line),
+            ("content_block_stop", _) => {
+                let rest = deltas
+                    .0
+                    .remove(&key)
+                    .map(|held| self.with_text(held.line, held.field, &held.text));
+                rest.into_iter().chain([self.json(line).into_owned()]).collect()
+            }
+            ("message_start", _) => {
+                // A message that was cut has no end: what was held of it is not sent at all.
+                deltas.0.retain(|(conversation, _), _| *conversation != key.0);
+                vec![self.json(line).into_owned()]
+            }
+            _ => vec![self.json(line).into_owned()],
+        }
+    }
+
+    fn piece(
+        &self,
+        deltas: &mut Deltas,
+        key: (Option<String>, u64),
+        field: &'static str,
+        piece: String,
+        line: &str,
+    ) -> Vec<String> {
+        let before = deltas.0.remove(&key);
+        let fresh = before.is_none();
+        let text = before.map_or(String::new(), |held| held.text) + &piece;
+        let from = if text.len() > MAX_HELD {
+            text.len()
+        } else {
+            self.doubtful(&text)
+        };
+        if fresh && from == text.len() {
+            return vec![self.json(line).into_owned()];
+        }
+        let Ok(template) = serde_json::from_str::<Value>(line) else {
+            return Vec::new();
+        };
+        if from < text.len() {
+            let held = Held {
+                text: text[from..].to_owned(),
+                line: template.clone(),
+                field,
+            };
+            deltas.0.insert(key, held);
+        }
+        if from == 0 {
+            return Vec::new();
+        }
+        vec![self.with_text(template, field, &text[..from])]
+    }
+
+    fn with_text(&self, mut line: Value, field: &str, text: &str) -> String {
+        line["event"]["delta"][field] = self.text(text).into();
+        self.json(&line.to_string()).into_owned()
+    }
+
+    /// Where in a text that goes on a secret may begin that is not complete; its length when none may.
+    fn doubtful(&self, text: &str) -> usize {
+        text.char_indices()
+            .map(|(at, _)| at)
+            .find(|at| self.may_begin(&text[*at..]))
+            .unwrap_or(text.len())
+    }
+
+    fn may_begin(&self, tail: &str) -> bool {
+        self.text
+            .forms
+            .iter()
+            .any(|form| form.len() > tail.len() && form.starts_with(tail))
+            || KNOWN.iter().any(|known| known.may_begin(tail))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::redact::Held as Secret;
+
+    const KEY: &str = "fake\"secret\nof two lines";
+
+    fn redactor() -> Redactor {
+        Redactor::new([Secret {
+            name: "MY_SECRET".into(),
+            value: KEY.into(),
+        }])
+    }
+
+    fn event(event: &Value) -> String {
+        json!({"type": "stream_event", "event": event, "parent_tool_use_id": null, "uuid": "u"}).to_string()
+    }
+
+    fn piece(index: u64, text: &str) -> String {
+        event(&json!({"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}}))
+    }
+
+    fn stop(index: u64) -> String {
+        event(&json!({"type": "content_block_stop", "index": index}))
+    }
+
+    /// The text that a client puts together, and the number of lines.
+    fn seen(lines: &[String]) -> (String, usize) {
+        let redactor = redactor();
+        let mut deltas = Deltas::default();
+        let out: Vec<String> = lines
+            .iter()
+            .flat_map(|line| redactor.delta(&mut deltas, line))
+            .collect();
+        assert!(deltas.0.is_empty(), "something is held after the end");
+        let text = out
+            .iter()
+            .map(|line| {
+                serde_json::from_str::<Value>(line).unwrap()["event"]["delta"]["text"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            })
+            .collect();
+        (text, out.len())
+    }
+
+    #[test]
+    fn a_piece_without_a_doubt_passes_as_it_is() {
+        let line = piece(0, "nothing to hide.");
+        assert_eq!(redactor().delta(&mut Deltas::default(), &line), [line]);
+    }
+
+    #[test]
+    fn a_key_of_a_known_shape_is_held_until_it_ends() {
+        let (text, _) = seen(&[
+            piece(0, "it is sk-an"),
+            piece(0, "t-fake0123456789"),
+            piece(0, "abcdef"),
+            piece(0, ", ok"),
+            stop(0),
+        ]);
+        assert_eq!(text, "it is [redacted], ok");
+    }
+
+    #[test]
+    fn blocks_that_are_written_at_the_same_time_are_kept_apart() {
+        let (a, b) = KEY.split_at(9);
+        let (text, _) = seen(&[piece(0, a), piece(1, b), piece(0, "!"), piece(1, "?"), stop(0), stop(1)]);
+        assert_eq!(text, format!("{b}{a}!?"));
+    }
+
+    #[test]
+    fn a_message_that_was_cut_leaves_nothing_behind() {
+        let redactor = redactor();
+        let mut deltas = Deltas::default();
+        assert!(redactor.delta(&mut deltas, &piece(0, "fake\"sec")).is_empty());
+        redactor.delta(&mut deltas, &event(&json!({"type": "message_start", "message": {}})));
+        assert!(deltas.0.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_in_any_pieces_is_the_redacted_text(
+            parts in prop::collection::vec(prop_oneof![Just(KEY), Just("fake\""), Just("s"), Just("plain é "), Just("glpat-0000000000000000fake. ")], 1..8),
+            size in 1..40_usize,
+        ) {
+            let text = parts.concat();
+            let chars: Vec<char> = text.chars().collect();
+            let mut lines: Vec<String> = chars.chunks(size).map(|part| piece(0, &part.iter().collect::<String>())).collect();
+            lines.push(stop(0));
+            prop_assert_eq!(seen(&lines).0, redactor().text(&text).into_owned());
+        }
+    }
+}

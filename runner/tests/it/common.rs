@@ -1,0 +1,198 @@
+//! A session without Kubernetes: the real runner, the real CLI, the mock model.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use protocol::{Kind, Record, Report};
+use runner::spool::Spool;
+use serde_json::{Value, json};
+use tests::model::{FAKE_KEY, Logged, MockModel};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, timeout};
+
+/// How long anything may take that should take seconds.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A session's folders and its model API.
+pub struct Session {
+    dir: tempfile::TempDir,
+    pub model: MockModel,
+    key: Option<String>,
+}
+
+/// How a runner ended.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Session {
+    pub async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model = MockModel::start().await.unwrap();
+        Self {
+            dir,
+            model,
+            key: Some(FAKE_KEY.to_owned()),
+        }
+    }
+
+    pub fn with_key(mut self, key: Option<&str>) -> Self {
+        self.key = key.map(str::to_owned);
+        self
+    }
+
+    pub fn workspace(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// The runner, to be started.
+    pub fn command(&self, prompt: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_runner"));
+        command
+            .args(["--local", "--name", "hello", "--prompt", prompt])
+            .arg("--workspace")
+            .arg(self.workspace())
+            .arg("--state")
+            .arg(self.state())
+            .args(more)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.dir.path())
+            .env("ANTHROPIC_BASE_URL", self.model.url())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        if !more.contains(&"--cli") {
+            command.arg("--cli").arg(xtask::claude_cli().unwrap());
+        }
+        if let Some(key) = &self.key {
+            command.env("ANTHROPIC_API_KEY", key);
+        }
+        command
+    }
+
+    pub fn start(&self, prompt: &str, more: &[&str]) -> Child {
+        self.command(prompt, more).spawn().unwrap()
+    }
+
+    pub async fn run(&self, prompt: &str, more: &[&str]) -> Ended {
+        ended(self.start(prompt, more)).await
+    }
+
+    pub fn report(&self) -> Report {
+        Report::from_message(&std::fs::read_to_string(self.state().join("report.json")).unwrap()).unwrap()
+    }
+
+    /// All records, in order.
+    pub fn records(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        Spool::open(&self.state().join("spool"), |record| records.push(record.clone())).unwrap();
+        records
+    }
+
+    /// Bodies of the records of a kind.
+    pub fn bodies(&self, kind: Kind) -> Vec<Value> {
+        let of_kind = |record: &Record| record.kind == kind;
+        let parse = |record: Record| serde_json::from_str(record.body.get()).unwrap();
+        self.records().into_iter().filter(of_kind).map(parse).collect()
+    }
+
+    /// Events of a name in the session's records.
+    pub fn events(&self, name: &str) -> Vec<Value> {
+        self.bodies(Kind::Session)
+            .into_iter()
+            .filter(|body| body["event"] == name)
+            .collect()
+    }
+
+    /// Waits for a request that satisfies `wanted`.
+    pub async fn request(&self, wanted: impl Fn(&Logged) -> bool) -> Logged {
+        self.model.request(DEADLINE, wanted).await.expect("the request comes")
+    }
+
+    /// In every request the prompt is in exactly one user message.
+    pub fn assert_prompt_once(&self, marker: &str) {
+        let requests = self.model.requests();
+        let asked: Vec<_> = requests.iter().filter(|request| request.asks_for_message()).collect();
+        assert!(!asked.is_empty());
+        for request in asked {
+            assert_eq!(request.user_messages_with(marker), 1, "{:#?}", request.messages());
+        }
+    }
+
+    /// Nothing runs any more that worked in the workspace.
+    pub async fn assert_nothing_left(&self) {
+        let workspace = self.workspace();
+        eventually("nothing is left running", || !anybody_in(&workspace)).await;
+    }
+}
+
+fn anybody_in(folder: &Path) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|entry| std::fs::read_link(entry.path().join("cwd")).ok())
+        .any(|cwd| cwd.starts_with(folder))
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for a runner's end.
+pub async fn ended(child: Child) -> Ended {
+    let begun = Instant::now();
+    let output = timeout(DEADLINE, child.wait_with_output())
+        .await
+        .expect("the runner ends")
+        .unwrap();
+    let ended = Ended {
+        code: code(output.status),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        took: begun.elapsed(),
+    };
+    eprintln!(
+        "--- runner ended with {:?} after {:?}\n{}{}",
+        ended.code, ended.took, ended.stdout, ended.stderr
+    );
+    ended
+}
+
+fn code(status: ExitStatus) -> Option<i32> {
+    status.code()
+}
+
+/// Sends a signal to a runner.
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// A prompt that makes the mock answer with these steps; `marker` stands in front.
+pub fn script(marker: &str, steps: &[Value]) -> String {
+    format!("{marker} @mock {}", json!({ "steps": steps }))
+}
+
+/// A step that has a shell command run.
+pub fn bash(command: &str) -> Value {
+    json!({ "tools": [{ "name": "Bash", "input": { "command": command, "description": "test" } }] })
+}
+
+/// A step that says something.
+pub fn text(text: &str) -> Value {
+    json!({ "text": text })
+}

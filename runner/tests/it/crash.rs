@@ -1,0 +1,182 @@
+//! Runners and agents that die, at bad moments.
+
+use crate::common::{Session, bash, eventually, script, signal, text};
+use futures::StreamExt as _;
+use protocol::{Kind, Outcome};
+use rustix::process::Signal;
+use serde_json::json;
+use tests::model::Logged;
+
+/// Kills the runner as the kernel would; its CLI must not live on.
+async fn killed(session: &Session, mut runner: tokio::process::Child) {
+    signal(&runner, Signal::KILL);
+    runner.wait().await.unwrap();
+    session.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn killed_during_a_model_call_the_prompt_is_still_given_once() {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[json!({ "text": "Done.", "hold": "go" })]);
+    let runner = session.start(&prompt, &[]);
+    session.request(Logged::asks_for_message).await;
+    killed(&session, runner).await;
+    session.model.release("go");
+    let ended = session.run(&prompt, &[]).await;
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(
+        (session.report().outcome, session.report().attempt),
+        (Outcome::Succeeded, 2)
+    );
+    session.assert_prompt_once("MARK");
+    let ends: Vec<_> = session
+        .bodies(Kind::End)
+        .iter()
+        .map(|end| end["outcome"].clone())
+        .collect();
+    assert_eq!(ends, ["lost", "succeeded"]);
+    let prompts = session
+        .bodies(Kind::User)
+        .iter()
+        .filter(|user| user["command"] == "prompt")
+        .count();
+    assert_eq!(prompts, 1);
+}
+
+#[tokio::test]
+async fn killed_in_a_tool_the_turn_goes_on() {
+    let session = Session::new().await;
+    let prompt = script(
+        "MARK",
+        &[
+            bash("echo x >> runs.txt; [ $(wc -l < runs.txt) -gt 1 ] || sleep 100"),
+            text("Done."),
+        ],
+    );
+    let runner = session.start(&prompt, &[]);
+    let runs = session.workspace().join("runs.txt");
+    eventually("the tool runs", || runs.exists()).await;
+    killed(&session, runner).await;
+    let ended = session.run(&prompt, &[]).await;
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(session.report().result, "Done.");
+    session.assert_prompt_once("MARK");
+    assert_eq!(session.events("cliStarted")[1]["resumed"], true);
+}
+
+/// The spool is cut behind a record, as if the runner had been killed there, and the session is run again.
+#[tokio::test]
+async fn killed_after_any_record_the_prompt_is_given_once_and_the_session_succeeds() {
+    let first = Session::new().await;
+    first.run(&script("MARK", &[bash("echo hi"), text("Done.")]), &[]).await;
+    let records = first.records().len();
+    // The first records are where the decisions are. Behind them, where the CLI has finished what the spool does not
+    // know of, each takes the wait for the CLI to go on by itself.
+    let cuts = (1..=8).chain((9..records).step_by(5));
+    futures::stream::iter(cuts).for_each_concurrent(4, killed_after).await;
+}
+
+async fn killed_after(keep: usize) {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[bash("echo hi"), text("Done.")]);
+    session.run(&prompt, &[]).await;
+    cut(&session, keep);
+    session.model.reset();
+    let ended = session.run(&prompt, &[]).await;
+    assert_eq!(ended.code, Some(0), "cut behind record {keep}");
+    assert_eq!(session.report().outcome, Outcome::Succeeded);
+    if session.model.requests().iter().any(Logged::asks_for_message) {
+        session.assert_prompt_once("MARK");
+    }
+    let seqs: Vec<u64> = session.records().iter().map(|record| record.seq).collect();
+    assert!(seqs.iter().copied().eq(1..=seqs.len() as u64));
+}
+
+fn cut(session: &Session, keep: usize) {
+    let spool = session.state().join("spool");
+    let segment = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap().path();
+    let bytes = std::fs::read(&segment).unwrap();
+    let mut end = 44;
+    for _ in 0..keep {
+        end += 8 + u32::from_le_bytes(bytes[end..end + 4].try_into().unwrap()) as usize;
+    }
+    std::fs::write(&segment, &bytes[..end + 3]).unwrap();
+}
+
+#[tokio::test]
+async fn told_to_stop_it_leaves_a_report_and_goes_on_the_next_time() {
+    let session = Session::new().await;
+    // The interrupt itself counts as an answer for the mock.
+    let steps = [
+        bash("echo $$ > tool.pid; sleep 100"),
+        text("Continued."),
+        text("Continued."),
+    ];
+    let prompt = script("MARK", &steps);
+    let runner = session.start(&prompt, &[]);
+    let tool = session.workspace().join("tool.pid");
+    eventually("the tool runs", || tool.exists()).await;
+    signal(&runner, Signal::TERM);
+    let ended = crate::common::ended(runner).await;
+    assert_eq!(ended.code, Some(143));
+    assert!(ended.took.as_secs() < 9, "{:?}", ended.took);
+    assert_eq!(session.report().outcome, Outcome::Stopped);
+    session.assert_nothing_left().await;
+    assert_eq!(session.events("stopping").len(), 1);
+
+    let ended = session.run(&prompt, &[]).await;
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(session.report().result, "Continued.");
+    session.assert_prompt_once("MARK");
+    let last = session.model.requests().pop().unwrap();
+    assert_eq!(last.user_messages_with(runner::drive::CONTINUE), 1);
+}
+
+#[tokio::test]
+async fn told_to_stop_during_a_model_call_it_does_not_wait_for_the_answer() {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[json!({ "hang": true })]);
+    let runner = session.start(&prompt, &[]);
+    session.request(Logged::asks_for_message).await;
+    signal(&runner, Signal::TERM);
+    let ended = crate::common::ended(runner).await;
+    assert_eq!(ended.code, Some(143));
+    assert!(ended.took.as_secs() < 9, "{:?}", ended.took);
+    session.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_cli_that_is_killed_is_started_again_in_place() {
+    let session = Session::new().await;
+    // $PPID of the tool's shell is the CLI.
+    let suicide = "if [ ! -e once ]; then touch once; kill -9 $PPID; sleep 5; fi; echo survived";
+    let ended = session.run(&script("MARK", &[bash(suicide), text("Done.")]), &[]).await;
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(session.report().attempt, 1);
+    assert_eq!(session.events("agentRestarted").len(), 1);
+    session.assert_prompt_once("MARK");
+}
+
+#[tokio::test]
+async fn a_cli_that_is_killed_again_and_again_is_given_up() {
+    let session = Session::new().await;
+    let steps: Vec<_> = (0..9).map(|_| bash("kill -9 $PPID; sleep 5")).collect();
+    let ended = session.run(&script("MARK", &steps), &[]).await;
+    assert_eq!(ended.code, Some(1));
+    assert_eq!(session.report().outcome, Outcome::AgentLost);
+    assert_eq!(session.events("agentRestarted").len(), 3);
+}
+
+#[tokio::test]
+async fn a_second_runner_on_the_same_state_waits_its_turn() {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[json!({ "text": "Done.", "hold": "go" })]);
+    let first = session.start(&prompt, &[]);
+    session.request(Logged::asks_for_message).await;
+    let second = session.start(&prompt, &[]);
+    session.model.release("go");
+    assert_eq!(crate::common::ended(first).await.code, Some(0));
+    assert_eq!(crate::common::ended(second).await.code, Some(0));
+    session.assert_prompt_once("MARK");
+    assert_eq!(session.events("cliStarted").len(), 1, "the second found it done");
+}
