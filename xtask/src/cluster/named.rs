@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     certificates::Certificates,
     cleanup, control_plane, kubeconfig,
-    network::{Egress, NODE_IP, Network, SERVICE_CIDR},
+    network::{API_SERVICE_IP, Egress, NODE_IP, Network, SERVICE_CIDR},
     node::{self, NODE, Node},
     processes::{self, Processes},
     servers::{self, Addresses, Shape},
@@ -90,6 +90,11 @@ impl Cluster {
     /// Whether its API server runs.
     pub fn is_up(&self) -> bool {
         processes::is_alive(&self.state, "kube-apiserver")
+    }
+
+    /// Whether anything of it is there, running or not.
+    pub fn exists(&self) -> bool {
+        self.state.exists()
     }
 
     /// Starts it. What a killed run left behind is cleared away first; a cluster that is up stays as it is.
@@ -170,7 +175,8 @@ impl Cluster {
             egress.create(&network)?;
         }
         fs::create_dir_all(node::run_folder(&self.name))?;
-        let certificates = Certificates::create(&self.state.join("pki"), &[Ipv4Addr::LOCALHOST, NODE_IP], NODE)?;
+        let addresses = [Ipv4Addr::LOCALHOST, NODE_IP, API_SERVICE_IP];
+        let certificates = Certificates::create(&self.state.join("pki"), &addresses, NODE)?;
         let processes = Processes::new(&self.state, network.prefix())?;
         let shape = Shape {
             addresses: Addresses {

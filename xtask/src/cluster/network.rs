@@ -10,6 +10,8 @@ use crate::command;
 /// The node's address, the API server's and the DNS server's, on a bridge that is the node's network device.
 pub(super) const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 pub(super) const SERVICE_CIDR: &str = "10.96.0.0/16";
+/// Where pods find the API server: the first address of [`SERVICE_CIDR`].
+pub(super) const API_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 pub(super) const POD_CIDR: &str = "10.244.0.0/24";
 
 /// A network namespace by name.
