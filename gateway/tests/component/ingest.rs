@@ -147,6 +147,22 @@ async fn a_newer_pod_takes_over_and_the_older_one_is_told_and_stores_nothing_mor
 }
 
 #[tokio::test]
+async fn an_older_pod_whose_look_at_the_status_took_too_long_does_not_take_the_session_back() {
+    let served = served().await;
+    served.cluster.runner("t2", Some("p2"));
+    // It looks once to be let in, and once more to be admitted.
+    served.cluster.hold_read(1);
+    let mut old = Runner::open(served.address, "s", Some("t1")).await;
+    old.hello(&hello("s", "u", "p1")).await;
+    soon("the older pod looking", served.cluster.read_is_held()).await;
+    served.cluster.running("s", "u", "p2");
+    let (mut new, _) = Runner::admitted(served.address, &hello("s", "u", "p2"), "t2").await;
+    served.cluster.release_read();
+    assert_eq!(old.closed().await, close::NOT_THIS_POD);
+    assert_eq!(new.deliver(&records(1, 2)).await, 2);
+}
+
+#[tokio::test]
 async fn a_pod_that_the_status_no_longer_names_is_closed_before_the_next_one_comes() {
     let served = served().await;
     let (mut runner, _) = Runner::admitted(served.address, &hello("s", "u", "p1"), "t1").await;

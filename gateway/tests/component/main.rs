@@ -12,6 +12,7 @@ mod ingest;
 mod kill;
 mod plane;
 mod rights;
+mod server;
 mod store;
 mod streams;
 mod support;

@@ -29,6 +29,8 @@ struct Inner {
     state: Mutex<Known>,
     /// Number of events so far.
     events: watch::Sender<usize>,
+    /// Whether a read is being held.
+    held: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -40,6 +42,8 @@ struct Known {
     rights: BTreeSet<(String, String, String)>,
     reviews: usize,
     refuse_create: Option<Value>,
+    reads: usize,
+    held_read: Option<usize>,
     down: bool,
 }
 
@@ -57,6 +61,7 @@ impl Cluster {
         let shared = Arc::new(Inner {
             state: Mutex::default(),
             events: watch::channel(0).0,
+            held: watch::channel(false).0,
         });
         let router = router(&shared);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -143,6 +148,21 @@ impl Cluster {
 
     pub fn refuse_create(&self, status: Value) {
         self.known().refuse_create = Some(status);
+    }
+
+    /// The answer to the next read but `others`, as true as it then is, will arrive late.
+    pub fn hold_read(&self, others: usize) {
+        let mut known = self.known();
+        known.held_read = Some(known.reads + others);
+    }
+
+    /// When that read waits.
+    pub async fn read_is_held(&self) {
+        self.shared.held.subscribe().wait_for(|held| *held).await.unwrap();
+    }
+
+    pub fn release_read(&self) {
+        self.shared.held.send_replace(false);
     }
 
     pub fn break_down(&self) {
@@ -322,12 +342,22 @@ async fn create(
 }
 
 async fn read(State(shared): State<Shared>, Path(key): Path<(String, String)>) -> Response {
-    let known = shared.state.lock().unwrap();
-    if known.down {
-        return failure(500, "InternalError", "down");
+    let (found, late) = {
+        let mut known = shared.state.lock().unwrap();
+        if known.down {
+            return failure(500, "InternalError", "down");
+        }
+        known.reads += 1;
+        let late = known.held_read == Some(known.reads - 1);
+        (known.sessions.get(&key).cloned(), late)
+    };
+    if late {
+        let mut held = shared.held.subscribe();
+        shared.held.send_replace(true);
+        held.wait_for(|held| !*held).await.unwrap();
     }
-    match known.sessions.get(&key) {
-        Some(session) => Json(session.clone()).into_response(),
+    match found {
+        Some(session) => Json(session).into_response(),
         None => failure(404, "NotFound", "not found"),
     }
 }
