@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::Write,
     path::Path,
     process::{Command, Stdio},
 };
@@ -52,6 +53,28 @@ pub fn output(command: &mut Command) -> Result<String> {
         );
     }
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+/// Runs to the end quietly with `input` on its stdin.
+pub fn with_input(command: &mut Command, input: &[u8]) -> Result<()> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("failed to start `{}`", shown(command)))?;
+    // Dropping the pipe at the end of the statement is what tells the program that there is no more.
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input));
+    let done = child.wait_with_output()?;
+    if !done.status.success() {
+        bail!(
+            "`{}` ended with {}:\n{}",
+            shown(command),
+            done.status,
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    written.with_context(|| format!("`{}` did not read its input", shown(command)))
 }
 
 /// Runs to the end with everything it says in `log`; the error shows the log's tail.

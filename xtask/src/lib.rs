@@ -6,11 +6,16 @@ pub mod chart;
 pub mod claude_cli;
 pub mod cluster;
 pub mod command;
+pub mod demo;
+pub mod e2e;
+pub mod generate;
 pub mod images;
 pub mod packages;
 pub mod paths;
 pub mod progress;
+pub mod quality;
 pub mod reference;
+mod target;
 pub mod tools;
 
 pub use claude_cli::claude_cli;

@@ -2,11 +2,15 @@
 
 mod cluster_command;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{images, tools};
+use xtask::{
+    demo,
+    e2e::{self, Afterwards},
+    generate, images, quality, tools,
+};
 
 #[derive(Parser)]
 #[command(about = "Builds, generates and runs what a developer needs")]
@@ -22,6 +26,33 @@ enum Command {
         /// Which ones.
         #[arg(value_enum, default_value = "all")]
         group: tools::Group,
+    },
+    /// Write the files that are made from code.
+    Generate {
+        /// Only fail if they differ.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Format, lints, generated files, licences and advisories.
+    Check,
+    /// All tests.
+    Test,
+    /// Install the product in a local cluster and run a session.
+    Demo,
+    /// Remove the clusters of the demo and of this clone's end-to-end tests.
+    Clean {
+        /// Leave the demo's.
+        #[arg(long)]
+        tests_only: bool,
+    },
+    /// The end-to-end tests, on a cluster of their own.
+    E2e {
+        /// Leave the cluster up afterwards.
+        #[arg(long)]
+        keep: bool,
+        /// Arguments for the test binary, such as a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Build the product's images that are not current, and print their OCI archives.
     Images,
@@ -42,6 +73,20 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Tools { group } => tools::ensure(group),
+        Command::Generate { check: true } => generate::check(),
+        Command::Generate { check: false } => generate::write(),
+        Command::Demo => demo::run(),
+        Command::Clean { tests_only } => {
+            if !tests_only {
+                demo::remove()?;
+            }
+            e2e::remove_leftover(&e2e::cluster_name())
+        }
+        Command::Check => quality::check(),
+        Command::Test => quality::test(),
+        Command::E2e { keep, arguments } => {
+            e2e::run(if keep { Afterwards::Keep } else { Afterwards::Remove }, &arguments)
+        }
         Command::Images => {
             for archive in images::ensure()? {
                 println!("{}", archive.display());

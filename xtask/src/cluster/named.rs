@@ -222,7 +222,8 @@ impl Cluster {
         self.state.join("extent")
     }
 
-    fn extent(&self) -> Result<Extent> {
+    /// What it was started with.
+    pub fn extent(&self) -> Result<Extent> {
         let word = fs::read_to_string(self.extent_file())?;
         [Extent::Node, Extent::NodeWithEgress, Extent::ControlPlane]
             .into_iter()

@@ -37,7 +37,9 @@ pub(crate) fn build(build: &Build<'_>, archive: &Path, log: &Path) -> Result<()>
         bud.args(["--build-arg", argument]);
     }
     command::logged(bud.arg(build.context), log)?;
-    push(build.name, archive)
+    push(build.name, archive)?;
+    // The build before this one has lost its name, and nothing else would ever delete it.
+    command::quiet(buildah()?.args(["rmi", "--prune"]))
 }
 
 /// Makes `archive` an image called `name` of one layer, for others to build on.
@@ -54,12 +56,12 @@ pub(crate) fn has(name: &str) -> Result<bool> {
 }
 
 fn push(name: &str, archive: &Path) -> Result<()> {
-    // Uncompressed: packing and unpacking take longer than writing, and the archive goes nowhere.
+    // Takes a third of the time of the default, gzip, to write and to load.
     let unfinished = archive.with_extension("unfinished");
     // buildah adds to an archive that exists.
     let _ = fs::remove_file(&unfinished);
     let target = format!("oci-archive:{}:{name}", unfinished.display());
-    command::quiet(buildah()?.args(["push", "--quiet", "--disable-compression", name, &target]))?;
+    command::quiet(buildah()?.args(["push", "--quiet", "--compression-format=zstd", name, &target]))?;
     fs::rename(&unfinished, archive).with_context(|| format!("failed to put {} in place", archive.display()))
 }
 
