@@ -1,6 +1,7 @@
 //! What every reconcile needs.
 
 use kube::Client;
+use tokio_util::task::TaskTracker;
 
 use crate::{backoff::Backoff, events::Events, metrics::Metrics, settings::Settings};
 
@@ -16,4 +17,6 @@ pub struct Context {
     pub metrics: Metrics,
     /// Failures in a row, by session.
     pub backoff: Backoff,
+    /// Reconciles under way: a token each.
+    pub under_way: TaskTracker,
 }

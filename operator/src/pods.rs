@@ -69,6 +69,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 }
 
 async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error> {
+    let _under_way = context.under_way.token();
     // The finalizer matters only to a pod that is being deleted.
     let Some(deleted) = pod.metadata.deletion_timestamp.as_ref() else { return Ok(Action::await_change()) };
     if !pod.finalizers().iter().any(|f| f == REPORT_FINALIZER) {

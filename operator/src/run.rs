@@ -1,9 +1,9 @@
 //! The whole operator, from its start to its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kube::Client;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -31,6 +31,9 @@ pub enum Error {
     Lease(#[from] lease::Error),
 }
 
+/// Within the grace period of the operator's own pod.
+const LONGEST_GOODBYE: Duration = Duration::from_secs(20);
+
 /// Runs until `stop`: serves probes, waits for the CRD and the lease, works, and gives the lease back.
 pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> Result<(), Error> {
     preflight::version(&client).await?;
@@ -40,21 +43,27 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         events: Events::new(client.clone(), &settings.lease.identity),
         metrics: Metrics::default(),
         backoff: Backoff::default(),
+        under_way: TaskTracker::new(),
         client: client.clone(),
         settings,
     });
     let (tell, mut waiting_for) = watch::channel(Some("the operator is starting".to_owned()));
-    let background = TaskTracker::new();
+    // Whoever drops this future ends what it started.
+    let mut background = JoinSet::new();
     let probes = CancellationToken::new();
     background.spawn(preflight::watch_crd(client, tell));
-    background.spawn(server::serve(listener, context.clone(), waiting_for.clone(), probes.clone()));
-    background.close();
+    let serving = server::serve(listener, context.clone(), waiting_for.clone(), probes.clone());
+    background.spawn(async {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "failed to serve metrics and probes");
+        }
+    });
 
     let ready = async { waiting_for.wait_for(Option::is_none).await.is_ok() };
     let result = if until(&stop, ready).await == Some(true) { lead(context, &stop).await } else { Ok(()) };
     drop(waiting_for);
     probes.cancel();
-    background.wait().await;
+    while background.join_next().await.is_some() {}
     result
 }
 
@@ -66,19 +75,22 @@ async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Err
     }
     context.metrics.leader.set(1);
     let work = CancellationToken::new();
+    // Dropped at the end: what then still runs ends as it would by SIGKILL, which is safe at every line.
     let working = async { tokio::join!(controller::run(context.clone(), work.clone()), pods::run(context.clone(), work.clone())) };
     let mut working = std::pin::pin!(working);
-    let (kept, ended) = tokio::select! {
-        kept = candidate.keep(stop) => (kept, false),
-        _ = &mut working => (Ok(()), true),
+    let kept = tokio::select! {
+        kept = candidate.keep(stop) => kept,
+        _ = &mut working => Ok(()),
     };
     context.metrics.leader.set(0);
     work.cancel();
     match kept {
         Ok(()) => {
-            // The lease is ours until the last write is done.
-            if !ended {
-                working.await;
+            // The lease is ours until the last write is done. A controller whose watches never came up would not end by itself.
+            context.under_way.close();
+            tokio::select! {
+                () = context.under_way.wait() => {}
+                () = tokio::time::sleep(LONGEST_GOODBYE) => {}
             }
             candidate.release().await;
             Ok(())

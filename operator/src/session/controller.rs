@@ -60,6 +60,7 @@ fn session_of<K: kube::Resource>(child: &K) -> Option<ObjectRef<Meta>> {
 
 async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error> {
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
+    let _under_way = context.under_way.token();
     let timer = context.metrics.reconcile_started();
     let result = tokio::time::timeout(LONGEST_RECONCILE, super::reconcile(&context, &namespace, &name))
         .await

@@ -175,6 +175,9 @@ impl World {
     }
 
     pub async fn bind(&self, pod: &Pod) {
+        if self.pod_now(pod).await.and_then(|pod| pod.spec?.node_name).is_some() {
+            return;
+        }
         let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod.name_any()}, "target": {"kind": "Node", "name": NODE}});
         let request = http::Request::post(format!("/api/v1/namespaces/{}/pods/{}/binding", self.namespace, pod.name_any()))
             .header("content-type", "application/json")
