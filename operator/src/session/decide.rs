@@ -97,9 +97,9 @@ fn recorded_pods(seen: &Observed) -> Vec<(String, String)> {
 fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
     let status = &seen.session.status;
     let attempt = next_attempt(status);
-    if let JobSeen::Ours(job) = &seen.next_job {
+    if let Some(job) = unrecorded(seen, attempt, request) {
         // Made by a reconcile that did not live to record it. Whatever else is the case now, it is recorded first.
-        plan.status = transition::creating(&plan.status, &seen.session, attempt, &job.name, seen.claim, now);
+        plan.status = transition::creating(&plan.status, &seen.session, attempt, &job, seen.claim, now);
         return plan;
     }
     let in_a_run = status.attempt.is_some_and(|a| a >= status.first_attempt.unwrap_or(a));
@@ -137,6 +137,15 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         }
     }
     plan
+}
+
+/// Name of the next attempt's Job, if that was made: it is there, or a pod of it is, which stays until its report is read.
+fn unrecorded(seen: &Observed, attempt: Attempt, request: &Result<Request, Invalid>) -> Option<String> {
+    if let JobSeen::Ours(job) = &seen.next_job {
+        return Some(job.name.clone());
+    }
+    let left = seen.pods.iter().any(|pod| pod.attempt == attempt.number);
+    left.then(|| request.as_ref().map_or_else(|_| String::new(), |request| build::job_name(&request.name, attempt.number)))
 }
 
 /// The attempt that comes after what is recorded.
