@@ -194,7 +194,7 @@ impl Follower {
                     }
                 }
                 // What was stored last may not have been heard of yet.
-                Verdict::Close(_) | Verdict::Gap if self.refresh().await? => {}
+                Verdict::Close(_) | Verdict::Gap if self.look_again().await? => {}
                 Verdict::Close(reason) => return Ok(self.close(reason)),
                 Verdict::Gap => {
                     let last = self.cursor;
@@ -233,7 +233,8 @@ impl Follower {
     /// Takes a page from the store if it is ahead of the reader.
     async fn catch_up(&mut self) -> Result<bool, StoreError> {
         if self.stale {
-            self.refresh().await?;
+            self.progress = self.sources.log.state(&self.session).await?.progress;
+            self.stale = false;
         }
         if self.progress.acked <= self.cursor {
             return Ok(false);
@@ -247,11 +248,9 @@ impl Follower {
         Ok(!self.ready.is_empty())
     }
 
-    /// Reads from the store how far it is; whether it is ahead of the reader.
-    async fn refresh(&mut self) -> Result<bool, StoreError> {
-        self.progress = self.sources.log.state(&self.session).await?.progress;
-        self.stale = false;
-        Ok(self.progress.acked > self.cursor)
+    async fn look_again(&mut self) -> Result<bool, StoreError> {
+        self.stale = true;
+        self.catch_up().await
     }
 
     async fn wait(&mut self, until: Option<Timestamp>) -> Option<Item> {

@@ -11,9 +11,9 @@ use axum::{
 use bytes::Bytes;
 use http::HeaderMap;
 use protocol::{
-    RecordHead,
+    Kind, Record, RecordHead,
     frame::{self, Ack, GatewayFrame, Hello, MAX_MESSAGE, RunnerFrame, Welcome, close},
-    record::{MAX_RECORD, checksum},
+    record::{GapBody, MAX_RECORD, checksum},
 };
 use serde_json::value::RawValue;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -29,7 +29,9 @@ use crate::{
     live::Channel,
     server::Place,
     sessions::{Target, View},
-    store::{Admission, Admitted, Appended, Batch, MAX_SEQ, NewRecord, State as LogState, StoreError, StoredRecord},
+    store::{
+        Admission, Admitted, Appended, Batch, MAX_SEQ, Missing, NewRecord, State as LogState, StoreError, StoredRecord,
+    },
     watch::Seen,
 };
 
@@ -316,15 +318,36 @@ fn heads(records: Vec<Box<RawValue>>) -> Result<Vec<NewRecord>, End> {
             if record.get().len() > MAX_RECORD {
                 return Err(wrong(format!("longer than {MAX_RECORD} bytes")));
             }
-            last = head.seq;
             let bytes = bytes(record);
+            let missing = missing(&head, &bytes).map_err(wrong)?;
+            last = head.seq;
             Ok(NewRecord {
-                head,
+                missing,
                 checksum: checksum(&bytes),
+                head,
                 bytes,
             })
         })
         .collect()
+}
+
+/// What a `gap` says is missing before it. One that says nothing stands where a spool goes on behind the records of
+/// another: whatever is not there before it will not come.
+fn missing(head: &RecordHead, bytes: &[u8]) -> Result<Option<Missing>, String> {
+    if head.kind != Kind::Gap {
+        return Ok(None);
+    }
+    let record: Record = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let GapBody { from, to, length } = serde_json::from_str(record.body.get()).map_err(|error| error.to_string())?;
+    let (first, last) = match (from, to, length) {
+        (Some(from), Some(to), _) => (from, to),
+        (None, None, None) => (1, head.seq - 1),
+        _ => return Ok(None),
+    };
+    if first == 0 || last >= head.seq {
+        return Err(format!("a gap at seq {} cannot miss {first} to {last}", head.seq));
+    }
+    Ok((first <= last).then_some(Missing { first, last }))
 }
 
 fn published(records: Vec<NewRecord>, conflicts: &[u64]) -> Vec<StoredRecord> {

@@ -9,7 +9,8 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{
-    Admission, Admitted, Appended, Batch, EventLog, NewRecord, PageSize, Receipt, State, StoreError, StoredRecord,
+    Admission, Admitted, Appended, Batch, EventLog, Missing, NewRecord, PageSize, Progress, Receipt, State, StoreError,
+    StoredRecord,
 };
 
 /// Keeps records until the process ends.
@@ -23,6 +24,7 @@ struct Session {
     state: State,
     records: BTreeMap<u64, NewRecord>,
     conflicts: Vec<NewRecord>,
+    missing: Vec<Missing>,
 }
 
 impl MemoryLog {
@@ -102,11 +104,11 @@ impl Session {
             let head = record.head;
             match self.records.get(&head.seq) {
                 None => {
+                    self.missing.extend(record.missing);
                     self.records.insert(head.seq, record);
                     receipt.new += 1;
                     if progress.add(&head) {
-                        let behind = self.records.range(progress.acked + 1..);
-                        let Ok(()) = progress.close_holes(behind.map(|(seq, _)| Ok::<_, Infallible>(*seq)));
+                        close_holes(progress, &self.records, &self.missing);
                     }
                 }
                 Some(old) if old.checksum == record.checksum && old.bytes.len() == record.bytes.len() => {
@@ -125,5 +127,15 @@ impl Session {
         }
         receipt.progress = self.state.progress;
         receipt
+    }
+}
+
+fn close_holes(progress: &mut Progress, records: &BTreeMap<u64, NewRecord>, missing: &[Missing]) {
+    loop {
+        let behind = records.range(progress.acked + 1..);
+        let Ok(moved) = progress.pass_stored(behind.map(|(seq, _)| Ok::<_, Infallible>(*seq)));
+        if !progress.pass_missing(missing.iter().copied()) && !moved {
+            return;
+        }
     }
 }

@@ -105,7 +105,8 @@ pub struct State {
 /// How far a session's log goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Last seq without a hole before it; 0: none. Readers are shown no more than this.
+    /// Last seq without a hole before it, holes that a `gap` record declares apart; 0: none. Readers are shown no more than
+    /// this.
     pub acked: u64,
     /// Last seq stored.
     pub last: u64,
@@ -136,16 +137,37 @@ impl Progress {
         self.acked < self.last
     }
 
-    /// Moves `acked` over the seqs that follow it, given those stored behind it in order.
-    fn close_holes<E>(&mut self, stored: impl IntoIterator<Item = Result<u64, E>>) -> Result<(), E> {
+    /// Moves `acked` over the seqs that follow it, given those stored behind it in order. Whether it moved.
+    fn pass_stored<E>(&mut self, stored: impl IntoIterator<Item = Result<u64, E>>) -> Result<bool, E> {
+        let before = self.acked;
         for seq in stored {
             if seq? != self.acked + 1 {
                 break;
             }
             self.acked += 1;
         }
-        Ok(())
+        Ok(self.acked > before)
     }
+
+    /// Moves `acked` over seqs that will never come, given those said to be missing. Whether it moved.
+    fn pass_missing(&mut self, missing: impl IntoIterator<Item = Missing>) -> bool {
+        let next = self.acked + 1;
+        let around = missing
+            .into_iter()
+            .filter(|missing| missing.first <= next && next <= missing.last);
+        let last = around.map(|missing| missing.last).max();
+        self.acked = last.unwrap_or(self.acked);
+        last.is_some()
+    }
+}
+
+/// Seqs that a `gap` record says will never come: acknowledgements pass over them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The first.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
 }
 
 /// A record on its way into the log.
@@ -155,6 +177,8 @@ pub struct NewRecord {
     pub head: RecordHead,
     /// [`protocol::record::checksum`] of its bytes.
     pub checksum: u32,
+    /// What it says is missing before it.
+    pub missing: Option<Missing>,
     /// Its bytes as the runner spooled them.
     pub bytes: Bytes,
 }

@@ -17,8 +17,8 @@ use serde::de::{IntoDeserializer as _, value::Error as NameError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    Admission, Admitted, Appended, Batch, Epoch, EventLog, MAX_SEQ, NewRecord, PageSize, Progress, Receipt, State,
-    StoreError, StoredRecord,
+    Admission, Admitted, Appended, Batch, Epoch, EventLog, MAX_SEQ, Missing, NewRecord, PageSize, Progress, Receipt,
+    State, StoreError, StoredRecord,
 };
 
 /// Bounds of one commit.
@@ -288,12 +288,21 @@ enum Inserted {
 }
 
 fn insert(tx: &Transaction<'_>, id: i64, record: &NewRecord) -> rusqlite::Result<Inserted> {
-    let NewRecord { head, checksum, bytes } = record;
+    let NewRecord {
+        head,
+        checksum,
+        missing,
+        bytes,
+    } = record;
     let key = key(id, head.seq);
     let inserted = tx
         .prepare_cached("INSERT INTO records (key, kind, attempt, turn, ts, checksum, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING")?
         .execute(params![key, head.kind.as_str(), head.attempt, head.turn, head.ts.as_millisecond(), checksum, &bytes[..]])?;
     if inserted == 1 {
+        if let Some(Missing { first, last }) = missing {
+            tx.prepare_cached("INSERT INTO missing (session, first, last) VALUES (?1, ?2, ?3)")?
+                .execute([id, *first as i64, *last as i64])?;
+        }
         return Ok(Inserted::New);
     }
     let stored: (u32, i64) = tx
@@ -311,10 +320,23 @@ fn insert(tx: &Transaction<'_>, id: i64, record: &NewRecord) -> rusqlite::Result
 
 fn close_holes(tx: &Transaction<'_>, id: i64, progress: &mut Progress) -> rusqlite::Result<()> {
     let mut statement = tx.prepare_cached("SELECT key FROM records WHERE key > ?1 AND key <= ?2 ORDER BY key")?;
-    let stored = statement.query_map([key(id, progress.acked), key(id, progress.last)], |row| {
-        row.get(0).map(seq)
-    })?;
-    progress.close_holes(stored)
+    let mut missing = tx.prepare_cached("SELECT first, last FROM missing WHERE session = ?1")?;
+    let missing: Vec<Missing> = missing
+        .query_map([id], |row| {
+            let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
+            Ok(Missing {
+                first: first as u64,
+                last: last as u64,
+            })
+        })?
+        .collect::<Result<_, _>>()?;
+    loop {
+        let range = [key(id, progress.acked), key(id, progress.last)];
+        let moved = progress.pass_stored(statement.query_map(range, |row| row.get(0).map(seq))?)?;
+        if !progress.pass_missing(missing.iter().copied()) && !moved {
+            return Ok(());
+        }
+    }
 }
 
 fn find(connection: &Connection, session: &str) -> rusqlite::Result<Option<(i64, State)>> {

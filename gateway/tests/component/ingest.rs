@@ -124,6 +124,39 @@ async fn a_new_spool_is_known_as_such_until_its_first_record_is_stored() {
     assert_eq!((welcome.acked_seq, welcome.spool.as_deref()), (4, Some("spool-2")));
 }
 
+#[rstest]
+#[case::that_knows_what_is_missing(r#"{"from":4,"to":6}"#)]
+#[case::that_goes_on_behind_a_longer_log("{}")]
+#[tokio::test]
+async fn a_spool_that_takes_over_declares_the_seqs_that_nobody_has(#[case] body: &str) {
+    let served = served().await;
+    let first = hello("s", "u", "p1");
+    let (mut runner, _) = Runner::admitted(served.address, &first, "t1").await;
+    runner.deliver(&records(1, 3)).await;
+    let second = Hello {
+        spool: "spool-2".to_owned(),
+        ..first
+    };
+    let (mut runner, _) = Runner::admitted(served.address, &second, "t1").await;
+    assert_eq!(runner.deliver(&records(8, 8)).await, 3);
+    assert_eq!(runner.deliver(&[gap(7, body)]).await, 8);
+    assert_eq!(
+        stored(&served).await,
+        [records(1, 3), vec![gap(7, body)], records(8, 8)].concat()
+    );
+}
+
+#[tokio::test]
+async fn a_line_that_was_too_long_is_no_licence_to_leave_records_out() {
+    let served = served().await;
+    let (mut runner, _) = Runner::admitted(served.address, &hello("s", "u", "p1"), "t1").await;
+    assert_eq!(runner.deliver(&[gap(3, r#"{"length":99999999}"#)]).await, 0);
+}
+
+fn gap(seq: u64, body: &str) -> String {
+    format!(r#"{{"seq":{seq},"attempt":1,"turn":1,"ts":"2026-01-02T03:04:05Z","kind":"gap","body":{body}}}"#)
+}
+
 #[tokio::test]
 async fn a_newer_pod_takes_over_and_the_older_one_is_told_and_stores_nothing_more() {
     let served = served().await;
@@ -253,6 +286,7 @@ async fn a_hello_that_does_not_fit_is_refused(#[case] hello: Hello, #[case] code
 #[case::seq_too_large(format!(r#"{{"records":[{}]}}"#, record(1 << 32, Kind::Cli, "x")))]
 #[case::out_of_order(format!(r#"{{"records":[{},{}]}}"#, record(2, Kind::Cli, "x"), record(1, Kind::Cli, "x")))]
 #[case::seq_twice(r#"{"records":[{"seq":1,"seq":2,"attempt":1,"turn":1,"ts":"2026-01-02T03:04:05Z","kind":"cli","body":{}}]}"#.to_owned())]
+#[case::a_gap_that_ends_behind_itself(format!(r#"{{"records":[{}]}}"#, gap(2, r#"{"from":1,"to":9}"#)))]
 #[case::second_hello(format!(r#"{{"hello":{}}}"#, serde_json::to_string(&hello("s", "u", "p1")).unwrap()))]
 #[tokio::test]
 async fn what_breaks_the_protocol_closes_the_connection_and_is_not_stored(#[case] frame: String) {

@@ -2,7 +2,7 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use gateway::store::{
-    Admission, Admitted, Appended, Batch, Epoch, EventLog, NewRecord, PageSize, Receipt, State, StoreError,
+    Admission, Admitted, Appended, Batch, Epoch, EventLog, Missing, NewRecord, PageSize, Receipt, State, StoreError,
     StoredRecord, memory::MemoryLog, sqlite::SqliteLog,
 };
 use proptest::prelude::*;
@@ -15,6 +15,7 @@ fn parsed(text: &str) -> NewRecord {
     NewRecord {
         head: serde_json::from_slice::<RecordHead>(&bytes).unwrap(),
         checksum: checksum(&bytes),
+        missing: None,
         bytes,
     }
 }
@@ -178,6 +179,38 @@ async fn a_page_has_at_least_one_record_and_no_more_than_its_bounds() {
             let page = PageSize { records: count, bytes };
             assert_eq!(log.read("u", 0, page).await.unwrap().len(), expected, "{page:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_gap_record_lets_acknowledgements_pass_what_will_never_come() {
+    for log in both(tempfile::tempdir().unwrap().path()) {
+        admit(&*log, "u", 0).await;
+        append(
+            &*log,
+            "u",
+            1,
+            "spool-1",
+            &[records(1, 2), records(4, 4), records(9, 9)].concat(),
+        )
+        .await;
+        let gap = NewRecord {
+            missing: Some(Missing { first: 5, last: 7 }),
+            ..parsed(&record(8, Kind::Gap, "gap"))
+        };
+        let batch = Batch {
+            session: "u".to_owned(),
+            epoch: 1,
+            spool: "spool-2".to_owned(),
+            records: vec![gap],
+        };
+        log.append(batch).await.unwrap();
+        let acked = async || log.state("u").await.unwrap().progress.acked;
+        assert_eq!(acked().await, 2, "seq 3 may still come");
+        append(&*log, "u", 1, "spool-2", &records(3, 3)).await;
+        assert_eq!(acked().await, 9);
+        let seqs: Vec<_> = read(&*log, "u", 0).await.iter().map(|record| record.seq).collect();
+        assert_eq!(seqs, [1, 2, 3, 4, 8, 9]);
     }
 }
 

@@ -218,6 +218,7 @@ fn new_record(seq: u64) -> NewRecord {
     NewRecord {
         head: serde_json::from_slice::<RecordHead>(&bytes).unwrap(),
         checksum: checksum(&bytes),
+        missing: None,
         bytes,
     }
 }

@@ -37,3 +37,11 @@ CREATE TABLE conflicts (
     received INTEGER NOT NULL,
     UNIQUE (key, checksum, length)
 ) STRICT;
+
+-- Seqs that a gap record says will never come.
+CREATE TABLE missing (
+    session INTEGER NOT NULL,
+    first   INTEGER NOT NULL,
+    last    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX missing_session ON missing (session);
