@@ -107,6 +107,29 @@ async fn phases_and_pieces_of_messages_are_live_and_carry_no_id() {
 }
 
 #[tokio::test]
+async fn a_stream_waits_at_a_hole_and_passes_over_one_that_is_declared() {
+    let served = served().await;
+    let mut live = Events::of(&served, "s", "token", None).await;
+    let mut runner = runner(&served).await;
+    runner.deliver(&records(1, 2)).await;
+    runner.deliver(&records(4, 5)).await;
+    runner.text(r#"{"delta":{"behind":"the hole"}}"#.to_owned()).await;
+    let mut seen = Vec::new();
+    while let Some(event) = live.next().await.filter(|event| event.name != "delta") {
+        seen.extend(event.seq());
+    }
+    assert_eq!(seen, [1, 2], "what is behind a hole may not be shown yet");
+    runner.deliver(&records(3, 3)).await;
+    let body = r#"{"from":6,"to":8}"#;
+    let gap = format!(r#"{{"seq":9,"attempt":1,"turn":1,"ts":"2026-01-02T03:04:05Z","kind":"gap","body":{body}}}"#);
+    runner.deliver(&[gap, record(10, protocol::Kind::Cli, "x")]).await;
+    while seen.last() != Some(&10) {
+        seen.extend(live.next().await.unwrap().seq());
+    }
+    assert_eq!(seen, [1, 2, 3, 4, 5, 9, 10]);
+}
+
+#[tokio::test]
 async fn records_that_the_operator_knows_to_be_delivered_end_a_stream_without_an_end_record() {
     let served = served().await;
     runner(&served).await.deliver(&records(1, 3)).await;
