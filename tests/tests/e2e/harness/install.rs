@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use tokio::sync::OnceCell;
 
 use super::command::{helm, kubectl};
+use super::explain::explain;
 use super::{required, root};
 
 /// Namespace of the operator and the gateway.
@@ -21,7 +22,14 @@ static INSTALLED: OnceCell<()> = OnceCell::const_new();
 
 /// Makes sure that everything is installed and ready.
 pub async fn installed() -> Result<()> {
-    INSTALLED.get_or_try_init(install).await.copied()
+    let installed = INSTALLED.get_or_try_init(async || {
+        let result = install().await;
+        if result.is_err() {
+            explain(SYSTEM).await;
+        }
+        result
+    });
+    installed.await.copied()
 }
 
 async fn install() -> Result<()> {
@@ -52,7 +60,7 @@ async fn install() -> Result<()> {
         "image.registry=localhost,image.tag=dev",
         "--wait",
         "--timeout",
-        "180s",
+        "120s",
     ])
     .await
     .context("failed to install the chart")?;
