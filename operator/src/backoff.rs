@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_mins(5);
 
 /// Failures in a row, by object.
 #[derive(Debug, Default)]
@@ -16,7 +16,9 @@ impl Backoff {
     pub fn next(&self, namespace: &str, name: &str) -> Duration {
         let mut failures = self.locked();
         let count = failures.entry((namespace.to_owned(), name.to_owned())).or_default();
-        let wait = FIRST.saturating_mul(1_u32.checked_shl(*count).unwrap_or(u32::MAX)).min(LONGEST);
+        let wait = FIRST
+            .saturating_mul(1_u32.checked_shl(*count).unwrap_or(u32::MAX))
+            .min(LONGEST);
         *count = count.saturating_add(1).min(16);
         jittered(wait)
     }
@@ -45,7 +47,10 @@ mod tests {
     fn waits_double_to_five_minutes_and_start_anew_after_a_success() {
         let backoff = Backoff::default();
         let waits: Vec<_> = (0..20).map(|_| backoff.next("poets", "poem").as_secs_f64()).collect();
-        assert!((0.8..=1.2).contains(&waits[0]) && (6.4..=9.6).contains(&waits[3]), "{waits:?}");
+        assert!(
+            (0.8..=1.2).contains(&waits[0]) && (6.4..=9.6).contains(&waits[3]),
+            "{waits:?}"
+        );
         assert!((240.0..=360.0).contains(&waits[19]), "{waits:?}");
         assert!(backoff.next("poets", "ode").as_secs_f64() <= 1.2);
         backoff.forget("poets", "poem");

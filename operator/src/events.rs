@@ -28,14 +28,23 @@ pub struct Events {
 impl Events {
     /// Events in the name of `instance`.
     pub fn new(client: Client, instance: &str) -> Self {
-        let reporter = Reporter { controller: "agentic-operator".to_owned(), instance: Some(instance.to_owned()) };
-        Self { recorder: Recorder::new(client, reporter) }
+        let reporter = Reporter {
+            controller: "agentic-operator".to_owned(),
+            instance: Some(instance.to_owned()),
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+        }
     }
 
     /// Tells. An Event that cannot be written is logged: nothing rests on it.
     pub async fn publish(&self, about: &ObjectReference, note: Note) {
         let event = Event {
-            type_: if note.warning { EventType::Warning } else { EventType::Normal },
+            type_: if note.warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
             reason: note.reason,
             // The API server refuses longer ones.
             note: Some(note.text.chars().take(512).collect()),

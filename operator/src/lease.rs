@@ -53,7 +53,11 @@ pub struct Candidate {
 impl Candidate {
     /// A candidate.
     pub fn new(client: Client, settings: LeaseSettings) -> Self {
-        Self { leases: Api::namespaced(client, &settings.namespace), settings, seen: None }
+        Self {
+            leases: Api::namespaced(client, &settings.namespace),
+            settings,
+            seen: None,
+        }
     }
 
     /// Waits until the Lease is ours.
@@ -97,11 +101,17 @@ impl Candidate {
     /// Gives the Lease back, so that the next holder need not wait.
     pub async fn release(&mut self) {
         let ours = self.leases.get_opt(&self.settings.name).await.ok().flatten();
-        let Some(mut lease) = ours.filter(|lease| holder(lease) == self.settings.identity) else { return };
+        let Some(mut lease) = ours.filter(|lease| holder(lease) == self.settings.identity) else {
+            return;
+        };
         let spec = lease.spec.get_or_insert_default();
         spec.holder_identity = Some(String::new());
         spec.lease_duration_seconds = Some(1);
-        if let Err(error) = self.leases.replace(&self.settings.name, &PostParams::default(), &lease).await {
+        if let Err(error) = self
+            .leases
+            .replace(&self.settings.name, &PostParams::default(), &lease)
+            .await
+        {
             tracing::warn!(%error, "failed to release the lease");
         }
     }
@@ -110,8 +120,14 @@ impl Candidate {
     async fn attempt(&mut self) -> kube::Result<Option<String>> {
         let name = self.settings.name.clone();
         let Some(lease) = self.leases.get_opt(&name).await? else {
-            let metadata = ObjectMeta { name: Some(name), ..ObjectMeta::default() };
-            let lease = Lease { metadata, spec: Some(self.spec(None)), ..Lease::default() };
+            let metadata = ObjectMeta {
+                name: Some(name),
+                ..ObjectMeta::default()
+            };
+            let lease = Lease {
+                metadata,
+                spec: Some(self.spec(None)),
+            };
             return raced(self.leases.create(&PostParams::default(), &lease).await);
         };
         let silent_for = self.watch(&lease);
@@ -120,7 +136,11 @@ impl Candidate {
             Move::Take | Move::Renew => {
                 let spec = Some(self.spec(Some(&lease)));
                 // A PUT with the version that was read: of two that take it, one gets 409.
-                raced(self.leases.replace(&name, &PostParams::default(), &Lease { spec, ..lease }).await)
+                raced(
+                    self.leases
+                        .replace(&name, &PostParams::default(), &Lease { spec, ..lease })
+                        .await,
+                )
             }
         }
     }
@@ -140,14 +160,20 @@ impl Candidate {
     fn spec(&self, before: Option<&Lease>) -> LeaseSpec {
         let now = MicroTime(Timestamp::now());
         let before = before.and_then(|lease| Some((holder(lease), lease.spec.as_ref()?)));
-        let ours = before.filter(|(holder, _)| *holder == self.settings.identity).map(|(_, spec)| spec);
+        let ours = before
+            .filter(|(holder, _)| *holder == self.settings.identity)
+            .map(|(_, spec)| spec);
         let transitions = before.and_then(|(_, spec)| spec.lease_transitions).unwrap_or(0);
         LeaseSpec {
             holder_identity: Some(self.settings.identity.clone()),
             lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
             acquire_time: ours.and_then(|spec| spec.acquire_time.clone()).or(Some(now.clone())),
             renew_time: Some(now),
-            lease_transitions: Some(if ours.is_some() { transitions } else { transitions.saturating_add(1) }),
+            lease_transitions: Some(if ours.is_some() {
+                transitions
+            } else {
+                transitions.saturating_add(1)
+            }),
             ..LeaseSpec::default()
         }
     }
@@ -157,17 +183,27 @@ impl Candidate {
 fn raced(written: kube::Result<Lease>) -> kube::Result<Option<String>> {
     match written {
         Ok(_) => Ok(None),
-        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(Some("another".to_owned())),
+        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => {
+            Ok(Some("another".to_owned()))
+        }
         Err(error) => Err(error),
     }
 }
 
 fn holder(lease: &Lease) -> &str {
-    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+    lease
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.holder_identity.as_deref())
+        .unwrap_or_default()
 }
 
 fn evaluate(lease: &Lease, me: &str, silent_for: Duration) -> Move {
-    let lasts = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).and_then(|s| u64::try_from(s).ok());
+    let lasts = lease
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.lease_duration_seconds)
+        .and_then(|s| u64::try_from(s).ok());
     match holder(lease) {
         "" => Move::Take,
         holder if holder == me => Move::Renew,
@@ -188,8 +224,15 @@ mod tests {
     #[case::renewed_lately("other", 15, Move::Wait)]
     #[case::silent("other", 16, Move::Take)]
     fn a_lease_is_taken_from_nobody_but_the_silent(#[case] holder: &str, #[case] silent: u64, #[case] expected: Move) {
-        let spec = LeaseSpec { holder_identity: Some(holder.to_owned()), lease_duration_seconds: Some(15), ..LeaseSpec::default() };
-        let lease = Lease { spec: Some(spec), ..Lease::default() };
+        let spec = LeaseSpec {
+            holder_identity: Some(holder.to_owned()),
+            lease_duration_seconds: Some(15),
+            ..LeaseSpec::default()
+        };
+        let lease = Lease {
+            spec: Some(spec),
+            ..Lease::default()
+        };
         assert_eq!(evaluate(&lease, "me", Duration::from_secs(silent)), expected);
     }
 }

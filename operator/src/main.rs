@@ -27,10 +27,16 @@ async fn main() -> anyhow::Result<()> {
         .init();
     // The one provider: with two in the graph rustls would not choose. An error means that it is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = kube::Client::try_default().await.context("failed to find the cluster: give a kubeconfig or run in a pod")?;
+    let client = kube::Client::try_default()
+        .await
+        .context("failed to find the cluster: give a kubeconfig or run in a pod")?;
     match command {
         Command::Run(settings) => {
-            tracing::info!(version = env!("CARGO_PKG_VERSION"), image = settings.pod.runner_image, "starting");
+            tracing::info!(
+                version = env!("CARGO_PKG_VERSION"),
+                image = settings.pod.runner_image,
+                "starting"
+            );
             let stop = CancellationToken::new();
             tokio::spawn(on_signal(stop.clone()));
             operator::run(client, settings, stop).await?;
@@ -42,7 +48,9 @@ async fn main() -> anyhow::Result<()> {
 
 /// The first signal stops gracefully; the second has its default effect no more, so it ends the process.
 async fn on_signal(stop: CancellationToken) {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return;
+    };
     let mut once = async || tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} };
     once().await;
     tracing::info!("stopping");

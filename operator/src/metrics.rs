@@ -51,17 +51,30 @@ impl Default for Metrics {
             registry: Registry::default(),
         };
         registry.register("reconciles", "Looks at sessions, by result", metrics.reconciles.clone());
-        registry.register_with_unit("reconcile_duration", "Time that a look takes", Unit::Seconds, metrics.durations.clone());
-        registry.register("status_writes", "Writes of a session's status", metrics.status_writes.clone());
+        registry.register_with_unit(
+            "reconcile_duration",
+            "Time that a look takes",
+            Unit::Seconds,
+            metrics.durations.clone(),
+        );
+        registry.register(
+            "status_writes",
+            "Writes of a session's status",
+            metrics.status_writes.clone(),
+        );
         registry.register("attempts", "Attempts begun", metrics.attempts.clone());
-        registry.register("runs_ended", "Runs that ended, by phase and reason", metrics.ended.clone());
+        registry.register(
+            "runs_ended",
+            "Runs that ended, by phase and reason",
+            metrics.ended.clone(),
+        );
         registry.register("leader", "1 while this process holds the lease", metrics.leader.clone());
         Self { registry, ..metrics }
     }
 }
 
 impl Metrics {
-    /// The metrics in the OpenMetrics text format.
+    /// The metrics in the `OpenMetrics` text format.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing into a string does not fail.
@@ -71,7 +84,10 @@ impl Metrics {
 
     /// A look begins.
     pub fn reconcile_started(&self) -> Timer<'_> {
-        Timer { metrics: self, since: Instant::now() }
+        Timer {
+            metrics: self,
+            since: Instant::now(),
+        }
     }
 
     /// A status was written.
@@ -83,7 +99,12 @@ impl Metrics {
         if next.phase.is_terminal() && !old.phase.is_terminal() {
             // The reasons are those of one enum: few.
             let reason = next.reason.clone().unwrap_or_default();
-            self.ended.get_or_create(&Ended { phase: next.phase.as_str(), reason }).inc();
+            self.ended
+                .get_or_create(&Ended {
+                    phase: next.phase.as_str(),
+                    reason,
+                })
+                .inc();
         }
     }
 }
@@ -111,13 +132,27 @@ mod tests {
     #[test]
     fn a_run_is_counted_once_when_it_ends() {
         let metrics = Metrics::default();
-        let running = AgenticSessionStatus { phase: Phase::Running, attempt: Some(1), ..Default::default() };
-        let failed = AgenticSessionStatus { phase: Phase::Failed, reason: Some("Timeout".into()), ..running.clone() };
+        let running = AgenticSessionStatus {
+            phase: Phase::Running,
+            attempt: Some(1),
+            ..Default::default()
+        };
+        let failed = AgenticSessionStatus {
+            phase: Phase::Failed,
+            reason: Some("Timeout".into()),
+            ..running.clone()
+        };
         metrics.status_written(&running, &failed);
         metrics.status_written(&failed, &failed);
         metrics.reconcile_started().finished("ok");
         let text = metrics.text();
-        assert!(text.contains(r#"agentic_operator_runs_ended_total{phase="Failed",reason="Timeout"} 1"#), "{text}");
-        assert!(text.contains(r#"agentic_operator_reconciles_total{result="ok"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"agentic_operator_runs_ended_total{phase="Failed",reason="Timeout"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"agentic_operator_reconciles_total{result="ok"} 1"#),
+            "{text}"
+        );
     }
 }

@@ -31,7 +31,7 @@ type Meta = PartialObjectMeta<Pod>;
 /// How long a deleted pod is held for a session that cannot be read, seconds.
 const HELD_FOR_UNREADABLE: i64 = 600;
 /// How often a pod that waits for its session's controller is looked at.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
 /// A pod that could not be judged or freed.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error> {
     let _under_way = context.under_way.token();
     // The finalizer matters only to a pod that is being deleted.
-    let Some(deleted) = pod.metadata.deletion_timestamp.as_ref() else { return Ok(Action::await_change()) };
+    let Some(deleted) = pod.metadata.deletion_timestamp.as_ref() else {
+        return Ok(Action::await_change());
+    };
     if !pod.finalizers().iter().any(|f| f == REPORT_FINALIZER) {
         return Ok(Action::await_change());
     }
@@ -89,19 +91,37 @@ async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Erro
             if Timestamp::now().duration_since(deleted.0).as_secs() < HELD_FOR_UNREADABLE {
                 return Ok(Action::requeue(jittered(LOOK_AGAIN)));
             }
-            let text = format!("The report of pod {} is given up: session {name} cannot be read: {why}", pod.name_any());
-            let note = Note { warning: true, reason: "ReportLost".to_owned(), text, action: "Release" };
-            context.events.publish(&kube::Resource::object_ref(&*pod, &()), note).await;
+            let text = format!(
+                "The report of pod {} is given up: session {name} cannot be read: {why}",
+                pod.name_any()
+            );
+            let note = Note {
+                warning: true,
+                reason: "ReportLost".to_owned(),
+                text,
+                action: "Release",
+            };
+            context
+                .events
+                .publish(&kube::Resource::object_ref(&*pod, &()), note)
+                .await;
             free(&context, &namespace, &pod).await
         }
     }
 }
 
 async fn free(context: &Context, namespace: &str, pod: &Meta) -> Result<Action, Error> {
-    session::release(&context.client, namespace, &pod.name_any(), &pod.uid().unwrap_or_default()).await?;
+    session::release(
+        &context.client,
+        namespace,
+        &pod.name_any(),
+        &pod.uid().unwrap_or_default(),
+    )
+    .await?;
     Ok(Action::await_change())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the controller calls")]
 fn on_error(pod: Arc<Meta>, error: &Error, _: Arc<Context>) -> Action {
     let race = matches!(error, Error::Apply(error) if error.is_race());
     if race {

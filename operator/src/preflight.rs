@@ -13,7 +13,7 @@ use tokio::sync::watch;
 const OLDEST: (u32, u32) = (1, 29);
 const CRD: &str = "agenticsessions.vteam.ambient-code";
 const WHILE_WAITING: Duration = Duration::from_secs(2);
-const WHEN_READY: Duration = Duration::from_secs(60);
+const WHEN_READY: Duration = Duration::from_mins(1);
 
 /// A cluster that sessions cannot run on.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,13 @@ pub enum Error {
 /// Refuses clusters that are too old.
 pub async fn version(client: &Client) -> Result<(), Error> {
     let info = client.apiserver_version().await.map_err(Error::Unreachable)?;
-    if is_new_enough(&info) { Ok(()) } else { Err(Error::TooOld { found: info.git_version }) }
+    if is_new_enough(&info) {
+        Ok(())
+    } else {
+        Err(Error::TooOld {
+            found: info.git_version,
+        })
+    }
 }
 
 /// Providers write minors such as `29+`.
@@ -72,9 +78,16 @@ pub async fn watch_crd(client: Client, waiting_for: watch::Sender<Option<String>
 }
 
 fn what_is_missing(crd: Option<&CustomResourceDefinition>, expected: &str) -> Option<String> {
-    let Some(crd) = crd else { return Some(format!("the CRD {CRD} is not installed: install the one of this release")) };
+    let Some(crd) = crd else {
+        return Some(format!(
+            "the CRD {CRD} is not installed: install the one of this release"
+        ));
+    };
     let established = crd.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    if !established.into_iter().any(|c| c.type_ == "Established" && c.status == "True") {
+    if !established
+        .into_iter()
+        .any(|c| c.type_ == "Established" && c.status == "True")
+    {
         return Some(format!("the CRD {CRD} is not established yet"));
     }
     match crd.annotations().get(annotation::SCHEMA) {
@@ -100,7 +113,11 @@ mod tests {
     #[case("2", "0", true)]
     #[case("", "", false)]
     fn sidecars_need_1_29(#[case] major: &str, #[case] minor: &str, #[case] expected: bool) {
-        let info = Info { major: major.into(), minor: minor.into(), ..Info::default() };
+        let info = Info {
+            major: major.into(),
+            minor: minor.into(),
+            ..Info::default()
+        };
         assert_eq!(is_new_enough(&info), expected);
     }
 
@@ -109,9 +126,17 @@ mod tests {
         let established = serde_json::json!({"conditions": [{"type": "Established", "status": "True"}], "acceptedNames": {"kind": "AgenticSession", "plural": "agenticsessions"}});
         let mut crd = crds::session_crd();
         assert!(what_is_missing(None, "d").unwrap().contains("not installed"));
-        assert!(what_is_missing(Some(&crd), &crds::schema_digest()).unwrap().contains("established"));
+        assert!(
+            what_is_missing(Some(&crd), &crds::schema_digest())
+                .unwrap()
+                .contains("established")
+        );
         crd.status = serde_json::from_value(established).unwrap();
         assert_eq!(what_is_missing(Some(&crd), &crds::schema_digest()), None);
-        assert!(what_is_missing(Some(&crd), "another").unwrap().contains("another release"));
+        assert!(
+            what_is_missing(Some(&crd), "another")
+                .unwrap()
+                .contains("another release")
+        );
     }
 }

@@ -7,8 +7,8 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    backoff::Backoff, context::Context, events::Events, lease, metrics::Metrics, pods, preflight, server, session::controller,
-    settings::Settings,
+    backoff::Backoff, context::Context, events::Events, lease, metrics::Metrics, pods, preflight, server,
+    session::controller, settings::Settings,
 };
 
 /// Why the operator ends other than by being told to.
@@ -38,7 +38,9 @@ const LONGEST_GOODBYE: Duration = Duration::from_secs(20);
 pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> Result<(), Error> {
     preflight::version(&client).await?;
     let address = settings.metrics_address;
-    let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen { address, source })?;
     let context = Arc::new(Context {
         events: Events::new(client.clone(), &settings.lease.identity),
         metrics: Metrics::default(),
@@ -60,7 +62,11 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     });
 
     let ready = async { waiting_for.wait_for(Option::is_none).await.is_ok() };
-    let result = if until(&stop, ready).await == Some(true) { lead(context, &stop).await } else { Ok(()) };
+    let result = if until(&stop, ready).await == Some(true) {
+        lead(context, &stop).await
+    } else {
+        Ok(())
+    };
     drop(waiting_for);
     probes.cancel();
     while background.join_next().await.is_some() {}
@@ -76,7 +82,12 @@ async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Err
     context.metrics.leader.set(1);
     let work = CancellationToken::new();
     // Dropped at the end: what then still runs ends as it would by SIGKILL, which is safe at every line.
-    let working = async { tokio::join!(controller::run(context.clone(), work.clone()), pods::run(context.clone(), work.clone())) };
+    let working = async {
+        tokio::join!(
+            controller::run(context.clone(), work.clone()),
+            pods::run(context.clone(), work.clone())
+        )
+    };
     let mut working = std::pin::pin!(working);
     let kept = tokio::select! {
         kept = candidate.keep(stop) => kept,

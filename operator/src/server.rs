@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::{Router, extract::State, http::{StatusCode, header}, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -18,14 +24,21 @@ struct Shared {
 }
 
 /// Serves until `stop`.
-pub async fn serve(listener: TcpListener, context: Arc<Context>, waiting_for: Readiness, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    context: Arc<Context>,
+    waiting_for: Readiness,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let router = Router::new()
         // That it answers is all that liveness means: a restart would not bring an API server back.
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(Shared { context, waiting_for });
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 async fn readyz(State(shared): State<Shared>) -> (StatusCode, String) {

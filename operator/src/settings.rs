@@ -34,9 +34,23 @@ pub struct PodSettings {
     /// Base of the gateway's WebSocket, such as `ws://agentic-gateway.agentic.svc:8080`. Absent: runners have no uplink.
     #[arg(long, env = "GATEWAY_URL")]
     pub gateway_url: Option<String>,
-    /// User and group of a session's containers. `none` leaves them to the cluster (OpenShift).
+    /// User and group of a session's containers. `none` leaves them to the cluster, as `OpenShift` wants it.
     #[arg(long, env = "RUN_AS_USER", default_value_t = RunAs::User(USER_ID))]
     pub run_as_user: RunAs,
+}
+
+impl Settings {
+    /// The one watched namespace, if not all. A variable that is set to nothing names none.
+    pub fn scope(&self) -> Option<&str> {
+        self.watch_namespace.as_deref().filter(|name| !name.is_empty())
+    }
+}
+
+impl PodSettings {
+    /// Base of the gateway's WebSocket, if there is one. A variable that is set to nothing names none.
+    pub fn gateway(&self) -> Option<&str> {
+        self.gateway_url.as_deref().filter(|url| !url.is_empty())
+    }
 }
 
 /// The Lease of which one operator at a time is the holder.
@@ -79,7 +93,9 @@ impl FromStr for RunAs {
             ("none", _) => Ok(Self::ClusterDecides),
             // Root is what Pod Security `restricted` refuses.
             (_, Ok(id)) if id > 0 => Ok(Self::User(id)),
-            _ => Err(format!("failed to read {text:?} as a user: give a number above 0, or none")),
+            _ => Err(format!(
+                "failed to read {text:?} as a user: give a number above 0, or none"
+            )),
         }
     }
 }
@@ -99,7 +115,7 @@ mod tests {
     fn the_image_is_all_that_must_be_given() {
         let settings = Settings::try_parse_from(["agentic-operator", "--runner-image", "r:1"]).unwrap();
         assert_eq!(settings.pod.run_as_user, RunAs::User(10001));
-        assert_eq!(settings.pod.gateway_url, None);
+        assert_eq!((settings.pod.gateway(), settings.scope()), (None, None));
     }
 
     #[test]

@@ -1,9 +1,6 @@
 //! The plan's writes, in an order in which the process may die after each.
 
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::Pod,
-};
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client, Resource,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
@@ -45,9 +42,22 @@ pub enum Error {
 }
 
 /// Carries out all of a plan but its status.
-pub async fn apply(client: &Client, namespace: &str, plan: &Plan, request: Option<&Request>, settings: &PodSettings) -> Result<(), Error> {
+pub async fn apply(
+    client: &Client,
+    namespace: &str,
+    plan: &Plan,
+    request: Option<&Request>,
+    settings: &PodSettings,
+) -> Result<(), Error> {
     // Taken apart without `..`, so that a new member cannot be forgotten. Status and wake are others' work.
-    let Plan { create_claim, create_job, delete, release, status: _, wake: _ } = plan;
+    let Plan {
+        create_claim,
+        create_job,
+        delete,
+        release,
+        status: _,
+        wake: _,
+    } = plan;
     if let Some(request) = request {
         if *create_claim {
             create(client, namespace, "claim", &build::claim(request)).await?;
@@ -68,7 +78,13 @@ pub async fn apply(client: &Client, namespace: &str, plan: &Plan, request: Optio
     Ok(())
 }
 
-async fn begin(client: &Client, namespace: &str, request: &Request, attempt: Attempt, settings: &PodSettings) -> Result<(), Error> {
+async fn begin(
+    client: &Client,
+    namespace: &str,
+    request: &Request,
+    attempt: Attempt,
+    settings: &PodSettings,
+) -> Result<(), Error> {
     create(client, namespace, "Job", &build::job(request, attempt, settings)).await
 }
 
@@ -86,7 +102,12 @@ where
     match api.create(&PostParams::default(), object).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => Err(Error::Exists { kind, name }),
-        Err(source) => Err(Error::Write { verb: "create", kind, name, source: Box::new(source) }),
+        Err(source) => Err(Error::Write {
+            verb: "create",
+            kind,
+            name,
+            source: Box::new(source),
+        }),
     }
 }
 
@@ -100,7 +121,10 @@ where
 {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), ..Preconditions::default() }),
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            ..Preconditions::default()
+        }),
         // A Job's own default leaves its pods behind.
         propagation_policy: Some(PropagationPolicy::Background),
         ..DeleteParams::default()
@@ -108,15 +132,27 @@ where
     match api.delete(name, &params).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-        Err(source) => Err(Error::Write { verb: "delete", kind, name: name.to_owned(), source: Box::new(source) }),
+        Err(source) => Err(Error::Write {
+            verb: "delete",
+            kind,
+            name: name.to_owned(),
+            source: Box::new(source),
+        }),
     }
 }
 
 /// Takes our finalizer off a pod. Others' finalizers stay, whatever changes meanwhile.
 pub async fn release(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
-    let failed = |source| Error::Write { verb: "release the report of", kind: "pod", name: name.to_owned(), source: Box::new(source) };
+    let failed = |source| Error::Write {
+        verb: "release the report of",
+        kind: "pod",
+        name: name.to_owned(),
+        source: Box::new(source),
+    };
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let Some(pod) = pods.get_metadata_opt(name).await.map_err(failed)? else { return Ok(()) };
+    let Some(pod) = pods.get_metadata_opt(name).await.map_err(failed)? else {
+        return Ok(());
+    };
     let finalizers = pod.metadata.finalizers.unwrap_or_default();
     if pod.metadata.uid.as_deref() != Some(uid) || !finalizers.iter().any(|f| f == REPORT_FINALIZER) {
         return Ok(());
@@ -124,7 +160,10 @@ pub async fn release(client: &Client, namespace: &str, name: &str, uid: &str) ->
     let others: Vec<_> = finalizers.into_iter().filter(|f| f != REPORT_FINALIZER).collect();
     // The version makes it a write to exactly what was read; else the API server refuses with 409.
     let patch = json!({"metadata": {"resourceVersion": pod.metadata.resource_version, "finalizers": others}});
-    match pods.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+    match pods
+        .patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+    {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(source) => Err(failed(source)),

@@ -24,9 +24,9 @@ use crate::{backoff::jittered, context::Context, events::Note};
 type Meta = PartialObjectMeta<AgenticSession>;
 
 /// A reconcile that takes longer is given up: the client's own retries may go on for minutes.
-const LONGEST_RECONCILE: Duration = Duration::from_secs(60);
+const LONGEST_RECONCILE: Duration = Duration::from_mins(1);
 /// How often a settled session is looked at though nothing was heard of it: watches may miss.
-const SAFETY: Duration = Duration::from_secs(600);
+const SAFETY: Duration = Duration::from_mins(10);
 
 /// Runs until `stop`, then waits for the reconciles that are under way.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
@@ -39,7 +39,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let ours = watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
     Controller::for_stream(trigger, reader)
         .with_config(Config::default().concurrency(context.settings.concurrency))
-        .watches(context.api::<PartialObjectMeta<Job>>(), ours.clone(), |job| session_of(&job))
+        .watches(context.api::<PartialObjectMeta<Job>>(), ours.clone(), |job| {
+            session_of(&job)
+        })
         .watches(context.api::<PartialObjectMeta<Pod>>(), ours, |pod| session_of(&pod))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(reconcile, on_error, context)
@@ -62,9 +64,12 @@ async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, 
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     let _under_way = context.under_way.token();
     let timer = context.metrics.reconcile_started();
-    let result = tokio::time::timeout(LONGEST_RECONCILE, super::reconcile(&context, &namespace, &name))
-        .await
-        .unwrap_or(Err(Error::TimedOut));
+    let result = tokio::time::timeout(
+        LONGEST_RECONCILE,
+        Box::pin(super::reconcile(&context, &namespace, &name)),
+    )
+    .await
+    .unwrap_or(Err(Error::TimedOut));
     timer.finished(result.as_ref().map_or_else(Error::label, |_| "ok"));
     let settled = result?;
     context.backoff.forget(&namespace, &name);
@@ -76,19 +81,33 @@ async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, 
         }
         Settled::Live { wake } => {
             let wake = wake.map(|wake| Duration::try_from(wake).unwrap_or_default());
-            Action::requeue(wake.map_or_else(|| jittered(SAFETY), |wake| wake.clamp(Duration::from_millis(100), SAFETY)))
+            Action::requeue(wake.map_or_else(
+                || jittered(SAFETY),
+                |wake| wake.clamp(Duration::from_millis(100), SAFETY),
+            ))
         }
     })
 }
 
 async fn tell_unreadable(context: &Context, session: &Meta, why: &str) {
     let about = kube::Resource::object_ref(session, &());
-    tracing::warn!(session = about.name, namespace = about.namespace, why, "session cannot be read");
+    tracing::warn!(
+        session = about.name,
+        namespace = about.namespace,
+        why,
+        "session cannot be read"
+    );
     let text = format!("The session cannot be read: {why}. Delete it and create it anew with the installed CRD.");
-    let note = Note { warning: true, reason: "ConfigError".to_owned(), text, action: "Read" };
+    let note = Note {
+        warning: true,
+        reason: "ConfigError".to_owned(),
+        text,
+        action: "Read",
+    };
     context.events.publish(&about, note).await;
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the controller calls")]
 fn on_error(session: Arc<Meta>, error: &Error, context: Arc<Context>) -> Action {
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     if error.is_race() {
@@ -107,7 +126,7 @@ impl Context {
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
     {
-        match &self.settings.watch_namespace {
+        match self.settings.scope() {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         }

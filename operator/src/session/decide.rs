@@ -9,16 +9,13 @@ use jiff::{SignedDuration, Timestamp};
 use protocol::Reason;
 
 use super::{
-    build,
-    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, RunnerSeen, Trouble},
+    build, deadline,
+    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, RunnerSeen},
     outcome::{Evidence, judge},
-    pod::START_TIMEOUT,
     transition,
     validate::{Invalid, Request},
 };
 
-/// Beyond the rest of `timeout`, how long a runner may take to end by itself.
-pub const STOP_SLACK: SignedDuration = SignedDuration::from_secs(120);
 /// How soon to look again at something that no watch tells of.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// The same for what takes a person.
@@ -107,7 +104,13 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
     let request = match request {
         Ok(request) => request,
         Err(invalid) => {
-            plan.status = transition::finish(&plan.status, Phase::Failed, Reason::ConfigError, &invalid.to_string(), now);
+            plan.status = transition::finish(
+                &plan.status,
+                Phase::Failed,
+                Reason::ConfigError,
+                &invalid.to_string(),
+                now,
+            );
             return plan;
         }
     };
@@ -115,11 +118,20 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         plan.status = if in_a_run {
             transition::suspended_between_attempts(&plan.status, now)
         } else {
-            transition::waiting(&plan.status, Reason::Suspended, "Not started: spec.suspend is true; set it to false to start.")
+            transition::waiting(
+                &plan.status,
+                Reason::Suspended,
+                "Not started: spec.suspend is true; set it to false to start.",
+            )
         };
         return plan;
     }
-    if let Some(wait) = status.next_attempt_time.as_ref().map(|t| t.0.duration_since(now)).filter(|w| w.is_positive()) {
+    if let Some(wait) = status
+        .next_attempt_time
+        .as_ref()
+        .map(|t| t.0.duration_since(now))
+        .filter(SignedDuration::is_positive)
+    {
         plan.wake = Some(wait);
         return plan;
     }
@@ -130,10 +142,18 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
             let job = build::job_name(&request.name, attempt.number);
             plan.status = transition::creating(&plan.status, &seen.session, attempt, &job, seen.claim, now);
         }
-        Some(Hindrance { reason, message, delete }) => {
+        Some(Hindrance {
+            reason,
+            message,
+            delete,
+        }) => {
             plan.status = transition::waiting(&plan.status, reason, &message);
             plan.delete.extend(delete);
-            plan.wake = Some(if reason == Reason::NameConflict { LOOK_LATER } else { LOOK_AGAIN });
+            plan.wake = Some(if reason == Reason::NameConflict {
+                LOOK_LATER
+            } else {
+                LOOK_AGAIN
+            });
         }
     }
     plan
@@ -145,7 +165,12 @@ fn unrecorded(seen: &Observed, attempt: Attempt, request: &Result<Request, Inval
         return Some(job.name.clone());
     }
     let left = seen.pods.iter().any(|pod| pod.attempt == attempt.number);
-    left.then(|| request.as_ref().map_or_else(|_| String::new(), |request| build::job_name(&request.name, attempt.number)))
+    left.then(|| {
+        request.as_ref().map_or_else(
+            |_| String::new(),
+            |request| build::job_name(&request.name, attempt.number),
+        )
+    })
 }
 
 /// The attempt that comes after what is recorded.
@@ -165,13 +190,22 @@ struct Hindrance {
 
 /// Why an attempt cannot begin yet.
 fn hindrance(seen: &Observed) -> Option<Hindrance> {
-    let wait = |reason, message: String| Some(Hindrance { reason, message, delete: None });
+    let wait = |reason, message: String| {
+        Some(Hindrance {
+            reason,
+            message,
+            delete: None,
+        })
+    };
     let reason_so_far = match seen.session.status.attempt {
         Some(_) => Reason::Retrying,
         None => Reason::WaitingForVolume,
     };
     if let Some(pod) = seen.pods.iter().find(|pod| !pod.is_over()) {
-        return wait(Reason::Retrying, format!("Waits for pod {} of attempt {} to end.", pod.name, pod.attempt));
+        return wait(
+            Reason::Retrying,
+            format!("Waits for pod {} of attempt {} to end.", pod.name, pod.attempt),
+        );
     }
     if let Some(job) = seen.job.ours().filter(|job| !job.finished) {
         // It must not make another pod.
@@ -185,7 +219,10 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
     match seen.claim {
         ClaimSeen::Missing | ClaimSeen::Ours { .. } => {}
         ClaimSeen::Going => {
-            return wait(reason_so_far, "Waits for the claim of an earlier session of this name to be deleted.".to_owned());
+            return wait(
+                reason_so_far,
+                "Waits for the claim of an earlier session of this name to be deleted.".to_owned(),
+            );
         }
         ClaimSeen::Foreign => {
             let message = "The persistent volume claim that the session needs exists and is not the session's: \
@@ -195,7 +232,10 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
     }
     match seen.next_job {
         JobSeen::Missing | JobSeen::Ours(_) => None,
-        JobSeen::Going => wait(reason_so_far, "Waits for the Job of an earlier session of this name to be deleted.".to_owned()),
+        JobSeen::Going => wait(
+            reason_so_far,
+            "Waits for the Job of an earlier session of this name to be deleted.".to_owned(),
+        ),
         JobSeen::Foreign => {
             let message = "The Job that the session needs exists and is not the session's: \
                            delete the Job, or create the session under another name.";
@@ -244,7 +284,7 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
             pod,
             job: &seen.job,
         });
-        let timeout = timeout_of(seen.job.ours(), request);
+        let timeout = deadline::timeout(seen.job.ours(), request);
         plan.status = transition::record(&plan.status, verdict, pod, seen.claim, timeout, now);
         return plan;
     }
@@ -254,12 +294,12 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
         return plan;
     }
     let trouble = pod.map_or(seen.refused.as_ref(), |pod| pod.trouble.as_ref());
-    if let Some((reason, message)) = must_stop(seen, pod, trouble, request, now) {
+    if let Some((reason, message)) = deadline::passed(seen, pod, trouble, request, now) {
         plan.status = transition::stopping(&plan.status, reason, &message);
         return plan;
     }
     plan.status = transition::progress(&plan.status, pod, trouble, seen.claim, now);
-    plan.wake = deadlines(seen, pod, trouble, request).into_iter().min().map(|t| t.duration_since(now));
+    plan.wake = deadline::next(seen, pod, trouble, request).map(|at| at.duration_since(now));
     if pod.is_none() {
         // The Job controller says why it makes no pod in an Event, which nobody watches.
         plan.wake = Some(plan.wake.map_or(LOOK_AGAIN, |wake| wake.min(LOOK_AGAIN)));
@@ -273,83 +313,14 @@ fn has_report(pod: &PodSeen) -> bool {
 
 fn stop_targets(pods: &[&PodSeen], job: Option<&OurJob>) -> Vec<Target> {
     if pods.is_empty() {
-        return job.filter(|j| !j.deleting).map(|j| Target::Job(j.name.clone(), j.uid.clone())).into_iter().collect();
+        return job
+            .filter(|j| !j.deleting)
+            .map(|j| Target::Job(j.name.clone(), j.uid.clone()))
+            .into_iter()
+            .collect();
     }
     pods.iter()
         .filter(|pod| !pod.deleting && !pod.is_over())
         .map(|pod| Target::Pod(pod.name.clone(), pod.uid.clone()))
         .collect()
-}
-
-fn must_stop(
-    seen: &Observed,
-    pod: Option<&PodSeen>,
-    trouble: Option<&Trouble>,
-    request: &Result<Request, Invalid>,
-    now: Timestamp,
-) -> Option<(Reason, String)> {
-    if seen.session.suspend {
-        return Some((Reason::StoppedByUser, "spec.suspend is true: the agent is being stopped.".to_owned()));
-    }
-    if let Some(RunnerSeen::Running { since: Some(since) }) = pod.map(|pod| &pod.runner) {
-        let timeout = timeout_of(seen.job.ours(), request);
-        let past = now >= backstop(*since, timeout, seen.session.status.running_seconds.unwrap_or(0));
-        return past.then(|| (Reason::Timeout, format!("The timeout of {timeout} s is used up and the runner did not end by itself.")));
-    }
-    if let Some(trouble) = trouble
-        && trouble_ends(trouble, seen.job.ours()).is_some_and(|end| now >= end)
-    {
-        return Some((trouble.reason, trouble.message.clone()));
-    }
-    let start = start_deadline(seen.job.ours()).filter(|end| now >= *end)?;
-    if matches!(pod.map(|p| &p.runner), Some(RunnerSeen::Running { .. })) {
-        return None;
-    }
-    Some(match trouble {
-        Some(trouble) => (trouble.reason, trouble.message.clone()),
-        None => (
-            Reason::PodRejected,
-            format!("The session's pod did not start until {start}; see the Events of its Job and pod."),
-        ),
-    })
-}
-
-fn deadlines(
-    seen: &Observed,
-    pod: Option<&PodSeen>,
-    trouble: Option<&Trouble>,
-    request: &Result<Request, Invalid>,
-) -> Vec<Timestamp> {
-    let job = seen.job.ours();
-    match pod.map(|pod| &pod.runner) {
-        Some(RunnerSeen::Running { since }) => since
-            .map(|since| backstop(since, timeout_of(job, request), seen.session.status.running_seconds.unwrap_or(0)))
-            .into_iter()
-            .collect(),
-        Some(RunnerSeen::Waiting | RunnerSeen::Ended { .. }) | None => {
-            trouble.and_then(|t| trouble_ends(t, job)).into_iter().chain(start_deadline(job)).collect()
-        }
-    }
-}
-
-fn trouble_ends(trouble: &Trouble, job: Option<&OurJob>) -> Option<Timestamp> {
-    let since = trouble.since.or(job.and_then(|job| job.created))?;
-    Some(since.saturating_add(trouble.grace).unwrap_or(Timestamp::MAX))
-}
-
-fn start_deadline(job: Option<&OurJob>) -> Option<Timestamp> {
-    Some(job?.created?.saturating_add(START_TIMEOUT).unwrap_or(Timestamp::MAX))
-}
-
-fn backstop(since: Timestamp, timeout: u64, used: u64) -> Timestamp {
-    let rest = SignedDuration::from_secs(timeout.saturating_sub(used).try_into().unwrap_or(i64::MAX));
-    since.saturating_add(rest.saturating_add(STOP_SLACK)).unwrap_or(Timestamp::MAX)
-}
-
-/// The timeout that the attempt was made with.
-fn timeout_of(job: Option<&OurJob>, request: &Result<Request, Invalid>) -> u64 {
-    job.and_then(|job| job.resolved)
-        .map(|resolved| resolved.timeout)
-        .or(request.as_ref().ok().map(|request| request.timeout))
-        .unwrap_or(super::validate::DEFAULT_TIMEOUT)
 }

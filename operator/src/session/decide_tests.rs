@@ -1,337 +1,16 @@
-//! `decide` in a model of the world: an API server without surprises, a Job controller, a kubelet, and somebody who interferes.
+//! `decide` in the model of the world.
 
-use crds::{AgenticSessionStatus, Phase, condition};
-use jiff::{SignedDuration, Timestamp};
+use crds::Phase;
+use jiff::SignedDuration;
 use proptest::prelude::*;
-use protocol::{Outcome, Reason, Report};
-use serde_json::json;
+use protocol::{Outcome, Report};
 
 use super::{
-    decide::{Attempt, Plan, Target, decide},
-    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, Resolved, RunnerSeen, SessionSeen, Trouble},
-    pod::{CONTAINER_GRACE, Disruption},
-    transition::MAX_ATTEMPTS,
-    validate::{Invalid, Request, tests::session, validate},
+    decide::{Plan, decide},
+    decide_model::{Happening, Model, TIMEOUT, happenings},
+    observed::RunnerSeen,
+    validate::Invalid,
 };
-
-const TIMEOUT: u64 = 120;
-
-struct Model {
-    now: Timestamp,
-    generation: i64,
-    suspend: bool,
-    start_requested: Option<String>,
-    status: AgenticSessionStatus,
-    claim: ClaimSeen,
-    jobs: Vec<(u32, OurJob)>,
-    pods: Vec<PodSeen>,
-    /// Attempts whose Job was ever made.
-    made: Vec<u32>,
-    request: Result<Request, Invalid>,
-}
-
-/// What happens in the world.
-#[derive(Clone, Debug)]
-enum Happening {
-    /// The operator looks, and lives to write its status or not.
-    Look { lives: bool },
-    JobMakesPod,
-    RunnerStarts,
-    RunnerEnds(Outcome),
-    RunnerDies,
-    PodHindered,
-    PodTurnsTerminal,
-    PodDeleted,
-    PodEvicted,
-    PodForcedAway,
-    JobDeleted,
-    Suspend(bool),
-    StartRequested(u8),
-    Time(i64),
-}
-
-fn happenings() -> impl Strategy<Value = Happening> {
-    let outcomes = prop::sample::select(vec![
-        Outcome::Running,
-        Outcome::Succeeded,
-        Outcome::Stopped,
-        Outcome::StoppedByUser,
-        Outcome::AgentError,
-        Outcome::NoCredentials,
-        Outcome::ModelUnavailable,
-        Outcome::Timeout,
-        Outcome::Superseded,
-    ]);
-    prop_oneof![
-        12 => any::<bool>().prop_map(|lives| Happening::Look { lives }),
-        6 => Just(Happening::JobMakesPod),
-        5 => Just(Happening::RunnerStarts),
-        4 => outcomes.prop_map(Happening::RunnerEnds),
-        1 => Just(Happening::RunnerDies),
-        1 => Just(Happening::PodHindered),
-        3 => Just(Happening::PodTurnsTerminal),
-        2 => Just(Happening::PodDeleted),
-        1 => Just(Happening::PodEvicted),
-        1 => Just(Happening::PodForcedAway),
-        1 => Just(Happening::JobDeleted),
-        2 => any::<bool>().prop_map(Happening::Suspend),
-        1 => any::<u8>().prop_map(Happening::StartRequested),
-        3 => (1_i64..400).prop_map(Happening::Time),
-    ]
-}
-
-impl Model {
-    fn new() -> Self {
-        Self {
-            now: Timestamp::from_second(1_800_000_000).unwrap(),
-            generation: 1,
-            suspend: false,
-            start_requested: None,
-            status: AgenticSessionStatus::default(),
-            claim: ClaimSeen::Missing,
-            jobs: Vec::new(),
-            pods: Vec::new(),
-            made: Vec::new(),
-            request: validate(&session(json!({"prompt": "p", "timeout": TIMEOUT}))),
-        }
-    }
-
-    fn observed(&self) -> Observed {
-        let job = |n: Option<u32>| {
-            let found = self.jobs.iter().find(|(number, _)| Some(*number) == n);
-            found.map_or(JobSeen::Missing, |(_, job)| JobSeen::Ours(job.clone()))
-        };
-        let live = matches!(self.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
-        Observed {
-            session: SessionSeen {
-                generation: Some(self.generation),
-                suspend: self.suspend,
-                start_requested: self.start_requested.clone(),
-                status: self.status.clone(),
-            },
-            claim: self.claim,
-            job: job(self.status.attempt),
-            next_job: if live { JobSeen::Missing } else { job(Some(self.status.attempt.unwrap_or(0) + 1)) },
-            pods: self.pods.clone(),
-            refused: None,
-        }
-    }
-
-    fn look(&mut self, lives: bool) -> Plan {
-        let before = self.status.clone();
-        let plan = decide(&self.observed(), &self.request, self.now);
-        if plan.create_claim {
-            assert_eq!(self.claim, ClaimSeen::Missing);
-            self.claim = ClaimSeen::Ours { bound: true };
-        }
-        if let Some(attempt) = plan.create_job {
-            self.make_job(attempt);
-        }
-        for target in &plan.delete {
-            self.delete(target);
-        }
-        for (_, uid) in &plan.release {
-            self.release(uid);
-        }
-        if lives {
-            self.status = plan.status.clone();
-            check_transition(&before, &self.status);
-        }
-        plan
-    }
-
-    fn make_job(&mut self, attempt: Attempt) {
-        let living = self.pods.iter().filter(|pod| !pod.is_over()).count();
-        assert_eq!(living, 0, "attempt {} begins while a pod lives", attempt.number);
-        assert!(self.jobs.iter().all(|(_, job)| job.finished), "another Job may still make a pod");
-        assert!(!self.made.contains(&attempt.number), "attempt {} is made twice", attempt.number);
-        self.made.push(attempt.number);
-        let job = OurJob {
-            name: super::build::job_name("write-poem", attempt.number),
-            uid: format!("job-{}", attempt.number),
-            created: Some(self.now),
-            deleting: false,
-            finished: false,
-            deadline_exceeded: false,
-            resolved: Some(Resolved { timeout: TIMEOUT, used_seconds: attempt.used_seconds }),
-        };
-        self.jobs.push((attempt.number, job));
-    }
-
-    fn delete(&mut self, target: &Target) {
-        match target {
-            Target::Pod(_, uid) => {
-                assert_eq!(self.status.phase, Phase::Stopping, "a pod is deleted before status says so");
-                if let Some(pod) = self.pods.iter_mut().find(|pod| pod.uid == *uid) {
-                    pod.deleting = true;
-                }
-            }
-            Target::Job(_, uid) => {
-                for pod in self.pods.iter_mut().filter(|pod| format!("job-{}", pod.attempt) == *uid) {
-                    pod.deleting = true;
-                }
-                self.jobs.retain(|(_, job)| job.uid != *uid);
-            }
-        }
-    }
-
-    fn release(&mut self, uid: &str) {
-        let judged = !matches!(self.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
-        let pod = self.pods.iter_mut().find(|pod| pod.uid == uid).unwrap();
-        let current = self.status.attempt.unwrap_or(0);
-        assert!(pod.attempt < current || (judged && pod.attempt == current), "a report is let go before it is recorded");
-        pod.held = false;
-        self.sweep();
-    }
-
-    /// Deleted pods go when nothing holds them; the Job of one that is over or gone is finished.
-    fn sweep(&mut self) {
-        for (number, job) in &mut self.jobs {
-            job.finished |= self.pods.iter().any(|pod| pod.attempt == *number && pod.is_over());
-        }
-        self.pods.retain(|pod| pod.held || !(pod.deleting && pod.is_over()));
-        // Of an attempt that was never recorded and of which somebody took Job and pod away, nothing tells any more.
-        let (jobs, pods, recorded) = (&self.jobs, &self.pods, self.status.attempt);
-        self.made.retain(|made| {
-            Some(*made) <= recorded || jobs.iter().any(|(n, _)| n == made) || pods.iter().any(|pod| pod.attempt == *made)
-        });
-    }
-
-    fn happen(&mut self, happening: Happening) {
-        match happening {
-            Happening::Look { lives } => {
-                self.look(lives);
-            }
-            Happening::JobMakesPod => self.make_pods(),
-            Happening::RunnerStarts => {
-                let since = Some(self.now);
-                self.runner(|runner| (*runner == RunnerSeen::Waiting).then_some(RunnerSeen::Running { since }));
-            }
-            Happening::RunnerEnds(outcome) => self.end_runner(Some(outcome)),
-            Happening::RunnerDies => self.end_runner(None),
-            Happening::PodHindered => {
-                let since = Some(self.now);
-                let trouble = Trouble { reason: Reason::ImagePullFailed, message: "no such image".into(), since, grace: CONTAINER_GRACE };
-                for pod in self.pods.iter_mut().filter(|pod| pod.runner == RunnerSeen::Waiting && !pod.is_over()) {
-                    pod.trouble = Some(trouble.clone());
-                }
-            }
-            Happening::PodTurnsTerminal => {
-                for pod in &mut self.pods {
-                    pod.terminal |= matches!(pod.runner, RunnerSeen::Ended { .. });
-                }
-            }
-            Happening::PodDeleted => self.pods.iter_mut().for_each(|pod| pod.deleting = true),
-            Happening::PodEvicted => {
-                for pod in self.pods.iter_mut().filter(|pod| !pod.is_judgeable()) {
-                    pod.deleting = true;
-                    pod.disruption = Some(Disruption { reason: Reason::Evicted, message: "drained".into() });
-                }
-            }
-            Happening::PodForcedAway => {
-                // Somebody takes finalizers and all: the Job controller counts it as failed.
-                if let Some(pod) = self.pods.pop()
-                    && let Some((_, job)) = self.jobs.iter_mut().find(|(number, _)| *number == pod.attempt)
-                {
-                    job.finished = true;
-                }
-            }
-            Happening::JobDeleted => {
-                if let Some((number, _)) = self.jobs.pop() {
-                    self.pods.iter_mut().filter(|pod| pod.attempt == number).for_each(|pod| pod.deleting = true);
-                }
-            }
-            Happening::Suspend(suspend) => {
-                self.generation += i64::from(self.suspend != suspend);
-                self.suspend = suspend;
-            }
-            Happening::StartRequested(value) => self.start_requested = Some(value.to_string()),
-            Happening::Time(seconds) => self.now += SignedDuration::from_secs(seconds),
-        }
-        self.sweep();
-    }
-
-    fn make_pods(&mut self) {
-        for (number, job) in &self.jobs {
-            if !job.finished && self.pods.iter().all(|pod| pod.attempt != *number) {
-                self.pods.push(PodSeen {
-                    name: format!("{}-abcde", job.name),
-                    uid: format!("pod-{number}"),
-                    attempt: *number,
-                    created: Some(self.now),
-                    deleting: false,
-                    scheduled: true,
-                    terminal: false,
-                    held: true,
-                    disruption: None,
-                    message: String::new(),
-                    runner: RunnerSeen::Waiting,
-                    trouble: None,
-                });
-            }
-        }
-    }
-
-    fn runner(&mut self, change: impl Fn(&RunnerSeen) -> Option<RunnerSeen>) {
-        for pod in self.pods.iter_mut().filter(|pod| !pod.is_over()) {
-            if let Some(next) = change(&pod.runner) {
-                pod.runner = next;
-                pod.trouble = None;
-            }
-        }
-    }
-
-    fn end_runner(&mut self, outcome: Option<Outcome>) {
-        let (now, attempt) = (self.now, self.pods.last().map_or(1, |pod| pod.attempt));
-        self.runner(|runner| match runner {
-            RunnerSeen::Running { since } => Some(RunnerSeen::Ended {
-                since: *since,
-                until: Some(now),
-                exit_code: outcome.map_or(137, |outcome| outcome.exit_code().into()),
-                out_of_memory: false,
-                report: outcome.map(|outcome| Box::new(Report::new(outcome, attempt))),
-            }),
-            RunnerSeen::Waiting | RunnerSeen::Ended { .. } => None,
-        });
-    }
-
-    /// The world goes on by itself, kindly: what is deleted ends, what waits starts, what runs succeeds.
-    fn settle(&mut self) {
-        for _ in 0..80 {
-            self.happen(Happening::JobMakesPod);
-            for pod in self.pods.iter_mut().filter(|pod| pod.deleting) {
-                pod.terminal = true;
-            }
-            self.sweep();
-            self.look(true);
-            self.happen(Happening::RunnerStarts);
-            self.look(true);
-            self.happen(Happening::RunnerEnds(Outcome::Succeeded));
-            self.happen(Happening::PodTurnsTerminal);
-            self.happen(Happening::Time(60));
-            self.look(true);
-        }
-    }
-}
-
-fn check_transition(before: &AgenticSessionStatus, after: &AgenticSessionStatus) {
-    if before.phase.is_terminal() && before.run == after.run {
-        assert_eq!(
-            (before.phase, &before.reason, before.attempt, before.completion_time.clone()),
-            (after.phase, &after.reason, after.attempt, after.completion_time.clone()),
-            "an ended run stays ended"
-        );
-    }
-    assert!(after.attempt >= before.attempt && after.run >= before.run);
-    let made = after.attempt.unwrap_or(0) - after.first_attempt.unwrap_or(1).min(after.attempt.unwrap_or(0));
-    if after.phase == Phase::Creating {
-        assert!(made < MAX_ATTEMPTS + after.free_retries.unwrap_or(0), "more attempts than there are");
-    }
-    let finished = after.conditions.iter().any(|c| c.type_ == condition::FINISHED);
-    assert_eq!(finished, after.phase.is_terminal(), "the condition and the phase say the same");
-    assert_eq!(after.completion_time.is_some(), after.phase.is_terminal());
-    assert!(after.reason.is_some() && after.message.is_some(), "there is always a why");
-}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
@@ -408,12 +87,19 @@ fn a_runner_that_outlives_its_timeout_is_stopped_two_minutes_later() {
     assert_eq!(model.status.phase, Phase::Running);
     model.happen(Happening::Time(1));
     model.look(true);
-    assert_eq!((model.status.phase, model.status.reason.as_deref()), (Phase::Stopping, Some("Timeout")));
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Stopping, Some("Timeout"))
+    );
     model.look(true);
     assert!(model.pods[0].deleting);
     model.end_runner(Some(Outcome::Stopped));
+    model.happen(Happening::PodTurnsTerminal);
     model.look(true);
-    assert_eq!((model.status.phase, model.status.reason.as_deref()), (Phase::Failed, Some("Timeout")));
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("Timeout"))
+    );
 }
 
 #[test]
@@ -423,14 +109,20 @@ fn an_image_that_cannot_be_pulled_fails_the_session_after_five_minutes() {
     model.happen(Happening::JobMakesPod);
     model.happen(Happening::PodHindered);
     model.look(true);
-    assert_eq!((model.status.phase, model.status.reason.as_deref()), (Phase::Creating, Some("ImagePullFailed")));
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Creating, Some("ImagePullFailed"))
+    );
     model.happen(Happening::Time(301));
     model.look(true);
     assert_eq!(model.status.phase, Phase::Stopping);
     model.look(true);
     model.pods[0].terminal = true;
     model.look(true);
-    assert_eq!((model.status.phase, model.status.reason.as_deref()), (Phase::Failed, Some("ImagePullFailed")));
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("ImagePullFailed"))
+    );
     assert!(model.status.message.unwrap().contains("no such image"));
 }
 
@@ -440,9 +132,17 @@ fn waits_double_and_the_model_apis_own_word_goes_before() {
     let mut model = running();
     for retry_after in [None, None] {
         let now = model.now;
-        let report = Report { retry_after, ..Report::new(Outcome::RateLimited, model.status.attempt.unwrap()) };
-        model.pods.last_mut().unwrap().runner =
-            RunnerSeen::Ended { since: Some(now), until: Some(now), exit_code: 75, out_of_memory: false, report: Some(Box::new(report)) };
+        let report = Report {
+            retry_after,
+            ..Report::new(Outcome::RateLimited, model.status.attempt.unwrap())
+        };
+        model.pods.last_mut().unwrap().runner = RunnerSeen::Ended {
+            since: Some(now),
+            until: Some(now),
+            exit_code: 75,
+            out_of_memory: false,
+            report: Some(Box::new(report)),
+        };
         model.happen(Happening::PodTurnsTerminal);
         let plan = model.look(true);
         let wait = plan.status.next_attempt_time.unwrap().0.duration_since(now);
@@ -486,7 +186,10 @@ fn an_interrupted_session_does_not_go_on_by_itself() {
     model.happen(Happening::PodTurnsTerminal);
     model.look(true);
     model.look(true);
-    assert_eq!((model.status.phase, model.status.reason.as_deref()), (Phase::Stopped, Some("StoppedByUser")));
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Stopped, Some("StoppedByUser"))
+    );
     model.start_requested = Some("now".into());
     model.look(true);
     model.look(true);
@@ -495,8 +198,14 @@ fn an_interrupted_session_does_not_go_on_by_itself() {
 
 #[test]
 fn a_session_that_cannot_be_read_as_a_request_fails_with_what_to_do() {
-    let mut model = Model { request: Err(Invalid::NotOnePrompt), ..Model::new() };
+    let mut model = Model {
+        request: Err(Invalid::NotOnePrompt),
+        ..Model::new()
+    };
     model.look(true);
-    assert_eq!((model.status.phase, model.status.reason.as_deref()), (Phase::Failed, Some("ConfigError")));
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("ConfigError"))
+    );
     assert!(model.made.is_empty());
 }

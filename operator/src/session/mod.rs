@@ -2,7 +2,9 @@
 
 mod apply;
 mod build;
+mod conditions;
 pub mod controller;
+mod deadline;
 mod decide;
 mod observe;
 mod observed;
@@ -12,6 +14,8 @@ mod status;
 mod transition;
 mod validate;
 
+#[cfg(test)]
+mod decide_model;
 #[cfg(test)]
 mod decide_tests;
 

@@ -44,12 +44,16 @@ pub enum Found {
 /// Reads the session itself.
 pub async fn session(client: &Client, namespace: &str, name: &str) -> Result<Found, Error> {
     let sessions: Api<DeserializeGuard<AgenticSession>> = Api::namespaced(client.clone(), namespace);
-    let found = sessions.get_opt(name).await.map_err(|source| Error { what: "the object", session: name.to_owned(), source })?;
-    Ok(match found.map(|guard| guard.0) {
+    let found = sessions.get_opt(name).await.map_err(|source| Error {
+        what: "the object",
+        session: name.to_owned(),
+        source,
+    })?;
+    Ok(match found {
         None => Found::Gone,
-        Some(Err(unreadable)) => Found::Unreadable(unreadable.error),
-        Some(Ok(session)) if session.metadata.deletion_timestamp.is_some() => Found::Gone,
-        Some(Ok(session)) => Found::Live(Box::new(session)),
+        Some(DeserializeGuard(Err(unreadable))) => Found::Unreadable(unreadable.error),
+        Some(DeserializeGuard(Ok(session))) if session.metadata.deletion_timestamp.is_some() => Found::Gone,
+        Some(DeserializeGuard(Ok(session))) => Found::Live(Box::new(session)),
     })
 }
 
@@ -77,8 +81,13 @@ pub async fn children(client: &Client, session: &AgenticSession, now: Timestamp)
     )
     .map_err(failed("the Job or the claim"))?;
     let job = JobSeen::of(job.as_ref(), &session.metadata);
-    let pods = pods(client, &namespace, &session.uid().unwrap_or_default()).await.map_err(failed("the pods"))?;
-    let refused = match job.ours().filter(|job| pods.is_empty() && live && overdue(job.created, now)) {
+    let pods = pods(client, &namespace, &session.uid().unwrap_or_default())
+        .await
+        .map_err(failed("the pods"))?;
+    let refused = match job
+        .ours()
+        .filter(|job| pods.is_empty() && live && overdue(job.created, now))
+    {
         // Only the explanation hangs on it.
         Some(job) => refused(client, &namespace, &job.uid).await.unwrap_or_else(|error| {
             tracing::warn!(session = name, namespace, %error, "failed to read the Events of a Job");
@@ -120,9 +129,15 @@ fn overdue(created: Option<Timestamp>, now: Timestamp) -> bool {
 /// The last `FailedCreate` of the Job controller.
 async fn refused(client: &Client, namespace: &str, job_uid: &str) -> kube::Result<Option<Trouble>> {
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
-    let of_job = ListParams::default().fields(&format!("involvedObject.uid={job_uid},reason=FailedCreate")).limit(20);
+    let of_job = ListParams::default()
+        .fields(&format!("involvedObject.uid={job_uid},reason=FailedCreate"))
+        .limit(20);
     let last = events.list(&of_job).await?.items.into_iter().max_by_key(|event| {
-        event.last_timestamp.as_ref().map(|t| t.0).or(event.event_time.as_ref().map(|t| t.0))
+        event
+            .last_timestamp
+            .as_ref()
+            .map(|t| t.0)
+            .or(event.event_time.as_ref().map(|t| t.0))
     });
     Ok(last.map(|event| refusal(event.message.as_deref().unwrap_or("no reason is given"))))
 }

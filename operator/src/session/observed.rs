@@ -76,7 +76,11 @@ enum Owner {
 
 /// The UID is the authority: a name can be used again.
 fn owner(meta: &ObjectMeta, session: &ObjectMeta) -> Owner {
-    let controller = meta.owner_references.iter().flatten().find(|o| o.controller == Some(true));
+    let controller = meta
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true));
     let of_our_kind = |o: &OwnerReference| {
         o.kind == AgenticSession::kind(&())
             && o.api_version
@@ -187,7 +191,12 @@ impl JobSeen {
 
 impl From<&Job> for OurJob {
     fn from(job: &Job) -> Self {
-        let conditions = || job.status.iter().flat_map(|s| s.conditions.iter().flatten()).filter(|c| c.status == "True");
+        let conditions = || {
+            job.status
+                .iter()
+                .flat_map(|s| s.conditions.iter().flatten())
+                .filter(|c| c.status == "True")
+        };
         let resolved = job.annotations().get(annotation::RESOLVED);
         Self {
             name: job.name_any(),
@@ -195,8 +204,12 @@ impl From<&Job> for OurJob {
             created: job.creation_timestamp().map(|t| t.0),
             deleting: job.metadata.deletion_timestamp.is_some(),
             // The targets are set as soon as the Job controller has decided; it makes no pod after them.
-            finished: conditions()
-                .any(|c| matches!(&*c.type_, "Complete" | "Failed" | "FailureTarget" | "SuccessCriteriaMet")),
+            finished: conditions().any(|c| {
+                matches!(
+                    &*c.type_,
+                    "Complete" | "Failed" | "FailureTarget" | "SuccessCriteriaMet"
+                )
+            }),
             deadline_exceeded: conditions().any(|c| c.reason.as_deref() == Some("DeadlineExceeded")),
             resolved: resolved.and_then(|json| serde_json::from_str(json).ok()),
         }
@@ -210,7 +223,11 @@ pub fn attempt_of(pod: &Pod) -> Option<u32> {
 
 /// Reads the Job controller's word of why it makes no pod.
 pub fn refusal(message: &str) -> Trouble {
-    let reason = if message.contains("exceeded quota") { Reason::QuotaExceeded } else { Reason::PodRejected };
+    let reason = if message.contains("exceeded quota") {
+        Reason::QuotaExceeded
+    } else {
+        Reason::PodRejected
+    };
     Trouble {
         reason,
         message: format!("the API server refuses the session's pod: {message}"),

@@ -53,14 +53,21 @@ pub struct Verdict {
 /// A report alone leads to `Completed`: a pod that is gone, or an exit code of 0, is no proof that the task is done.
 pub fn judge(evidence: &Evidence<'_>) -> Verdict {
     let report = evidence.pod.and_then(|pod| match &pod.runner {
-        RunnerSeen::Ended { report: Some(report), .. } if report.attempt == evidence.attempt => Some(&**report),
+        RunnerSeen::Ended {
+            report: Some(report), ..
+        } if report.attempt == evidence.attempt => Some(&**report),
         _ => None,
     });
     let (end, reason, message) = report
         .and_then(|report| by_report(report, evidence.stopping.is_some()))
         .or_else(|| evidence.stopping.map(by_stop))
         .unwrap_or_else(|| by_circumstance(evidence));
-    Verdict { end, reason, message, report: report.cloned() }
+    Verdict {
+        end,
+        reason,
+        message,
+        report: report.cloned(),
+    }
 }
 
 type Finding = (End, Reason, String);
@@ -69,7 +76,11 @@ type Finding = (End, Reason, String);
 fn by_report(report: &Report, stopping: bool) -> Option<Finding> {
     let reason = report.outcome.reason()?;
     let message = |text: &str| {
-        if report.message.is_empty() { text.to_owned() } else { report.message.clone() }
+        if report.message.is_empty() {
+            text.to_owned()
+        } else {
+            report.message.clone()
+        }
     };
     let (end, message) = match report.outcome {
         Outcome::Succeeded => (End::Completed, message("The agent finished its task.")),
@@ -77,9 +88,13 @@ fn by_report(report: &Report, stopping: bool) -> Option<Finding> {
         Outcome::Inactive => (End::Stopped, message("The session was idle.")),
         Outcome::StoppedByUser => (End::Stopped, message("The turn was interrupted.")),
         outcome if outcome.is_transient() && stopping => return None,
-        outcome if outcome.is_transient() => {
-            (End::Again { free: false, retry_after: report.retry_after }, message("The cause may pass."))
-        }
+        outcome if outcome.is_transient() => (
+            End::Again {
+                free: false,
+                retry_after: report.retry_after,
+            },
+            message("The cause may pass."),
+        ),
         _ => (End::Failed, message("The agent's runner gave no details; see its log.")),
     };
     Some((end, reason, message))
@@ -88,16 +103,27 @@ fn by_report(report: &Report, stopping: bool) -> Option<Finding> {
 /// The operator stopped it, and nothing better is known.
 fn by_stop((reason, message): (Reason, &str)) -> Finding {
     match reason {
-        Reason::StoppedByUser => (End::Stopped, reason, "Stopped by spec.suspend; set it to false to go on.".to_owned()),
+        Reason::StoppedByUser => (
+            End::Stopped,
+            reason,
+            "Stopped by spec.suspend; set it to false to go on.".to_owned(),
+        ),
         _ => (End::Failed, reason, message.to_owned()),
     }
 }
 
 /// The runner was told to stop by somebody else, died, or left nothing.
 fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
-    let counts = || End::Again { free: false, retry_after: None };
+    let counts = || End::Again {
+        free: false,
+        retry_after: None,
+    };
     if evidence.job.ours().is_some_and(|job| job.deadline_exceeded) {
-        return (End::Failed, Reason::Timeout, "The Job's deadline passed before the session ended.".to_owned());
+        return (
+            End::Failed,
+            Reason::Timeout,
+            "The Job's deadline passed before the session ended.".to_owned(),
+        );
     }
     let Some(pod) = evidence.pod else {
         let message = format!("The pod of attempt {} is gone and left no report.", evidence.attempt);
@@ -105,20 +131,42 @@ fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
     };
     if let Some(disruption) = &pod.disruption {
         let message = format!("Pod {} was ended by the cluster: {}", pod.name, disruption.message);
-        return (End::Again { free: true, retry_after: None }, disruption.reason, message);
+        return (
+            End::Again {
+                free: true,
+                retry_after: None,
+            },
+            disruption.reason,
+            message,
+        );
     }
     match &pod.runner {
-        RunnerSeen::Ended { out_of_memory: true, .. } => {
-            (counts(), Reason::OOMKilled, format!("The runner of pod {} was killed for memory.", pod.name))
-        }
+        RunnerSeen::Ended {
+            out_of_memory: true, ..
+        } => (
+            counts(),
+            Reason::OOMKilled,
+            format!("The runner of pod {} was killed for memory.", pod.name),
+        ),
         _ if pod.deleting => (counts(), Reason::PodDeleted, format!("Pod {} was deleted.", pod.name)),
         RunnerSeen::Ended { exit_code, .. } => {
-            let message = format!("The runner of pod {} ended with exit code {exit_code} and no final report.", pod.name);
+            let message = format!(
+                "The runner of pod {} ended with exit code {exit_code} and no final report.",
+                pod.name
+            );
             (counts(), Reason::RunnerCrashed, message)
         }
         RunnerSeen::Waiting | RunnerSeen::Running { .. } => {
-            let said = if pod.message.is_empty() { "no reason is given" } else { &pod.message };
-            (counts(), Reason::RunnerCrashed, format!("Pod {} failed without a report: {said}", pod.name))
+            let said = if pod.message.is_empty() {
+                "no reason is given"
+            } else {
+                &pod.message
+            };
+            (
+                counts(),
+                Reason::RunnerCrashed,
+                format!("Pod {} failed without a report: {said}", pod.name),
+            )
         }
     }
 }
@@ -128,10 +176,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::session::{
-        observed::OurJob,
-        pod::Disruption,
-    };
+    use crate::session::{observed::OurJob, pod::Disruption};
 
     fn pod(runner: RunnerSeen) -> PodSeen {
         PodSeen {
@@ -151,15 +196,32 @@ mod tests {
     }
 
     fn ended(exit_code: i32, report: Option<Report>) -> RunnerSeen {
-        RunnerSeen::Ended { since: None, until: None, exit_code, out_of_memory: false, report: report.map(Box::new) }
+        RunnerSeen::Ended {
+            since: None,
+            until: None,
+            exit_code,
+            out_of_memory: false,
+            report: report.map(Box::new),
+        }
     }
 
     fn judged(pod: Option<&PodSeen>, stopping: Option<(Reason, &str)>) -> Verdict {
-        judge(&Evidence { attempt: 4, stopping, pod, job: &JobSeen::Missing })
+        judge(&Evidence {
+            attempt: 4,
+            stopping,
+            pod,
+            job: &JobSeen::Missing,
+        })
     }
 
-    const COUNTS: End = End::Again { free: false, retry_after: None };
-    const FREE: End = End::Again { free: true, retry_after: None };
+    const COUNTS: End = End::Again {
+        free: false,
+        retry_after: None,
+    };
+    const FREE: End = End::Again {
+        free: true,
+        retry_after: None,
+    };
 
     #[rstest]
     #[case(Outcome::Succeeded, End::Completed, Reason::Completed)]
@@ -184,9 +246,18 @@ mod tests {
 
     #[test]
     fn a_report_names_how_long_to_wait() {
-        let report = Report { retry_after: Some(77), ..Report::new(Outcome::RateLimited, 4) };
+        let report = Report {
+            retry_after: Some(77),
+            ..Report::new(Outcome::RateLimited, 4)
+        };
         let verdict = judged(Some(&pod(ended(75, Some(report)))), None);
-        assert_eq!(verdict.end, End::Again { free: false, retry_after: Some(77) });
+        assert_eq!(
+            verdict.end,
+            End::Again {
+                free: false,
+                retry_after: Some(77)
+            }
+        );
     }
 
     #[test]
@@ -209,10 +280,16 @@ mod tests {
 
     #[test]
     fn a_deleted_pod_counts_as_a_try_and_an_evicted_one_does_not() {
-        let deleted = PodSeen { deleting: true, ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4)))) };
+        let deleted = PodSeen {
+            deleting: true,
+            ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4))))
+        };
         assert_eq!(judged(Some(&deleted), None).end, COUNTS);
         assert_eq!(judged(Some(&deleted), None).reason, Reason::PodDeleted);
-        let disruption = Some(Disruption { reason: Reason::Evicted, message: "node drained".into() });
+        let disruption = Some(Disruption {
+            reason: Reason::Evicted,
+            message: "node drained".into(),
+        });
         let verdict = judged(Some(&PodSeen { disruption, ..deleted }), None);
         assert_eq!((verdict.end, verdict.reason), (FREE, Reason::Evicted));
     }
@@ -228,7 +305,10 @@ mod tests {
         #[case] end: End,
         #[case] reason: Reason,
     ) {
-        let pod = PodSeen { deleting: true, ..pod(ended(143, Some(Report::new(outcome, 4)))) };
+        let pod = PodSeen {
+            deleting: true,
+            ..pod(ended(143, Some(Report::new(outcome, 4))))
+        };
         let verdict = judged(Some(&pod), Some((Reason::StoppedByUser, "suspended")));
         assert_eq!((verdict.end, verdict.reason), (end, reason));
     }
@@ -236,7 +316,10 @@ mod tests {
     #[test]
     fn a_stop_by_the_backstop_is_a_timeout_even_when_the_pod_is_gone() {
         let verdict = judged(None, Some((Reason::Timeout, "too long")));
-        assert_eq!((verdict.end, verdict.reason, &*verdict.message), (End::Failed, Reason::Timeout, "too long"));
+        assert_eq!(
+            (verdict.end, verdict.reason, &*verdict.message),
+            (End::Failed, Reason::Timeout, "too long")
+        );
     }
 
     #[test]
@@ -250,8 +333,16 @@ mod tests {
             deadline_exceeded: true,
             resolved: None,
         });
-        let pod = PodSeen { deleting: true, ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4)))) };
-        let verdict = judge(&Evidence { attempt: 4, stopping: None, pod: Some(&pod), job: &job });
+        let pod = PodSeen {
+            deleting: true,
+            ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4))))
+        };
+        let verdict = judge(&Evidence {
+            attempt: 4,
+            stopping: None,
+            pod: Some(&pod),
+            job: &job,
+        });
         assert_eq!((verdict.end, verdict.reason), (End::Failed, Reason::Timeout));
     }
 }

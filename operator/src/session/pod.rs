@@ -15,6 +15,7 @@ pub const CONTAINER_GRACE: SignedDuration = SignedDuration::from_mins(5);
 
 /// A pod of a session.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
 pub struct PodSeen {
     /// Name.
     pub name: String,
@@ -100,7 +101,10 @@ impl PodSeen {
             attempt: super::observed::attempt_of(pod)?,
             created: pod.creation_timestamp().map(|t| t.0),
             deleting: pod.metadata.deletion_timestamp.is_some(),
-            scheduled: pod.spec.as_ref().is_some_and(|s| s.node_name.as_deref().is_some_and(|n| !n.is_empty())),
+            scheduled: pod
+                .spec
+                .as_ref()
+                .is_some_and(|s| s.node_name.as_deref().is_some_and(|n| !n.is_empty())),
             terminal: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             held: pod.finalizers().iter().any(|f| f == REPORT_FINALIZER),
             disruption: disruption(status),
@@ -115,9 +119,17 @@ impl PodSeen {
         self.terminal || (self.deleting && !self.scheduled)
     }
 
-    /// What it has to say is said: it is over, or its runner is, which is never started again.
+    /// What it has to say is said: it is over, or its runner said why it ended, and is never started again.
+    ///
+    /// A runner that did not say why is judged by its pod's circumstances, which are complete when the pod is over.
     pub fn is_judgeable(&self) -> bool {
-        self.is_over() || matches!(self.runner, RunnerSeen::Ended { .. })
+        let said = match &self.runner {
+            RunnerSeen::Ended {
+                report: Some(report), ..
+            } => report.outcome.reason().is_some(),
+            RunnerSeen::Ended { report: None, .. } | RunnerSeen::Running { .. } | RunnerSeen::Waiting => false,
+        };
+        said || self.is_over()
     }
 }
 
@@ -128,19 +140,29 @@ fn condition<'a>(status: &'a PodStatus, type_: &str) -> Option<&'a PodCondition>
 /// Kubernetes' own reasons of the condition `DisruptionTarget`, and the kubelet's older pod reasons.
 fn disruption(status: &PodStatus) -> Option<Disruption> {
     let condition = condition(status, "DisruptionTarget").filter(|c| c.status == "True");
-    let word = condition.and_then(|c| c.reason.as_deref()).or(status.reason.as_deref())?;
+    let word = condition
+        .and_then(|c| c.reason.as_deref())
+        .or(status.reason.as_deref())?;
     let reason = match word {
         "PreemptionByScheduler" | "Preempting" => Reason::Preempted,
         "EvictionByEvictionAPI" | "TerminationByKubelet" | "Evicted" => Reason::Evicted,
         "DeletionByTaintManager" | "DeletionByPodGC" | "NodeLost" | "NodeShutdown" | "Terminated" => Reason::NodeLost,
         _ => return None,
     };
-    let message = condition.and_then(|c| c.message.clone()).or(status.message.clone()).unwrap_or_default();
+    let message = condition
+        .and_then(|c| c.message.clone())
+        .or(status.message.clone())
+        .unwrap_or_default();
     Some(Disruption { reason, message })
 }
 
 fn runner(status: &PodStatus) -> RunnerSeen {
-    let Some(seen) = status.container_statuses.iter().flatten().find(|c| c.name == container::RUNNER) else {
+    let Some(seen) = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .find(|c| c.name == container::RUNNER)
+    else {
         return RunnerSeen::Waiting;
     };
     let state = seen.state.clone().unwrap_or_default();
@@ -154,7 +176,9 @@ fn runner(status: &PodStatus) -> RunnerSeen {
         };
     }
     match state.running {
-        Some(running) => RunnerSeen::Running { since: running.started_at.map(|t| t.0) },
+        Some(running) => RunnerSeen::Running {
+            since: running.started_at.map(|t| t.0),
+        },
         None => RunnerSeen::Waiting,
     }
 }
@@ -172,15 +196,31 @@ fn trouble(pod: &Pod, status: &PodStatus) -> Option<Trouble> {
             grace: START_TIMEOUT,
         });
     }
-    let statuses = || status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let statuses = || {
+        status
+            .init_container_statuses
+            .iter()
+            .chain(&status.container_statuses)
+            .flatten()
+    };
     let (reason, grace, message) = statuses().find_map(hindered)?;
     // Volumes and sandbox are ready then, so what hinders is the container's own.
     let since = ["PodReadyToStartContainers", "PodScheduled"]
         .iter()
-        .find_map(|type_| condition(status, type_).filter(|c| c.status == "True")?.last_transition_time.as_ref())
+        .find_map(|type_| {
+            condition(status, type_)
+                .filter(|c| c.status == "True")?
+                .last_transition_time
+                .as_ref()
+        })
         .map(|t| t.0)
         .or(pod.creation_timestamp().map(|t| t.0));
-    Some(Trouble { reason, message, since, grace })
+    Some(Trouble {
+        reason,
+        message,
+        since,
+        grace,
+    })
 }
 
 /// The kubelet's words for a container that it cannot start.
@@ -188,18 +228,36 @@ fn hindered(seen: &ContainerStatus) -> Option<(Reason, SignedDuration, String)> 
     let waiting = seen.state.as_ref()?.waiting.as_ref()?;
     let word = waiting.reason.as_deref()?;
     let (reason, grace) = match word {
-        "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError"
-        | "RegistryUnavailable" | "SignatureValidationFailed" => (Reason::ImagePullFailed, CONTAINER_GRACE),
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "ErrImageNeverPull"
+        | "InvalidImageName"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
+        | "SignatureValidationFailed" => (Reason::ImagePullFailed, CONTAINER_GRACE),
         // A Secret or ConfigMap that does not exist yet.
         "CreateContainerConfigError" => (Reason::ConfigError, START_TIMEOUT),
-        "CreateContainerError" | "RunContainerError" | "StartError" | "CrashLoopBackOff" | "PreCreateHookError"
-        | "PreStartHookError" | "PostStartHookError" => (Reason::ConfigError, CONTAINER_GRACE),
+        "CreateContainerError"
+        | "RunContainerError"
+        | "StartError"
+        | "CrashLoopBackOff"
+        | "PreCreateHookError"
+        | "PreStartHookError"
+        | "PostStartHookError" => (Reason::ConfigError, CONTAINER_GRACE),
         _ => return None,
     };
-    let last = seen.last_state.as_ref().and_then(|s| s.terminated.as_ref()).and_then(|t| t.message.as_deref());
+    let last = seen
+        .last_state
+        .as_ref()
+        .and_then(|s| s.terminated.as_ref())
+        .and_then(|t| t.message.as_deref());
     let said = match (word, last) {
         ("CrashLoopBackOff", Some(last)) => last,
         _ => waiting.message.as_deref().unwrap_or_default(),
     };
-    Some((reason, grace, format!("container {} (image {}): {word}: {said}", seen.name, seen.image)))
+    Some((
+        reason,
+        grace,
+        format!("container {} (image {}): {word}: {said}", seen.name, seen.image),
+    ))
 }

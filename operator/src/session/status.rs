@@ -61,14 +61,22 @@ pub fn notes(old: &AgenticSessionStatus, next: &AgenticSessionStatus) -> Vec<Not
     let reason_is_new = old.reason != next.reason;
     if phase_is_new || (reason_is_new && next.phase != Phase::Stopping) {
         let reason = next.reason.clone().unwrap_or_else(|| next.phase.as_str().to_owned());
-        notes.push(Note { warning: is_warning(next), reason, text: next.message.clone().unwrap_or_default(), action: next.phase.as_str() });
+        notes.push(Note {
+            warning: is_warning(next),
+            reason,
+            text: next.message.clone().unwrap_or_default(),
+            action: next.phase.as_str(),
+        });
     }
     let new_run = old.run != next.run;
     if old.handled_start_request != next.handled_start_request && !new_run && old.attempt.is_some() {
         notes.push(Note {
             warning: false,
             reason: "StartRequestIgnored".to_owned(),
-            text: format!("A start was asked for while the session was {} or suspended: nothing was done.", old.phase),
+            text: format!(
+                "A start was asked for while the session was {} or suspended: nothing was done.",
+                old.phase
+            ),
             action: "Start",
         });
     }
@@ -76,6 +84,15 @@ pub fn notes(old: &AgenticSessionStatus, next: &AgenticSessionStatus) -> Vec<Not
 }
 
 fn is_warning(status: &AgenticSessionStatus) -> bool {
-    let usual = [Reason::Creating, Reason::Running, Reason::Completed, Reason::Suspended, Reason::StoppedByUser, Reason::Inactivity];
-    !usual.iter().any(|reason| status.reason.as_deref() == Some(reason.as_str()))
+    let usual = [
+        Reason::Creating,
+        Reason::Running,
+        Reason::Completed,
+        Reason::Suspended,
+        Reason::StoppedByUser,
+        Reason::Inactivity,
+    ];
+    !usual
+        .iter()
+        .any(|reason| status.reason.as_deref() == Some(reason.as_str()))
 }

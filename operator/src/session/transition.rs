@@ -2,10 +2,11 @@
 
 use crds::{AgenticSessionStatus, Phase, condition};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use protocol::{Reason, Report, report::Delivery};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use protocol::{Reason, Report};
 
 use super::{
+    conditions,
     decide::Attempt,
     observed::{ClaimSeen, PodSeen, RunnerSeen, SessionSeen, Trouble},
     outcome::{End, Verdict},
@@ -35,7 +36,12 @@ pub fn creating(
     now: Timestamp,
 ) -> AgenticSessionStatus {
     let first = status.attempt.is_none();
-    let mut next = says(status, Phase::Creating, Reason::Creating, &format!("The pod of attempt {} is being made.", attempt.number));
+    let mut next = says(
+        status,
+        Phase::Creating,
+        Reason::Creating,
+        &format!("The pod of attempt {} is being made.", attempt.number),
+    );
     next.attempt = Some(attempt.number);
     next.run = Some(attempt.run);
     next.first_attempt = Some(status.first_attempt.unwrap_or(attempt.number));
@@ -46,14 +52,42 @@ pub fn creating(
         // Beginning a run, creation included, handles the request as it then is.
         next.handled_start_request.clone_from(&session.start_requested);
     }
-    drop_conditions(&mut next, &[condition::FINISHED, condition::EVENTS_DELIVERED, condition::TRACES_DELIVERED]);
+    conditions::remove(
+        &mut next,
+        &[
+            condition::FINISHED,
+            condition::EVENTS_DELIVERED,
+            condition::TRACES_DELIVERED,
+        ],
+    );
     if claim == (ClaimSeen::Ours { bound: true }) {
-        set(&mut next, condition::WORKSPACE_READY, "True", Reason::VolumeBound, "The volume is bound.", now);
+        conditions::set(
+            &mut next,
+            condition::WORKSPACE_READY,
+            "True",
+            Reason::VolumeBound,
+            "The volume is bound.",
+            now,
+        );
     } else {
         let message = "The volume is bound when the pod has a node.";
-        set(&mut next, condition::WORKSPACE_READY, "False", Reason::WaitingForVolume, message, now);
+        conditions::set(
+            &mut next,
+            condition::WORKSPACE_READY,
+            "False",
+            Reason::WaitingForVolume,
+            message,
+            now,
+        );
     }
-    set(&mut next, condition::RUNNER_STARTED, "False", Reason::Creating, "The pod is being made.", now);
+    conditions::set(
+        &mut next,
+        condition::RUNNER_STARTED,
+        "False",
+        Reason::Creating,
+        "The pod is being made.",
+        now,
+    );
     next
 }
 
@@ -77,10 +111,29 @@ pub fn progress(
         }
     } else if let Some(trouble) = trouble {
         next = says(&next, next.phase, trouble.reason, &trouble.message);
-        set(&mut next, condition::RUNNER_STARTED, "False", trouble.reason, &trouble.message, now);
+        conditions::set(
+            &mut next,
+            condition::RUNNER_STARTED,
+            "False",
+            trouble.reason,
+            &trouble.message,
+            now,
+        );
     } else if next.phase == Phase::Creating && next.reason.as_deref() != Some(Reason::Creating.as_str()) {
-        next = says(&next, Phase::Creating, Reason::Creating, "What hindered the pod's start is over.");
-        set(&mut next, condition::RUNNER_STARTED, "False", Reason::Creating, "The pod is being made.", now);
+        next = says(
+            &next,
+            Phase::Creating,
+            Reason::Creating,
+            "What hindered the pod's start is over.",
+        );
+        conditions::set(
+            &mut next,
+            condition::RUNNER_STARTED,
+            "False",
+            Reason::Creating,
+            "The pod is being made.",
+            now,
+        );
     }
     next
 }
@@ -88,9 +141,23 @@ pub fn progress(
 fn started(next: &mut AgenticSessionStatus, since: Option<Timestamp>, claim: ClaimSeen, now: Timestamp) {
     let since = since.unwrap_or(now);
     next.start_time.get_or_insert(Time(since));
-    set(next, condition::RUNNER_STARTED, "True", Reason::Running, "The runner has started.", since);
+    conditions::set(
+        next,
+        condition::RUNNER_STARTED,
+        "True",
+        Reason::Running,
+        "The runner has started.",
+        since,
+    );
     if claim == (ClaimSeen::Ours { bound: true }) {
-        set(next, condition::WORKSPACE_READY, "True", Reason::VolumeBound, "The volume is bound.", now);
+        conditions::set(
+            next,
+            condition::WORKSPACE_READY,
+            "True",
+            Reason::VolumeBound,
+            "The volume is bound.",
+            now,
+        );
     }
 }
 
@@ -101,17 +168,36 @@ pub fn stopping(status: &AgenticSessionStatus, reason: Reason, message: &str) ->
 
 /// Suspended while nothing ran.
 pub fn suspended_between_attempts(status: &AgenticSessionStatus, now: Timestamp) -> AgenticSessionStatus {
-    let mut next = finish(status, Phase::Stopped, Reason::StoppedByUser, "Stopped by spec.suspend; set it to false to go on.", now);
-    set(&mut next, condition::FINISHED, "True", Reason::Suspended, "Stopped by spec.suspend.", now);
+    let mut next = finish(
+        status,
+        Phase::Stopped,
+        Reason::StoppedByUser,
+        "Stopped by spec.suspend; set it to false to go on.",
+        now,
+    );
+    conditions::set(
+        &mut next,
+        condition::FINISHED,
+        "True",
+        Reason::Suspended,
+        "Stopped by spec.suspend.",
+        now,
+    );
     next
 }
 
 /// The run is over.
-pub fn finish(status: &AgenticSessionStatus, phase: Phase, reason: Reason, message: &str, now: Timestamp) -> AgenticSessionStatus {
+pub fn finish(
+    status: &AgenticSessionStatus,
+    phase: Phase,
+    reason: Reason,
+    message: &str,
+    now: Timestamp,
+) -> AgenticSessionStatus {
     let mut next = says(status, phase, reason, message);
     next.next_attempt_time = None;
     next.completion_time = Some(Time(now));
-    set(&mut next, condition::FINISHED, "True", reason, message, now);
+    conditions::set(&mut next, condition::FINISHED, "True", reason, message, now);
     next
 }
 
@@ -124,7 +210,12 @@ pub fn record(
     timeout: u64,
     now: Timestamp,
 ) -> AgenticSessionStatus {
-    let Verdict { end, reason, message, report } = verdict;
+    let Verdict {
+        end,
+        reason,
+        message,
+        report,
+    } = verdict;
     let mut next = status.clone();
     let was_stopping = status.phase == Phase::Stopping;
     let until = attempt_ran(&mut next, pod, claim, now);
@@ -138,7 +229,14 @@ pub fn record(
             let mut next = finish(&next, Phase::Stopped, reason, &message, until);
             if was_stopping && reason == Reason::StoppedByUser {
                 // Tells a stop by `suspend`, which ends with it, from an interrupt, which does not.
-                set(&mut next, condition::FINISHED, "True", Reason::Suspended, &message, until);
+                conditions::set(
+                    &mut next,
+                    condition::FINISHED,
+                    "True",
+                    Reason::Suspended,
+                    &message,
+                    until,
+                );
             }
             next
         }
@@ -159,26 +257,50 @@ fn again(
     if free {
         next.free_retries = Some(before.saturating_add(1));
     }
-    let made = attempt.saturating_sub(next.first_attempt.unwrap_or(attempt)).saturating_add(1);
+    let made = attempt
+        .saturating_sub(next.first_attempt.unwrap_or(attempt))
+        .saturating_add(1);
     let counted = made.saturating_sub(next.free_retries.unwrap_or(0));
-    let used_up = if free { before >= MAX_FREE_RETRIES } else { counted >= MAX_ATTEMPTS };
+    let used_up = if free {
+        before >= MAX_FREE_RETRIES
+    } else {
+        counted >= MAX_ATTEMPTS
+    };
     if used_up {
-        return finish(&next, Phase::Failed, reason, &format!("{message} No attempt is left after {made}."), now);
+        return finish(
+            &next,
+            Phase::Failed,
+            reason,
+            &format!("{message} No attempt is left after {made}."),
+            now,
+        );
     }
     if next.running_seconds.unwrap_or(0) >= timeout {
-        return finish(&next, Phase::Failed, Reason::Timeout, &format!("{message} The timeout of {timeout} s is used up."), now);
+        return finish(
+            &next,
+            Phase::Failed,
+            Reason::Timeout,
+            &format!("{message} The timeout of {timeout} s is used up."),
+            now,
+        );
     }
     let wait = retry_after.unwrap_or_else(|| doubling(made)).min(LONGEST_RETRY_AFTER);
     let at = now.saturating_add(seconds(wait)).unwrap_or(Timestamp::MAX);
-    next = waiting(&next, Reason::Retrying, &format!("Attempt {attempt} ended: {reason}: {message} Another follows at {at}."));
+    next = waiting(
+        &next,
+        Reason::Retrying,
+        &format!("Attempt {attempt} ended: {reason}: {message} Another follows at {at}."),
+    );
     next.next_attempt_time = Some(Time(at));
-    set(&mut next, condition::RUNNER_STARTED, "False", reason, message, now);
+    conditions::set(&mut next, condition::RUNNER_STARTED, "False", reason, message, now);
     next
 }
 
 /// 10 s, doubling, at most 5 min.
 fn doubling(made: u32) -> u64 {
-    FIRST_WAIT.saturating_mul(1_u64.checked_shl(made.saturating_sub(1)).unwrap_or(u64::MAX)).min(LONGEST_WAIT)
+    FIRST_WAIT
+        .saturating_mul(1_u64.checked_shl(made.saturating_sub(1)).unwrap_or(u64::MAX))
+        .min(LONGEST_WAIT)
 }
 
 /// Adds the attempt's running time; answers when it ended.
@@ -204,7 +326,10 @@ fn attempt_ran(next: &mut AgenticSessionStatus, pod: Option<&PodSeen>, claim: Cl
 }
 
 fn runner_started(status: &AgenticSessionStatus) -> Option<Timestamp> {
-    let started = status.conditions.iter().find(|c| c.type_ == condition::RUNNER_STARTED)?;
+    let started = status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == condition::RUNNER_STARTED)?;
     (started.status == "True").then_some(started.last_transition_time.0)
 }
 
@@ -218,22 +343,11 @@ fn keep(next: &mut AgenticSessionStatus, report: &Report, now: Timestamp) {
     let keep = |old: &mut Option<String>, new: Option<String>| *old = new.or(old.take());
     keep(&mut next.sdk_session_id, report.sdk_session_id.clone());
     keep(&mut next.trace_id, report.trace_id.clone());
-    keep(&mut next.result, Some(report.result.clone()).filter(|text| !text.is_empty()));
-    let (status, reason, message) = match report.events {
-        Delivery::Delivered => ("True", Reason::Delivered, "All records are acknowledged.".to_owned()),
-        Delivery::Failed => {
-            let message = format!("Acknowledged to {} of {}; the rest is on the session's volume.", report.acked_seq, report.last_seq);
-            ("False", Reason::Undelivered, message)
-        }
-        Delivery::Off => ("Unknown", Reason::NoGateway, "There is no gateway.".to_owned()),
-    };
-    set(next, condition::EVENTS_DELIVERED, status, reason, &message, now);
-    let (status, reason, message) = match report.traces {
-        Delivery::Delivered => ("True", Reason::Delivered, "The trace has arrived."),
-        Delivery::Failed => ("False", Reason::Undelivered, "Not all of the trace arrived; see the runner's log."),
-        Delivery::Off => ("Unknown", Reason::TracingOff, "Tracing is not configured."),
-    };
-    set(next, condition::TRACES_DELIVERED, status, reason, message, now);
+    keep(
+        &mut next.result,
+        Some(report.result.clone()).filter(|text| !text.is_empty()),
+    );
+    conditions::deliveries(next, report, now);
 }
 
 // --- runs -----------------------------------------------------------------------------------------------------------
@@ -271,7 +385,7 @@ pub fn next_run(status: &AgenticSessionStatus, session: &SessionSeen, goes_on: b
     if !goes_on {
         next.running_seconds = None;
     }
-    drop_conditions(&mut next, &[condition::FINISHED]);
+    conditions::remove(&mut next, &[condition::FINISHED]);
     next
 }
 
@@ -290,40 +404,11 @@ fn says(status: &AgenticSessionStatus, phase: Phase, reason: Reason, message: &s
     AgenticSessionStatus {
         phase,
         reason: Some(reason.as_str().to_owned()),
-        message: Some(bounded(message)),
+        message: Some(conditions::bounded(message)),
         ..status.clone()
     }
 }
 
-/// Messages come from kubelets, registries and models: status stays small.
-fn bounded(message: &str) -> String {
-    let cut = message.chars().take(1_024).collect::<String>();
-    if cut.len() < message.len() { cut + "…" } else { cut }
-}
-
 fn seconds(count: u64) -> SignedDuration {
     SignedDuration::from_secs(i64::try_from(count).unwrap_or(i64::MAX))
-}
-
-/// Sets a condition; the time stays when its status does.
-fn set(status: &mut AgenticSessionStatus, type_: &str, is: &str, reason: Reason, message: &str, now: Timestamp) {
-    let old = status.conditions.iter().position(|c| c.type_ == type_);
-    let since = old.map(|at| &status.conditions[at]).filter(|c| c.status == is).map(|c| c.last_transition_time.clone());
-    let condition = Condition {
-        type_: type_.to_owned(),
-        status: is.to_owned(),
-        reason: reason.as_str().to_owned(),
-        message: bounded(message),
-        last_transition_time: since.unwrap_or(Time(now)),
-        observed_generation: status.observed_generation,
-    };
-    match old {
-        // A message alone, or the generation, is no news worth a write of its own: only what changed is replaced.
-        Some(at) => status.conditions[at] = condition,
-        None => status.conditions.push(condition),
-    }
-}
-
-fn drop_conditions(status: &mut AgenticSessionStatus, types: &[&str]) {
-    status.conditions.retain(|c| !types.contains(&&*c.type_));
 }

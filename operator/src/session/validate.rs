@@ -87,12 +87,19 @@ pub fn validate(session: &AgenticSession) -> Result<Request, Invalid> {
         return Err(Invalid::Timeout);
     }
     let model = spec.llm_settings.as_ref().and_then(|settings| settings.model.clone());
-    let environment: BTreeMap<_, _> =
-        spec.environment_variables.iter().flatten().map(|(name, value)| (name.clone(), value.0.clone())).collect();
-    let texts = [("spec.prompt", Some(&prompt)), ("spec.llmSettings.model", model.as_ref())]
-        .into_iter()
-        .filter_map(|(field, text)| Some((field, text?)))
-        .chain(environment.values().map(|value| ("spec.environmentVariables", value)));
+    let environment: BTreeMap<_, _> = spec
+        .environment_variables
+        .iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), value.0.clone()))
+        .collect();
+    let texts = [
+        ("spec.prompt", Some(&prompt)),
+        ("spec.llmSettings.model", model.as_ref()),
+    ]
+    .into_iter()
+    .filter_map(|(field, text)| Some((field, text?)))
+    .chain(environment.values().map(|value| ("spec.environmentVariables", value)));
     for (field, text) in texts {
         if text.contains('\0') {
             return Err(Invalid::Nul(field));
@@ -108,7 +115,9 @@ pub fn validate(session: &AgenticSession) -> Result<Request, Invalid> {
         timeout,
         model,
         environment,
-        workspace_size: workspace.size.unwrap_or_else(|| Quantity(DEFAULT_WORKSPACE_SIZE.to_owned())),
+        workspace_size: workspace
+            .size
+            .unwrap_or_else(|| Quantity(DEFAULT_WORKSPACE_SIZE.to_owned())),
         storage_class: workspace.storage_class_name,
         resources: resources(spec.resources.as_ref()),
         user: spec.user_context.as_ref().map(|context| User {
@@ -140,7 +149,9 @@ fn resources(asked: Option<&crds::session::Resources>) -> ResourceRequirements {
     let requests = resources.requests.get_or_insert_default();
     // A limit below a request that the session names would be refused: then there is no built-in limit.
     if !requests.contains_key("memory") {
-        limits.entry("memory".to_owned()).or_insert_with(|| Quantity("4Gi".to_owned()));
+        limits
+            .entry("memory".to_owned())
+            .or_insert_with(|| Quantity("4Gi".to_owned()));
     }
     for (name, amount) in [("cpu", "500m"), ("memory", "1Gi")] {
         // With a limit and no request, Kubernetes takes the limit for the request.
@@ -149,7 +160,9 @@ fn resources(asked: Option<&crds::session::Resources>) -> ResourceRequirements {
             _ => l.memory.is_some(),
         });
         if !limited {
-            requests.entry(name.to_owned()).or_insert_with(|| Quantity(amount.to_owned()));
+            requests
+                .entry(name.to_owned())
+                .or_insert_with(|| Quantity(amount.to_owned()));
         }
     }
     resources
@@ -163,6 +176,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// A session of a few lines, as it comes from the API server.
+    #[expect(clippy::needless_pass_by_value, reason = "reads better with json! in place")]
     pub(crate) fn session(spec: Value) -> AgenticSession {
         serde_json::from_value(json!({
             "apiVersion": "vteam.ambient-code/v1alpha1",

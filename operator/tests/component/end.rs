@@ -2,7 +2,10 @@
 
 use crds::Phase;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
-use kube::{Api, ResourceExt as _, api::{DeleteParams, ListParams, PostParams}};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams, PostParams},
+};
 use protocol::Outcome;
 use serde_json::json;
 
@@ -21,13 +24,19 @@ async fn an_operator_killed_in_the_middle_goes_on_where_it_was() {
     world.kill_operator().await;
 
     world.delete_pod(&first, Some(&report(Outcome::Stopped, 1))).await;
-    let held = world.pod_now(&first).await.expect("the pod waits for its report to be read");
+    let held = world
+        .pod_now(&first)
+        .await
+        .expect("the pod waits for its report to be read");
     assert!(held.metadata.deletion_timestamp.is_some());
     assert_eq!(world.status("poem").await.phase, Phase::Running);
 
     world.start_operator().await;
     let second = world.pod("poem", 2).await;
-    until("the first pod to go", async || world.pod_now(&first).await.is_none().then_some(())).await;
+    until("the first pod to go", async || {
+        world.pod_now(&first).await.is_none().then_some(())
+    })
+    .await;
     world.start(&second).await;
     world.phase("poem", Phase::Running).await;
     world.kill_operator().await;
@@ -45,7 +54,11 @@ async fn a_deleted_session_takes_its_job_pod_and_volume_along() {
     let pod = world.pod("ballad", 1).await;
     world.start(&pod).await;
     world.phase("ballad", Phase::Running).await;
-    world.sessions().delete("ballad", &DeleteParams::default()).await.unwrap();
+    world
+        .sessions()
+        .delete("ballad", &DeleteParams::default())
+        .await
+        .unwrap();
     world.obey_deletion(&pod, Some(&report(Outcome::Stopped, 1))).await;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), &world.namespace);
     until("all to be gone", async || {
@@ -65,9 +78,22 @@ async fn a_session_deleted_in_the_foreground_goes_too() {
     let pod = world.pod("ballad", 1).await;
     world.start(&pod).await;
     world.phase("ballad", Phase::Running).await;
-    world.sessions().delete("ballad", &DeleteParams::foreground()).await.unwrap();
+    world
+        .sessions()
+        .delete("ballad", &DeleteParams::foreground())
+        .await
+        .unwrap();
     world.obey_deletion(&pod, Some(&report(Outcome::Stopped, 1))).await;
-    until("the session to be gone", async || world.sessions().get_opt("ballad").await.unwrap().is_none().then_some(())).await;
+    until("the session to be gone", async || {
+        world
+            .sessions()
+            .get_opt("ballad")
+            .await
+            .unwrap()
+            .is_none()
+            .then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,11 +104,18 @@ async fn a_pod_that_is_deleted_while_no_operator_is_there_and_its_session_too_is
     world.start(&pod).await;
     world.phase("dirge", Phase::Running).await;
     world.stop_operator().await;
-    world.sessions().delete("dirge", &DeleteParams::default()).await.unwrap();
+    world
+        .sessions()
+        .delete("dirge", &DeleteParams::default())
+        .await
+        .unwrap();
     world.obey_deletion(&pod, None).await;
     assert!(world.pod_now(&pod).await.is_some(), "held by the report's finalizer");
     world.start_operator().await;
-    until("the pod to go", async || world.pod_now(&pod).await.is_none().then_some(())).await;
+    until("the pod to go", async || {
+        world.pod_now(&pod).await.is_none().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,7 +125,11 @@ async fn a_session_of_the_same_name_waits_until_its_predecessors_objects_are_gon
     let old = world.pod("sonnet", 1).await;
     world.start(&old).await;
     world.phase("sonnet", Phase::Running).await;
-    world.sessions().delete("sonnet", &DeleteParams::default()).await.unwrap();
+    world
+        .sessions()
+        .delete("sonnet", &DeleteParams::default())
+        .await
+        .unwrap();
     let new = world.create("sonnet", json!({"prompt": "write another"})).await;
     world.obey_deletion(&old, None).await;
     let status = world.phase("sonnet", Phase::Creating).await;
@@ -118,7 +155,14 @@ async fn nothing_is_written_for_a_session_that_has_settled() {
     unchanged_by_another_look(&world, "one").await;
     world.end(&pod, 1, Some(&report(Outcome::Succeeded, 1))).await;
     world.phase("prose", Phase::Completed).await;
-    until("the finalizer to go", async || world.pod_now(&pod).await.is_none_or(|p| p.finalizers().is_empty()).then_some(())).await;
+    until("the finalizer to go", async || {
+        world
+            .pod_now(&pod)
+            .await
+            .is_none_or(|p| p.finalizers().is_empty())
+            .then_some(())
+    })
+    .await;
     unchanged_by_another_look(&world, "two").await;
 }
 
@@ -128,7 +172,12 @@ async fn unchanged_by_another_look(world: &World, value: &str) {
     for round in ["first", "second"] {
         let writes = operator_writes(&world.namespace).len();
         let looks = world.looks().await;
-        world.patch("prose", json!({"metadata": {"annotations": {"look": format!("{value} {round}")}}})).await;
+        world
+            .patch(
+                "prose",
+                json!({"metadata": {"annotations": {"look": format!("{value} {round}")}}}),
+            )
+            .await;
         until("another look", async || (world.looks().await > looks).then_some(())).await;
         if round == "second" {
             assert_eq!(operator_writes(&world.namespace).len(), writes);
@@ -139,9 +188,13 @@ async fn unchanged_by_another_look(world: &World, value: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_is_told_to_stop_gives_the_lease_back() {
     let mut world = World::new("lease").await;
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(world.client.clone(), &world.namespace);
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+        Api::namespaced(world.client.clone(), &world.namespace);
     let holder = async || leases.get_opt("agentic-operator").await.unwrap()?.spec?.holder_identity;
-    until("the lease to be held", async || holder().await.filter(|h| h == "operator-of-the-test")).await;
+    until("the lease to be held", async || {
+        holder().await.filter(|h| h == "operator-of-the-test")
+    })
+    .await;
     world.stop_operator().await;
     assert_eq!(holder().await.as_deref(), Some(""));
 }
@@ -158,11 +211,23 @@ async fn events_tell_of_each_transition() {
     let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(world.client.clone(), &world.namespace);
     let told = until("three Events", async || {
         let of_session = ListParams::default();
-        let mut told: Vec<_> = events.list(&of_session).await.unwrap().items.into_iter().filter(|e| {
-            e.regarding.as_ref().is_some_and(|r| r.kind.as_deref() == Some("AgenticSession"))
-        }).collect();
+        let mut told: Vec<_> = events
+            .list(&of_session)
+            .await
+            .unwrap()
+            .items
+            .into_iter()
+            .filter(|e| {
+                e.regarding
+                    .as_ref()
+                    .is_some_and(|r| r.kind.as_deref() == Some("AgenticSession"))
+            })
+            .collect();
         told.sort_by_key(|e| e.event_time.as_ref().map(|t| t.0));
-        let told: Vec<_> = told.into_iter().map(|e| (e.type_.unwrap(), e.reason.unwrap())).collect();
+        let told: Vec<_> = told
+            .into_iter()
+            .map(|e| (e.type_.unwrap(), e.reason.unwrap()))
+            .collect();
         (told.len() >= 3).then_some(told)
     })
     .await;
@@ -173,10 +238,19 @@ async fn events_tell_of_each_transition() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_is_ready_when_its_crd_is_there() {
     let world = World::new("ready").await;
-    let (code, _) = until("an answer", async || world.page("/readyz").await.filter(|(code, _)| *code == 200)).await;
+    let (code, _) = until("an answer", async || {
+        world.page("/readyz").await.filter(|(code, _)| *code == 200)
+    })
+    .await;
     assert_eq!(code, 200);
     assert_eq!(world.page("/healthz").await.unwrap().0, 200);
-    let (_, metrics) = until("leading", async || world.page("/metrics").await.filter(|(_, text)| text.contains("agentic_operator_leader 1"))).await;
+    let (_, metrics) = until("leading", async || {
+        world
+            .page("/metrics")
+            .await
+            .filter(|(_, text)| text.contains("agentic_operator_leader 1"))
+    })
+    .await;
     assert!(metrics.contains("# EOF"));
 }
 
@@ -185,9 +259,22 @@ async fn the_operator_is_ready_when_its_crd_is_there() {
 async fn what_is_not_ours_is_left_alone() {
     let world = World::new("not-ours").await;
     let maps: Api<ConfigMap> = Api::namespaced(world.client.clone(), &world.namespace);
-    maps.create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": "theirs"}})).unwrap()).await.unwrap();
+    maps.create(
+        &PostParams::default(),
+        &serde_json::from_value(json!({"metadata": {"name": "theirs"}})).unwrap(),
+    )
+    .await
+    .unwrap();
     world.create("aria", json!({"prompt": "write an aria"})).await;
     world.pod("aria", 1).await;
-    let touched: Vec<_> = operator_writes(&world.namespace).iter().map(|w| w["objectRef"]["resource"].as_str().unwrap().to_owned()).collect();
-    assert!(touched.iter().all(|r| ["agenticsessions", "jobs", "persistentvolumeclaims", "pods"].contains(&&**r)), "{touched:?}");
+    let touched: Vec<_> = operator_writes(&world.namespace)
+        .iter()
+        .map(|w| w["objectRef"]["resource"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(
+        touched
+            .iter()
+            .all(|r| ["agenticsessions", "jobs", "persistentvolumeclaims", "pods"].contains(&&**r)),
+        "{touched:?}"
+    );
 }

@@ -18,10 +18,17 @@ use crate::{
 async fn a_session_runs_to_its_end_and_its_status_says_what_came_of_it() {
     let world = World::new("runs-to-its-end").await;
     let created = world.create("poem", json!({"prompt": "write a haiku"})).await;
-    assert_eq!(created.status.unwrap().phase, Phase::Pending, "the answer to the create has a phase");
+    assert_eq!(
+        created.status.unwrap().phase,
+        Phase::Pending,
+        "the answer to the create has a phase"
+    );
 
     let creating = world.phase("poem", Phase::Creating).await;
-    assert_eq!((creating.attempt, creating.run, creating.job_name.as_deref()), (Some(1), Some(1), Some("poem-job")));
+    assert_eq!(
+        (creating.attempt, creating.run, creating.job_name.as_deref()),
+        (Some(1), Some(1), Some("poem-job"))
+    );
     let pod = world.pod("poem", 1).await;
     assert!(pod.finalizers().iter().any(|f| f == REPORT_FINALIZER));
     let seen = world.status_when("poem", |status| status.pod_uid.is_some()).await;
@@ -44,49 +51,85 @@ async fn a_session_runs_to_its_end_and_its_status_says_what_came_of_it() {
     assert_eq!(status.running_seconds, Some(5));
     assert!(status.completion_time.is_some());
     assert_eq!(status.observed_generation, Some(1));
-    let conditions: Vec<_> = status.conditions.iter().map(|c| (&*c.type_, &*c.status, &*c.reason)).collect();
-    assert!(conditions.contains(&("Finished", "True", "Completed")), "{conditions:?}");
-    assert!(conditions.contains(&("RunnerStarted", "True", "Running")), "{conditions:?}");
+    let conditions: Vec<_> = status
+        .conditions
+        .iter()
+        .map(|c| (&*c.type_, &*c.status, &*c.reason))
+        .collect();
+    assert!(
+        conditions.contains(&("Finished", "True", "Completed")),
+        "{conditions:?}"
+    );
+    assert!(
+        conditions.contains(&("RunnerStarted", "True", "Running")),
+        "{conditions:?}"
+    );
 
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), &world.namespace);
     let claim = claims.get("ambient-workspace-poem").await.unwrap();
     assert_eq!(claim.owner_references()[0].api_version, "vteam.ambient-code/v1alpha1");
 
     until("the report's finalizer to go", async || {
-        world.pod_now(&pod).await.is_none_or(|pod| pod.finalizers().is_empty()).then_some(())
+        world
+            .pod_now(&pod)
+            .await
+            .is_none_or(|pod| pod.finalizers().is_empty())
+            .then_some(())
     })
     .await;
     assert_eq!(jobs_created(&world.namespace), ["poem-job"]);
     let writes = operator_writes(&world.namespace);
-    let short: Vec<_> = writes.iter().map(|w| format!("{} {}/{}", w["verb"], w["objectRef"]["resource"], w["objectRef"]["subresource"])).collect();
+    let short: Vec<_> = writes
+        .iter()
+        .map(|w| {
+            format!(
+                "{} {}/{}",
+                w["verb"], w["objectRef"]["resource"], w["objectRef"]["subresource"]
+            )
+        })
+        .collect();
     assert!(writes.len() <= 8, "{short:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_whose_pod_was_deleted_is_tried_again_and_completes() {
     let world = World::new("pod-deleted").await;
-    world.create("ode", json!({"prompt": "write an ode", "timeout": 600})).await;
+    world
+        .create("ode", json!({"prompt": "write an ode", "timeout": 600}))
+        .await;
     let first = world.pod("ode", 1).await;
     world.start(&first).await;
     world.phase("ode", Phase::Running).await;
     world.delete_pod(&first, Some(&report(Outcome::Stopped, 1))).await;
 
     let waiting = world.status_when("ode", |s| s.next_attempt_time.is_some()).await;
-    assert_eq!((waiting.phase, waiting.reason.as_deref()), (Phase::Pending, Some("Retrying")));
+    assert_eq!(
+        (waiting.phase, waiting.reason.as_deref()),
+        (Phase::Pending, Some("Retrying"))
+    );
     assert!(waiting.message.unwrap().contains("PodDeleted"));
     assert_eq!(waiting.turns, Some(3), "what the attempt did is known");
-    until("the deleted pod to go", async || world.pod_now(&first).await.is_none().then_some(())).await;
+    until("the deleted pod to go", async || {
+        world.pod_now(&first).await.is_none().then_some(())
+    })
+    .await;
 
     let second = world.pod("ode", 2).await;
     let spec = environment(&second, "AGENTIC_SPEC_JSON");
-    assert_eq!(serde_json::from_str::<Value>(&spec).unwrap(), json!({"run": 1, "usedSeconds": 7}));
+    assert_eq!(
+        serde_json::from_str::<Value>(&spec).unwrap(),
+        json!({"run": 1, "usedSeconds": 7})
+    );
     assert_eq!(environment(&second, "ATTEMPT"), "2");
     world.start(&second).await;
     let running = world.phase("ode", Phase::Running).await;
     assert_eq!((running.attempt, running.pod_uid.clone()), (Some(2), second.uid()));
     world.end(&second, 4, Some(&report(Outcome::Succeeded, 2))).await;
     let done = world.phase("ode", Phase::Completed).await;
-    assert_eq!((done.attempt, done.running_seconds, done.run), (Some(2), Some(11), Some(1)));
+    assert_eq!(
+        (done.attempt, done.running_seconds, done.run),
+        (Some(2), Some(11), Some(1))
+    );
     assert_eq!(jobs_created(&world.namespace), ["ode-job", "ode-job-2"]);
 }
 
@@ -102,7 +145,10 @@ async fn a_suspended_session_stops_and_goes_on_in_another_attempt_with_the_secon
     assert_eq!(stopping.reason.as_deref(), Some("StoppedByUser"));
     world.obey_deletion(&first, Some(&report(Outcome::Stopped, 1))).await;
     let stopped = world.phase("saga", Phase::Stopped).await;
-    assert_eq!((stopped.reason.as_deref(), stopped.running_seconds), (Some("StoppedByUser"), Some(7)));
+    assert_eq!(
+        (stopped.reason.as_deref(), stopped.running_seconds),
+        (Some("StoppedByUser"), Some(7))
+    );
     assert_eq!(stopped.observed_generation, Some(2));
 
     world.patch("saga", json!({"spec": {"suspend": false}})).await;
@@ -115,15 +161,23 @@ async fn a_suspended_session_stops_and_goes_on_in_another_attempt_with_the_secon
     world.phase("saga", Phase::Running).await;
     world.end(&second, 3, Some(&report(Outcome::Succeeded, 2))).await;
     let done = world.phase("saga", Phase::Completed).await;
-    assert_eq!((done.run, done.attempt, done.running_seconds), (Some(2), Some(2), Some(10)));
+    assert_eq!(
+        (done.run, done.attempt, done.running_seconds),
+        (Some(2), Some(2), Some(10))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_suspended_at_its_creation_waits() {
     let world = World::new("suspended-at-creation").await;
-    world.create("limerick", json!({"prompt": "write a limerick", "suspend": true})).await;
+    world
+        .create("limerick", json!({"prompt": "write a limerick", "suspend": true}))
+        .await;
     let waiting = world.status_when("limerick", |s| s.reason.is_some()).await;
-    assert_eq!((waiting.phase, waiting.reason.as_deref()), (Phase::Pending, Some("Suspended")));
+    assert_eq!(
+        (waiting.phase, waiting.reason.as_deref()),
+        (Phase::Pending, Some("Suspended"))
+    );
     assert!(jobs_created(&world.namespace).is_empty());
     world.patch("limerick", json!({"spec": {"suspend": false}})).await;
     world.pod("limerick", 1).await;
@@ -138,7 +192,11 @@ async fn a_session_stopped_before_its_pod_started_stops() {
     let stopped = world.phase("epic", Phase::Stopped).await;
     assert_eq!(stopped.running_seconds, None);
     until("our finalizer to go", async || {
-        world.pod_now(&pod).await.is_none_or(|pod| !pod.finalizers().iter().any(|f| f == REPORT_FINALIZER)).then_some(())
+        world
+            .pod_now(&pod)
+            .await
+            .is_none_or(|pod| !pod.finalizers().iter().any(|f| f == REPORT_FINALIZER))
+            .then_some(())
     })
     .await;
 }
@@ -150,10 +208,16 @@ async fn missing_credentials_end_a_session_with_the_runners_message() {
     let pod = world.pod("elegy", 1).await;
     world.start(&pod).await;
     let said = "No credential: put one into Secret ambient-runner-secrets or ambient-non-vertex-integrations.";
-    let report = Report { message: said.into(), ..Report::new(Outcome::NoCredentials, 1) };
+    let report = Report {
+        message: said.into(),
+        ..Report::new(Outcome::NoCredentials, 1)
+    };
     world.end(&pod, 0, Some(&report)).await;
     let failed = world.phase("elegy", Phase::Failed).await;
-    assert_eq!((failed.reason.as_deref(), failed.message.as_deref()), (Some("NoCredentials"), Some(said)));
+    assert_eq!(
+        (failed.reason.as_deref(), failed.message.as_deref()),
+        (Some("NoCredentials"), Some(said))
+    );
     assert_eq!(jobs_created(&world.namespace), ["elegy-job"]);
 }
 
@@ -167,7 +231,10 @@ async fn a_crashed_runner_is_tried_three_times_and_then_the_session_fails() {
         world.end(&pod, 1, None).await;
     }
     let failed = world.phase("farce", Phase::Failed).await;
-    assert_eq!((failed.reason.as_deref(), failed.attempt), (Some("RunnerCrashed"), Some(3)));
+    assert_eq!(
+        (failed.reason.as_deref(), failed.attempt),
+        (Some("RunnerCrashed"), Some(3))
+    );
     assert!(failed.message.unwrap().contains("No attempt is left after 3"));
 }
 
@@ -178,7 +245,9 @@ async fn what_hinders_a_pod_is_said_at_once() {
     let pod = world.pod("riddle", 1).await;
     let unschedulable = json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}]});
     world.set_pod_status(&pod, unschedulable).await;
-    let seen = world.status_when("riddle", |s| s.reason.as_deref() == Some("Unschedulable")).await;
+    let seen = world
+        .status_when("riddle", |s| s.reason.as_deref() == Some("Unschedulable"))
+        .await;
     assert_eq!(seen.phase, Phase::Creating);
     assert!(seen.message.unwrap().contains("0/3 nodes are available"));
 
@@ -186,10 +255,18 @@ async fn what_hinders_a_pod_is_said_at_once() {
     let pulling = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}});
     let agent = json!({"name": "agent", "image": "registry.test/runner:7", "imageID": "", "ready": false, "restartCount": 0, "state": pulling});
     world
-        .set_pod_status(&pod, json!({"conditions": [{"type": "PodScheduled", "status": "True"}], "initContainerStatuses": [agent]}))
+        .set_pod_status(
+            &pod,
+            json!({"conditions": [{"type": "PodScheduled", "status": "True"}], "initContainerStatuses": [agent]}),
+        )
         .await;
-    let seen = world.status_when("riddle", |s| s.reason.as_deref() == Some("ImagePullFailed")).await;
-    assert!(seen.message.as_ref().unwrap().contains("registry.test/runner:7"), "{seen:?}");
+    let seen = world
+        .status_when("riddle", |s| s.reason.as_deref() == Some("ImagePullFailed"))
+        .await;
+    assert!(
+        seen.message.as_ref().unwrap().contains("registry.test/runner:7"),
+        "{seen:?}"
+    );
 
     world.start(&pod).await;
     let running = world.phase("riddle", Phase::Running).await;
@@ -201,12 +278,20 @@ async fn a_pod_that_the_api_server_refuses_is_explained() {
     let world = World::without_operator("refused").await;
     let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-pods"}, "spec": {"hard": {"pods": "0"}}});
     let quotas: Api<ResourceQuota> = Api::namespaced(world.client.clone(), &world.namespace);
-    quotas.create(&PostParams::default(), &serde_json::from_value(quota).unwrap()).await.unwrap();
-    until("the quota to hold", async || quotas.get("no-pods").await.unwrap().status?.hard.map(|_| ())).await;
+    quotas
+        .create(&PostParams::default(), &serde_json::from_value(quota).unwrap())
+        .await
+        .unwrap();
+    until("the quota to hold", async || {
+        quotas.get("no-pods").await.unwrap().status?.hard.map(|_| ())
+    })
+    .await;
     let mut world = world;
     world.start_operator().await;
     world.create("fable", json!({"prompt": "write a fable"})).await;
-    let seen = world.status_when("fable", |s| s.reason.as_deref() == Some("QuotaExceeded")).await;
+    let seen = world
+        .status_when("fable", |s| s.reason.as_deref() == Some("QuotaExceeded"))
+        .await;
     assert_eq!(seen.phase, Phase::Creating);
     assert!(seen.message.unwrap().contains("no-pods"));
 }
@@ -218,7 +303,11 @@ async fn a_job_that_is_deleted_leaves_the_outcome_unknown_or_what_its_pod_report
     let pod = world.pod("hymn", 1).await;
     world.start(&pod).await;
     world.phase("hymn", Phase::Running).await;
-    world.jobs().delete("hymn-job", &DeleteParams::background()).await.unwrap();
+    world
+        .jobs()
+        .delete("hymn-job", &DeleteParams::background())
+        .await
+        .unwrap();
     world.obey_deletion(&pod, Some(&report(Outcome::Stopped, 1))).await;
     let waiting = world.status_when("hymn", |s| s.next_attempt_time.is_some()).await;
     assert!(waiting.message.unwrap().contains("PodDeleted"));
@@ -231,20 +320,32 @@ async fn a_start_request_begins_the_next_run_of_an_ended_session_and_of_no_other
     let world = World::new("start-request").await;
     world.create("verse", json!({"prompt": "write a verse"})).await;
     let first = world.pod("verse", 1).await;
-    world.patch("verse", json!({"metadata": {"annotations": {"ambient-code.io/start-requested-at": "too early"}}})).await;
+    world
+        .patch(
+            "verse",
+            json!({"metadata": {"annotations": {"ambient-code.io/start-requested-at": "too early"}}}),
+        )
+        .await;
     let noted = world.status_when("verse", |s| s.handled_start_request.is_some()).await;
     assert_eq!(noted.run, Some(1));
     world.start(&first).await;
     world.end(&first, 9, Some(&report(Outcome::Succeeded, 1))).await;
     world.phase("verse", Phase::Completed).await;
 
-    world.patch("verse", json!({"metadata": {"annotations": {"ambient-code.io/start-requested-at": "now"}}})).await;
+    world
+        .patch(
+            "verse",
+            json!({"metadata": {"annotations": {"ambient-code.io/start-requested-at": "now"}}}),
+        )
+        .await;
     let second = world.pod("verse", 2).await;
     let spec: Value = serde_json::from_str(&environment(&second, "AGENTIC_SPEC_JSON")).unwrap();
     assert_eq!(spec, json!({"run": 2, "usedSeconds": 0}));
     world.start(&second).await;
     world.end(&second, 2, Some(&report(Outcome::Succeeded, 2))).await;
-    let done = world.status_when("verse", |s| s.phase == Phase::Completed && s.run == Some(2)).await;
+    let done = world
+        .status_when("verse", |s| s.phase == Phase::Completed && s.run == Some(2))
+        .await;
     assert_eq!(done.handled_start_request.as_deref(), Some("now"));
     assert_eq!(done.running_seconds, Some(2));
 }
@@ -255,15 +356,28 @@ async fn objects_of_a_needed_name_that_are_somebody_elses_are_named_and_left_alo
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), &world.namespace);
     let foreign = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "ambient-workspace-psalm"},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
-    claims.create(&PostParams::default(), &serde_json::from_value(foreign).unwrap()).await.unwrap();
+    claims
+        .create(&PostParams::default(), &serde_json::from_value(foreign).unwrap())
+        .await
+        .unwrap();
     world.create("psalm", json!({"prompt": "write a psalm"})).await;
     let waiting = world.status_when("psalm", |s| s.reason.is_some()).await;
-    assert_eq!((waiting.phase, waiting.reason.as_deref()), (Phase::Pending, Some("NameConflict")));
+    assert_eq!(
+        (waiting.phase, waiting.reason.as_deref()),
+        (Phase::Pending, Some("NameConflict"))
+    );
     assert!(jobs_created(&world.namespace).is_empty());
 }
 
 /// A variable of the runner, as its process sees it.
 fn environment(pod: &Pod, name: &str) -> String {
     let variables = pod.spec.as_ref().unwrap().containers[0].env.as_ref().unwrap();
-    variables.iter().find(|v| v.name == name).unwrap().value.clone().unwrap().replace("$$", "$")
+    variables
+        .iter()
+        .find(|v| v.name == name)
+        .unwrap()
+        .value
+        .clone()
+        .unwrap()
+        .replace("$$", "$")
 }

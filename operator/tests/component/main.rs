@@ -1,9 +1,17 @@
 //! The operator on a real control plane (etcd, API server, controller manager). Pods are moved through their phases by the
 //! tests; each test has a namespace and an operator of its own, which works under the rules that are installed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "the lints' exception for tests does not see helpers"
+)]
+
+mod crash;
 mod end;
 mod life;
 mod plane;
-mod uninstall;
 mod rules;
+mod uninstall;
 mod world;

@@ -6,7 +6,10 @@ use std::{
     sync::OnceLock,
 };
 
-use kube::{Client, Config, config::{KubeConfigOptions, Kubeconfig}};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use serde_json::Value;
 use xtask::cluster::ControlPlane;
 
@@ -40,9 +43,15 @@ pub fn plane() -> &'static ControlPlane {
 /// Gives the operator of a namespace what the installed one has, there.
 pub fn grant(namespace: &str) {
     for role in documents("Role") {
-        apply(plane(), &role.replace("namespace: agentic-system", &format!("namespace: {namespace}")));
+        apply(
+            plane(),
+            &role.replace("namespace: agentic-system", &format!("namespace: {namespace}")),
+        );
     }
-    for (name, kind, role) in [("sessions", "ClusterRole", "agentic-operator"), ("leader", "Role", "agentic-operator-leader")] {
+    for (name, kind, role) in [
+        ("sessions", "ClusterRole", "agentic-operator"),
+        ("leader", "Role", "agentic-operator-leader"),
+    ] {
         apply(
             plane(),
             &format!(
@@ -56,12 +65,18 @@ pub fn grant(namespace: &str) {
 
 fn documents(kind: &str) -> impl Iterator<Item = &'static str> {
     let line = format!("\nkind: {kind}\n");
-    INSTALLED.split("\n---").filter(move |document| document.contains(&line))
+    INSTALLED
+        .split("\n---")
+        .filter(move |document| document.contains(&line))
 }
 
 fn config() -> impl Future<Output = Config> {
     let kubeconfig = Kubeconfig::read_from(plane().kubeconfig()).unwrap();
-    async { Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap() }
+    async {
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .unwrap()
+    }
 }
 
 /// The test's own client: an administrator.
@@ -92,11 +107,20 @@ fn kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) {
 
 fn run(plane: &ControlPlane, arguments: &[&str], input: &str) -> Result<(), String> {
     let mut kubectl: Command = plane.kubectl().unwrap();
-    let mut child =
-        kubectl.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = kubectl
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
 }
 
 /// Writes in a namespace that were answered with success, oldest first.

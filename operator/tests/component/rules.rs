@@ -3,10 +3,7 @@
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::{
-    plane::try_apply,
-    world::World,
-};
+use crate::{plane::try_apply, world::World};
 
 fn manifest(namespace: &str, name: &str, spec: &Value) -> String {
     json!({
@@ -55,9 +52,16 @@ async fn a_bad_session_is_refused(#[case] spec: Value, #[case] says: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_too_long_is_refused() {
     let spec = json!({"prompt": "p"});
-    let refused = applied(manifest(namespace().await, &"n".repeat(53), &spec)).await.unwrap_err();
-    assert!(refused.contains("at most 52 characters") && refused.contains("choose a shorter name"), "{refused}");
-    applied(manifest(namespace().await, &"n".repeat(52), &spec)).await.unwrap();
+    let refused = applied(manifest(namespace().await, &"n".repeat(53), &spec))
+        .await
+        .unwrap_err();
+    assert!(
+        refused.contains("at most 52 characters") && refused.contains("choose a shorter name"),
+        "{refused}"
+    );
+    applied(manifest(namespace().await, &"n".repeat(52), &spec))
+        .await
+        .unwrap();
 }
 
 #[rstest]
@@ -83,15 +87,25 @@ async fn what_was_asked_for_cannot_be_changed_added_or_taken_away(#[case] field:
     for spec in [changed, without] {
         let refused = applied(manifest(namespace().await, &name, &spec)).await.unwrap_err();
         let expected = format!("spec.{field} cannot be changed: create another session");
-        assert!(refused.contains(&expected) || (field == "prompt" && refused.contains("exactly one of")), "{refused}");
+        assert!(
+            refused.contains(&expected) || (field == "prompt" && refused.contains("exactly one of")),
+            "{refused}"
+        );
     }
 
     if field != "prompt" {
         let mut spec = json!({"prompt": "p"});
-        applied(manifest(namespace().await, &format!("{name}-added"), &spec)).await.unwrap();
+        applied(manifest(namespace().await, &format!("{name}-added"), &spec))
+            .await
+            .unwrap();
         spec[field] = full[field].clone();
-        let refused = applied(manifest(namespace().await, &format!("{name}-added"), &spec)).await.unwrap_err();
-        assert!(refused.contains(&format!("spec.{field} cannot be changed")), "{refused}");
+        let refused = applied(manifest(namespace().await, &format!("{name}-added"), &spec))
+            .await
+            .unwrap_err();
+        assert!(
+            refused.contains(&format!("spec.{field} cannot be changed")),
+            "{refused}"
+        );
     }
 }
 

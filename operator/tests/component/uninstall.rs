@@ -12,7 +12,10 @@ use crate::{
 };
 
 const NAMESPACE: &str = "uninstall";
-const HOOK: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/uninstall/uninstall.yaml"));
+const HOOK: &str = include_str!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../manifests/uninstall/uninstall.yaml"
+));
 const OPERATOR: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base/operator.yaml"));
 
 /// Applies the documents of these kinds to the test's namespace.
@@ -73,20 +76,43 @@ async fn uninstalling_stops_what_runs_and_leaves_no_pod_that_waits_for_an_operat
 
     let (client, args) = hook().await;
     let stopped = report(Outcome::Stopped, 1);
-    let (uninstalled, ()) = tokio::join!(uninstall::run(client, args), world.obey_deletion(&running, Some(&stopped)));
+    let (uninstalled, ()) = tokio::join!(
+        uninstall::run(client, args),
+        world.obey_deletion(&running, Some(&stopped))
+    );
     uninstalled.unwrap();
 
     let deployments: Api<Deployment> = Api::namespaced(world.client.clone(), NAMESPACE);
     let operator = deployments.get("agentic-operator").await.unwrap();
     assert_eq!(operator.spec.replicas, Some(0));
     for pod in [&running, &waiting] {
-        until("the pod to be gone", async || world.pod_now(pod).await.is_none().then_some(())).await;
+        until("the pod to be gone", async || {
+            world.pod_now(pod).await.is_none().then_some(())
+        })
+        .await;
     }
     let left = world.pods().list(&ListParams::default()).await.unwrap().items;
-    assert!(left.iter().all(|pod: &Pod| !pod.finalizers().contains(&REPORT_FINALIZER.to_owned())), "{left:#?}");
-    let jobs: Vec<_> = world.jobs().list(&ListParams::default()).await.unwrap().iter().map(Job::name_any).collect();
-    assert!(!jobs.contains(&"running-job".to_owned()) && !jobs.contains(&"waiting-job".to_owned()), "{jobs:?}");
-    assert!(world.sessions().get_opt("running").await.unwrap().is_some(), "sessions stay");
+    assert!(
+        left.iter()
+            .all(|pod: &Pod| !pod.finalizers().contains(&REPORT_FINALIZER.to_owned())),
+        "{left:#?}"
+    );
+    let jobs: Vec<_> = world
+        .jobs()
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .iter()
+        .map(Job::name_any)
+        .collect();
+    assert!(
+        !jobs.contains(&"running-job".to_owned()) && !jobs.contains(&"waiting-job".to_owned()),
+        "{jobs:?}"
+    );
+    assert!(
+        world.sessions().get_opt("running").await.unwrap().is_some(),
+        "sessions stay"
+    );
 
     // Installed again, the operator goes on with them. Its old port may be somebody's by now.
     world.metrics.set_port(0);

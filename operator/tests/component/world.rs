@@ -3,7 +3,10 @@
 use std::{fmt::Debug, net::TcpListener, time::Duration};
 
 use crds::{AgenticSession, AgenticSessionStatus, Phase};
-use k8s_openapi::api::{batch::v1::Job, core::v1::{Namespace, Pod}};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Namespace, Pod},
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -17,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::plane::{NODE, admin, grant, operator_config};
 
 /// Generous: all tests share a control plane and a few cores.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A namespace.
@@ -47,14 +50,25 @@ impl World {
             },
             ..Namespace::default()
         };
-        Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+        Api::all(client.clone())
+            .create(&PostParams::default(), &namespace)
+            .await
+            .unwrap();
         let granted = name.to_owned();
         tokio::task::spawn_blocking(move || grant(&granted)).await.unwrap();
         // Pods need their namespace's account, which a controller makes.
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(client.clone(), name);
-        until("the default account", async || accounts.get_opt("default").await.unwrap()).await;
+        until("the default account", async || {
+            accounts.get_opt("default").await.unwrap()
+        })
+        .await;
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Self { client, namespace: name.to_owned(), metrics: port, operator: None }
+        Self {
+            client,
+            namespace: name.to_owned(),
+            metrics: port,
+            operator: None,
+        }
     }
 
     /// What the operator of this namespace is told.
@@ -85,7 +99,8 @@ impl World {
     pub fn start_operator_with(&mut self, client: Client) {
         let stop = CancellationToken::new();
         let (settings, token) = (self.settings(), stop.clone());
-        let task = tokio::spawn(async move { operator::run(client, settings, token).await.expect("the operator runs") });
+        let task =
+            tokio::spawn(async move { operator::run(client, settings, token).await.expect("the operator runs") });
         self.operator = Some((task, stop));
     }
 
@@ -116,7 +131,10 @@ impl World {
     }
 
     pub async fn create(&self, name: &str, spec: Value) -> AgenticSession {
-        self.sessions().create(&PostParams::default(), &session(name, spec)).await.unwrap()
+        self.sessions()
+            .create(&PostParams::default(), &session(name, spec))
+            .await
+            .unwrap()
     }
 
     pub async fn status(&self, name: &str) -> AgenticSessionStatus {
@@ -124,7 +142,10 @@ impl World {
     }
 
     pub async fn patch(&self, name: &str, patch: Value) {
-        self.sessions().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        self.sessions()
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
     }
 
     /// Waits for a status.
@@ -148,12 +169,20 @@ impl World {
 
     /// Waits for the pod of an attempt.
     pub async fn pod(&self, session: &str, attempt: u32) -> Pod {
-        let of_attempt = ListParams::default().labels(&format!("{}={session},{}={attempt}", label::SESSION, label::ATTEMPT));
-        until("a pod", async || self.pods().list(&of_attempt).await.unwrap().items.into_iter().next()).await
+        let of_attempt =
+            ListParams::default().labels(&format!("{}={session},{}={attempt}", label::SESSION, label::ATTEMPT));
+        until("a pod", async || {
+            self.pods().list(&of_attempt).await.unwrap().items.into_iter().next()
+        })
+        .await
     }
 
     pub async fn pod_now(&self, pod: &Pod) -> Option<Pod> {
-        self.pods().get_opt(&pod.name_any()).await.unwrap().filter(|now| now.uid() == pod.uid())
+        self.pods()
+            .get_opt(&pod.name_any())
+            .await
+            .unwrap()
+            .filter(|now| now.uid() == pod.uid())
     }
 
     // --- in the place of scheduler and kubelet ---------------------------------------------------------------------
@@ -179,17 +208,25 @@ impl World {
             return;
         }
         let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod.name_any()}, "target": {"kind": "Node", "name": NODE}});
-        let request = http::Request::post(format!("/api/v1/namespaces/{}/pods/{}/binding", self.namespace, pod.name_any()))
-            .header("content-type", "application/json")
-            .body(serde_json::to_vec(&binding).unwrap())
-            .unwrap();
+        let request = http::Request::post(format!(
+            "/api/v1/namespaces/{}/pods/{}/binding",
+            self.namespace,
+            pod.name_any()
+        ))
+        .header("content-type", "application/json")
+        .body(serde_json::to_vec(&binding).unwrap())
+        .unwrap();
         self.client.request_text(request).await.unwrap();
     }
 
     /// The runner ran for `seconds` and left `report`; then the whole pod is over.
     pub async fn end(&self, pod: &Pod, seconds: i64, report: Option<&Report>) {
         self.end_runner(pod, seconds, report).await;
-        let phase = if report.is_some_and(|r| r.outcome.exit_code() == 0) { "Succeeded" } else { "Failed" };
+        let phase = if report.is_some_and(|r| r.outcome.exit_code() == 0) {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
         self.set_pod_status(pod, json!({"phase": phase})).await;
     }
 
@@ -203,26 +240,39 @@ impl World {
             "finishedAt": second(until),
             "message": report.map(|r| String::from_utf8(r.to_bytes()).unwrap()),
         });
-        self.set_pod_status(pod, json!({"containerStatuses": [container("runner", json!({"terminated": terminated}))]})).await;
+        self.set_pod_status(
+            pod,
+            json!({"containerStatuses": [container("runner", json!({"terminated": terminated}))]}),
+        )
+        .await;
     }
 
     pub async fn set_pod_status(&self, pod: &Pod, status: Value) {
         self.pods()
-            .patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(json!({"status": status})))
+            .patch_status(
+                &pod.name_any(),
+                &PatchParams::default(),
+                &Patch::Merge(json!({"status": status})),
+            )
             .await
             .unwrap();
     }
 
     /// Somebody deletes a pod; the kubelet then ends it, and takes it away when its finalizers are gone.
     pub async fn delete_pod(&self, pod: &Pod, report: Option<&Report>) {
-        self.pods().delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
+        self.pods()
+            .delete(&pod.name_any(), &DeleteParams::default())
+            .await
+            .unwrap();
         self.obey_deletion(pod, report).await;
     }
 
     /// The kubelet's part in a deletion that somebody asked for.
     pub async fn obey_deletion(&self, pod: &Pod, report: Option<&Report>) {
         until("the pod's deletion", async || {
-            self.pod_now(pod).await.filter(|pod| pod.metadata.deletion_timestamp.is_some())
+            self.pod_now(pod)
+                .await
+                .filter(|pod| pod.metadata.deletion_timestamp.is_some())
         })
         .await;
         self.end(pod, 7, report).await;
@@ -234,7 +284,10 @@ impl World {
     pub async fn page(&self, path: &str) -> Option<(u16, String)> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut connection = tokio::net::TcpStream::connect(self.metrics).await.ok()?;
-        connection.write_all(format!("GET {path} HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n").as_bytes()).await.ok()?;
+        connection
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n").as_bytes())
+            .await
+            .ok()?;
         let mut answer = String::new();
         connection.read_to_string(&mut answer).await.ok()?;
         Some((answer.split(' ').nth(1)?.parse().ok()?, answer))
@@ -243,7 +296,9 @@ impl World {
     /// How often the operator has looked at a session with success.
     pub async fn looks(&self) -> u64 {
         let page = self.page("/metrics").await.map(|(_, text)| text).unwrap_or_default();
-        let line = page.lines().find(|line| line.starts_with(r#"agentic_operator_reconciles_total{result="ok"}"#));
+        let line = page
+            .lines()
+            .find(|line| line.starts_with(r#"agentic_operator_reconciles_total{result="ok"}"#));
         line.and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
     }
 }
@@ -252,7 +307,12 @@ impl World {
 pub fn report(outcome: Outcome, attempt: u32) -> Report {
     Report {
         turns: 3,
-        usage: protocol::Usage { input_tokens: 11, output_tokens: 22, cache_read_input_tokens: 33, cache_creation_input_tokens: 44 },
+        usage: protocol::Usage {
+            input_tokens: 11,
+            output_tokens: 22,
+            cache_read_input_tokens: 33,
+            cache_creation_input_tokens: 44,
+        },
         cost_usd: Some(protocol::NanoUsd(12_345_000)),
         last_seq: 17,
         acked_seq: 16,
@@ -263,11 +323,13 @@ pub fn report(outcome: Outcome, attempt: u32) -> Report {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better with json! in place")]
 pub fn session(name: &str, spec: Value) -> AgenticSession {
     let object = json!({"apiVersion": "vteam.ambient-code/v1alpha1", "kind": "AgenticSession", "metadata": {"name": name}, "spec": spec});
     serde_json::from_value(object).unwrap()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better with json! in place")]
 fn container(name: &str, state: Value) -> Value {
     json!({"name": name, "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": state})
 }

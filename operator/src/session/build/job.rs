@@ -31,9 +31,15 @@ pub fn job_name(session: &str, attempt: u32) -> String {
 
 /// The Job of an attempt: one pod, never a second.
 pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
-    let resolved = Resolved { timeout: request.timeout, used_seconds: attempt.used_seconds };
+    let resolved = Resolved {
+        timeout: request.timeout,
+        used_seconds: attempt.used_seconds,
+    };
     let mut metadata = meta(request, job_name(&request.name, attempt.number), "attempt");
-    metadata.labels.get_or_insert_default().insert(label::ATTEMPT.to_owned(), attempt.number.to_string());
+    metadata
+        .labels
+        .get_or_insert_default()
+        .insert(label::ATTEMPT.to_owned(), attempt.number.to_string());
     metadata.annotations = Some([(annotation::RESOLVED.to_owned(), json(&resolved))].into());
     let remaining = i64::try_from(request.timeout.saturating_sub(attempt.used_seconds)).unwrap_or(i64::MAX);
     Job {
@@ -42,7 +48,12 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
             backoff_limit: Some(0),
             // No second pod beside one that is still being deleted.
             pod_replacement_policy: Some("Failed".to_owned()),
-            active_deadline_seconds: Some(START_TIMEOUT.as_secs().saturating_add(remaining).saturating_add(DEADLINE_SLACK)),
+            active_deadline_seconds: Some(
+                START_TIMEOUT
+                    .as_secs()
+                    .saturating_add(remaining)
+                    .saturating_add(DEADLINE_SLACK),
+            ),
             template: template(request, attempt, settings),
             ..JobSpec::default()
         }),
@@ -53,7 +64,9 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
 fn template(request: &Request, attempt: Attempt, settings: &PodSettings) -> PodTemplateSpec {
     let mut labels = labels(request, "attempt");
     labels.insert(label::ATTEMPT.to_owned(), attempt.number.to_string());
-    let limits = LiveLimits { timeout: Some(request.timeout) };
+    let limits = LiveLimits {
+        timeout: Some(request.timeout),
+    };
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
@@ -84,7 +97,11 @@ mod tests {
         settings::RunAs,
     };
 
-    const SECOND: Attempt = Attempt { number: 2, run: 7, used_seconds: 40 };
+    const SECOND: Attempt = Attempt {
+        number: 2,
+        run: 7,
+        used_seconds: 40,
+    };
 
     fn settings() -> PodSettings {
         PodSettings {
@@ -120,14 +137,28 @@ mod tests {
     #[test]
     fn without_a_gateway_there_is_neither_address_nor_token() {
         let with = job(&request(), SECOND, &settings());
-        let without = job(&request(), SECOND, &PodSettings { gateway_url: None, ..settings() });
+        let without = job(
+            &request(),
+            SECOND,
+            &PodSettings {
+                gateway_url: None,
+                ..settings()
+            },
+        );
         assert!(json(&with).contains("WEBSOCKET_URL") && json(&with).contains("serviceAccountToken\":{"));
         assert!(!json(&without).contains("WEBSOCKET_URL") && !json(&without).contains("serviceAccountToken\":{"));
     }
 
     #[test]
     fn where_the_cluster_assigns_users_none_is_named() {
-        let job = json(&job(&request(), SECOND, &PodSettings { run_as_user: RunAs::ClusterDecides, ..settings() }));
+        let job = json(&job(
+            &request(),
+            SECOND,
+            &PodSettings {
+                run_as_user: RunAs::ClusterDecides,
+                ..settings()
+            },
+        ));
         assert!(!job.contains("10001") && !job.contains("fsGroup") && job.contains("runAsNonRoot"));
     }
 
@@ -149,7 +180,7 @@ mod tests {
                 out.push('$');
                 rest = after;
             } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) {
-                out.push_str(&format!("<value of {name}>"));
+                out = out + "<value of " + name + ">";
                 rest = after;
             } else {
                 out.push('$');

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, ConfigMapEnvSource, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource,
-        EnvFromSource, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, PodSecurityContext,
-        PodSpec, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretEnvSource, SecurityContext,
-        ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+        Capabilities, ConfigMapEnvSource, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
+        EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource, ObjectFieldSelector,
+        PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, ProjectedVolumeSource, ResourceRequirements,
+        SeccompProfile, SecretEnvSource, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
+        VolumeProjection,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
 use protocol::{
     names::{
-        GATEWAY_AUDIENCE, GRACE_PERIOD_SECONDS, LANGFUSE_CONFIG, LANGFUSE_KEYS, RUNNER_SECRETS, annotation, container, env,
-        path,
+        GATEWAY_AUDIENCE, GRACE_PERIOD_SECONDS, LANGFUSE_CONFIG, LANGFUSE_KEYS, RUNNER_SECRETS, annotation, container,
+        env, path,
     },
     spec::AgenticSpec,
 };
@@ -56,7 +57,11 @@ pub(super) fn spec(request: &Request, attempt: Attempt, settings: &PodSettings) 
 
 /// A native sidecar (`restartPolicy: Always`): killed for memory, it is started again in place while the runner goes on.
 fn agent(request: &Request, settings: &PodSettings) -> Container {
-    let environment: Vec<EnvVar> = request.environment.iter().map(|(name, value)| variable(name, value)).collect();
+    let environment: Vec<EnvVar> = request
+        .environment
+        .iter()
+        .map(|(name, value)| variable(name, value))
+        .collect();
     Container {
         name: container::AGENT.to_owned(),
         image: Some(settings.runner_image.clone()),
@@ -87,7 +92,7 @@ fn runner(request: &Request, attempt: Attempt, settings: &PodSettings) -> Contai
         mount(PRIVATE, path::PRIVATE),
         read_only(LIMITS, parent(path::LIMITS)),
     ];
-    if settings.gateway_url.is_some() {
+    if settings.gateway().is_some() {
         mounts.push(read_only(TOKEN, parent(path::GATEWAY_TOKEN)));
     }
     Container {
@@ -111,7 +116,11 @@ fn runner(request: &Request, attempt: Attempt, settings: &PodSettings) -> Contai
 }
 
 fn environment(request: &Request, attempt: Attempt, settings: &PodSettings) -> Vec<EnvVar> {
-    let spec = AgenticSpec { run: attempt.run, used_seconds: attempt.used_seconds, user: request.user.clone() };
+    let spec = AgenticSpec {
+        run: attempt.run,
+        used_seconds: attempt.used_seconds,
+        user: request.user.clone(),
+    };
     let mut variables = vec![
         variable(env::PROMPT, &request.prompt),
         variable(env::SESSION_ID, &request.name),
@@ -124,12 +133,15 @@ fn environment(request: &Request, attempt: Attempt, settings: &PodSettings) -> V
         variable(env::AGENTIC_SPEC_JSON, &json(&spec)),
         EnvVar {
             name: env::POD_UID.to_owned(),
-            value_from: Some(EnvVarSource { field_ref: Some(field("metadata.uid")), ..EnvVarSource::default() }),
+            value_from: Some(EnvVarSource {
+                field_ref: Some(field("metadata.uid")),
+                ..EnvVarSource::default()
+            }),
             ..EnvVar::default()
         },
     ];
     variables.extend(request.model.as_ref().map(|model| variable(env::LLM_MODEL, model)));
-    if let Some(base) = &settings.gateway_url {
+    if let Some(base) = settings.gateway() {
         let base = base.trim_end_matches('/');
         let url = format!("{base}/api/projects/{}/sessions/{}/ws", request.namespace, request.name);
         variables.push(variable(env::WEBSOCKET_URL, &url));
@@ -140,17 +152,27 @@ fn environment(request: &Request, attempt: Attempt, settings: &PodSettings) -> V
 
 /// The kubelet reads `$(NAME)` in values and halves `$$`: doubled, every `$` arrives as it was written.
 fn variable(name: &str, value: &str) -> EnvVar {
-    EnvVar { name: name.to_owned(), value: Some(value.replace('$', "$$")), ..EnvVar::default() }
+    EnvVar {
+        name: name.to_owned(),
+        value: Some(value.replace('$', "$$")),
+        ..EnvVar::default()
+    }
 }
 
 /// All optional: which of them a session needs, the runner says itself when one is missing.
 fn credentials() -> Vec<EnvFromSource> {
     let secret = |name: &str| EnvFromSource {
-        secret_ref: Some(SecretEnvSource { name: name.to_owned(), optional: Some(true) }),
+        secret_ref: Some(SecretEnvSource {
+            name: name.to_owned(),
+            optional: Some(true),
+        }),
         ..EnvFromSource::default()
     };
     let config = EnvFromSource {
-        config_map_ref: Some(ConfigMapEnvSource { name: LANGFUSE_CONFIG.to_owned(), optional: Some(true) }),
+        config_map_ref: Some(ConfigMapEnvSource {
+            name: LANGFUSE_CONFIG.to_owned(),
+            optional: Some(true),
+        }),
         ..EnvFromSource::default()
     };
     // Of two that set a name, the later counts: the admin's own Secret has the last word.
@@ -196,7 +218,7 @@ fn volumes(request: &Request, settings: &PodSettings) -> Vec<Volume> {
         }),
         ..Volume::default()
     });
-    volumes.extend(settings.gateway_url.as_ref().map(|_| token()));
+    volumes.extend(settings.gateway().map(|_| token()));
     volumes
 }
 
@@ -232,7 +254,10 @@ fn pod_security(run_as: RunAs) -> PodSecurityContext {
         fs_group: id,
         // Else every start walks the whole workspace.
         fs_group_change_policy: id.map(|_| "OnRootMismatch".to_owned()),
-        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            ..SeccompProfile::default()
+        }),
         ..PodSecurityContext::default()
     }
 }
@@ -241,30 +266,49 @@ fn pod_security(run_as: RunAs) -> PodSecurityContext {
 fn restricted() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
-        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            ..Capabilities::default()
+        }),
         read_only_root_filesystem: Some(true),
         ..SecurityContext::default()
     }
 }
 
 fn amounts<const N: usize>(amounts: [(&str, &str); N]) -> BTreeMap<String, Quantity> {
-    amounts.into_iter().map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned()))).collect()
+    amounts
+        .into_iter()
+        .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
+        .collect()
 }
 
 fn mount(volume: &str, at: &str) -> VolumeMount {
-    VolumeMount { name: volume.to_owned(), mount_path: at.to_owned(), ..VolumeMount::default() }
+    VolumeMount {
+        name: volume.to_owned(),
+        mount_path: at.to_owned(),
+        ..VolumeMount::default()
+    }
 }
 
 fn read_only(volume: &str, at: &str) -> VolumeMount {
-    VolumeMount { read_only: Some(true), ..mount(volume, at) }
+    VolumeMount {
+        read_only: Some(true),
+        ..mount(volume, at)
+    }
 }
 
 fn folder_of_claim(at: &str, folder: String) -> VolumeMount {
-    VolumeMount { sub_path: Some(folder), ..mount(CLAIM, at) }
+    VolumeMount {
+        sub_path: Some(folder),
+        ..mount(CLAIM, at)
+    }
 }
 
 fn field(path: &str) -> ObjectFieldSelector {
-    ObjectFieldSelector { field_path: path.to_owned(), ..ObjectFieldSelector::default() }
+    ObjectFieldSelector {
+        field_path: path.to_owned(),
+        ..ObjectFieldSelector::default()
+    }
 }
 
 fn parent(file: &str) -> &str {
