@@ -114,31 +114,38 @@ impl Finder {
         }
     }
 
+    /// The next secret at or behind `at`: where it begins, where it ends, what takes its place.
+    fn next(&self, bytes: &[u8], mut at: usize) -> Option<(usize, usize, &str)> {
+        let automaton = self.automaton.as_ref()?;
+        while let Some(found) = automaton.find(Input::new(bytes).range(at..)) {
+            match &self.targets[found.pattern().as_usize()] {
+                Target::Held { label } => return Some((found.start(), found.end(), label)),
+                Target::Known(known) => {
+                    if let Some(end) = known.end(bytes, found.end()) {
+                        return Some((found.start(), end, "[redacted]"));
+                    }
+                }
+            }
+            at = found.start() + 1;
+        }
+        None
+    }
+
     /// The bytes with secrets replaced; `None`: there are none. `walker` is given for JSON.
     fn replaced(&self, bytes: &[u8], mut walker: Option<Walker>) -> Option<Vec<u8>> {
-        let automaton = self.automaton.as_ref()?;
         let mut out = Vec::new();
         let (mut at, mut copied) = (0, 0);
-        while let Some(found) = automaton.find(Input::new(bytes).range(at..)) {
-            at = found.start() + 1;
-            let (end, label) = match &self.targets[found.pattern().as_usize()] {
-                Target::Held { label } => (found.end(), label.as_str()),
-                Target::Known(known) => match known.end(bytes, found.end()) {
-                    Some(end) => (end, "[redacted]"),
-                    None => continue,
-                },
-            };
-            let place = walker
-                .as_mut()
-                .map_or(Place::Text, |walker| walker.place(bytes, found.start()));
+        while let Some((start, end, label)) = self.next(bytes, at) {
+            let place = walker.as_mut().map_or(Place::Text, |walker| walker.place(bytes, start));
             if place == Place::Escape {
+                at = start + 1;
                 continue;
             }
-            out.extend_from_slice(&bytes[copied..found.start()]);
+            out.extend_from_slice(&bytes[copied..start]);
             if place == Place::Literal {
                 // A number that reads like a secret: it stays one.
                 out.extend(
-                    bytes[found.start()..end]
+                    bytes[start..end]
                         .iter()
                         .map(|b| if b.is_ascii_digit() { b'1' } else { *b }),
                 );
