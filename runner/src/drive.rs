@@ -10,7 +10,7 @@ use protocol::record::{LogLevel, SessionBody, UserBody};
 use protocol::{Outcome, identity, names};
 use secrecy::SecretString;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until};
 use uuid::Uuid;
 
 use crate::agent::{Agent, AgentError};
@@ -26,7 +26,7 @@ use crate::report::ReportFile;
 use crate::spool::{Spool, SpoolError};
 use crate::transcript::Transcript;
 use crate::uplink::Uplink;
-use crate::workspace::state::{self, Guard, StateError};
+use crate::workspace::state::{self, Guard, Keeper, StateError};
 use crate::workspace::transcripts;
 
 use converse::{Converse, Episode};
@@ -65,7 +65,7 @@ impl From<StateError> for End {
         let outcome = match &error {
             StateError::Superseded { .. } => Outcome::Superseded,
             StateError::Volume { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Outcome::DiskFull,
-            StateError::Volume { .. } => Outcome::VolumeUnavailable,
+            StateError::Volume { .. } | StateError::Expired => Outcome::VolumeUnavailable,
         };
         Self::new(outcome, error.to_string())
     }
@@ -108,7 +108,7 @@ pub async fn drive(config: Config, mut stop: watch::Receiver<bool>) -> Outcome {
 /// What an attempt holds while it runs.
 struct Attempt {
     journal: Journal,
-    guard: Guard,
+    keeper: Keeper,
     report: Option<ReportFile>,
     uplink: Option<Uplink>,
     uid: String,
@@ -125,7 +125,6 @@ struct Attempt {
     proxy: Option<Proxy>,
     agent: Option<Agent>,
     clock: tokio::time::Interval,
-    renewed: Instant,
     /// When the running time is used up, by the limits as last read.
     deadline: Instant,
     /// Continuation messages sent in this attempt.
@@ -165,7 +164,7 @@ impl Attempt {
         let trace_id = journal.trace_id();
         let mut attempt = Self {
             journal,
-            guard,
+            keeper: guard.keep(),
             report,
             uplink,
             uid: config.uid.clone(),
@@ -180,7 +179,6 @@ impl Attempt {
             proxy: None,
             agent: None,
             clock,
-            renewed: Instant::now(),
             deadline: begun,
             continuations: 0,
             ending: Outcome::Running,
@@ -263,7 +261,8 @@ impl Attempt {
         let mut stop = self.stop.clone();
         let opened = tokio::select! {
             opened = Agent::open(&config.agent.place) => opened,
-            _ = stop.wait_for(|stop| *stop) => return Err(End::new(Outcome::Stopped, "told to stop before the agent was started")),
+            _ = stop.wait_for(|stop| *stop) => return Err(End::new(Outcome::Stopped, "told to stop while the agent was started")),
+            () = sleep_until(self.deadline()) => return Err(converse::timed_out()),
         };
         let agent = opened.map_err(|error| End::new(Outcome::AgentLost, chain(&error)))?;
         let missing = &agent.hello().missing;

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::history::History;
 use crate::langfuse::Exporter;
-use crate::redact::Redactor;
+use crate::redact::{Deltas, Redactor};
 use crate::spool::{Spool, SpoolError, raw};
 use crate::transcript::Transcript;
 use crate::uplink::Request;
@@ -24,6 +24,7 @@ pub struct Journal {
     spool: Spool,
     history: History,
     redactor: Arc<Redactor>,
+    deltas: Deltas,
     exporter: Option<Exporter>,
     transcript: Transcript,
     attempt: u32,
@@ -43,6 +44,7 @@ impl Journal {
             spool,
             history,
             redactor,
+            deltas: Deltas::default(),
             exporter,
             transcript,
             attempt,
@@ -73,10 +75,12 @@ impl Journal {
     /// Writes what the CLI said, untouched but for redaction.
     pub fn cli(&mut self, line: &[u8]) -> Result<u64, SpoolError> {
         let turn = self.history.turn;
-        match std::str::from_utf8(line).ok().and_then(object) {
-            Some(body) => self.put(Kind::Cli, turn, body),
-            None => self.record(Kind::Cli, &NotJson::new(line)),
+        if let Some(body) = std::str::from_utf8(line).ok().and_then(object) {
+            return self.put(Kind::Cli, turn, body);
         }
+        let redacted = self.redactor.bytes(line);
+        let body = NotJson::new(&redacted);
+        self.record(Kind::Cli, &body)
     }
 
     /// Writes that a line was too long to be kept.
@@ -171,9 +175,9 @@ impl Journal {
         }
     }
 
-    /// A line that is shown live and not kept.
-    pub fn redacted_json(&self, line: &str) -> String {
-        self.redactor.json(line).into_owned()
+    /// A line that is shown live and not kept: none, or two, where a secret may be cut into pieces.
+    pub fn redacted_delta(&mut self, line: &str) -> Vec<String> {
+        self.redactor.delta(&mut self.deltas, line)
     }
 
     /// Id of the trace, when there is one.

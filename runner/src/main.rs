@@ -40,20 +40,28 @@ enum Command {
     },
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
-    match run(Arguments::parse()).await {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(CONFIGURATION)
-        }
-    }
+    let arguments = Arguments::parse();
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")
+        .and_then(|runtime| {
+            let result = runtime.block_on(run(arguments));
+            // A thread that waits for a volume which does not answer must not keep the process from ending.
+            runtime.shutdown_background();
+            result
+        });
+    result.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::from(CONFIGURATION)
+    })
 }
 
 async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode> {

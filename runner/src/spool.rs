@@ -25,6 +25,9 @@ use segment::Scan;
 /// Bytes that may wait for the disk before [`Spool::room`] makes the producer wait.
 const MAX_PENDING: u64 = 32 << 20;
 
+/// How long the writer may take to end.
+const CLOSING: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What keeps records from the disk.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SpoolError {
@@ -281,8 +284,11 @@ impl Drop for Spool {
         // The writer ends when its queue does; what was handed over is written before that.
         let (gone, _) = std_mpsc::channel();
         self.entries = gone;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        let begun = std::time::Instant::now();
+        // A volume that hangs must not keep the process from ending.
+        while !thread.is_finished() && begun.elapsed() < CLOSING {
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 }

@@ -93,8 +93,8 @@ impl Transcript {
 
     fn line(&self, line: &Line) -> String {
         match line.kind.as_str() {
-            "assistant" => line.message.content.blocks().map(|block| spoken(block)).collect(),
-            "user" => line.message.content.blocks().map(|block| answered(block)).collect(),
+            "assistant" => line.message.content.blocks().map(spoken).collect(),
+            "user" => line.message.content.blocks().map(answered).collect(),
             "result" => self.result(line),
             _ => String::new(),
         }
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_long_answer_is_cut() {
-        let long = (0..20).map(|n| format!("line {n}\n")).collect::<String>();
+        let long = (0..20).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n");
         let body = json!({"type": "user", "message": {"content": [{"type": "tool_result", "content": long}]}});
         let text = shown(Kind::Cli, &body);
         assert!(text.ends_with("  | line 4\n  | … 15 more lines\n"), "{text}");

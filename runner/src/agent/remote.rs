@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant, sleep};
 use super::{Agent, AgentError};
 
 /// How long the container may take to start, or to start again.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two tries. The folder cannot be watched more cheaply than this costs.
 const PAUSE: Duration = Duration::from_millis(20);
 

@@ -30,7 +30,7 @@ use super::{Exit, Spawn};
 /// How long what a dead process wrote may take to be read: something it left behind can hold the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long the kubelet may take to end the container after the runner is gone.
-const POD_ENDS: Duration = Duration::from_secs(60);
+const POD_ENDS: Duration = Duration::from_mins(1);
 /// Tools without which the CLI is of little use.
 const NEEDED: [&str; 2] = ["bash", "git"];
 

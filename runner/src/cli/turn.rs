@@ -7,7 +7,7 @@ use super::wire::{Event, ResultLine, State};
 use crate::proxy::Witness;
 
 /// How long a one-shot waits for background tasks after the CLI is idle.
-const BACKGROUND_GRACE: Duration = Duration::from_secs(60);
+const BACKGROUND_GRACE: Duration = Duration::from_mins(1);
 
 /// A turn as the stream shows it. A `result` is not its end: messages may wait, the CLI may start turns by itself when a
 /// background task is done, and subagents may still run.
@@ -85,10 +85,9 @@ fn api_outcome(result: &ResultLine, witness: &Witness) -> Outcome {
     let answered = witness.last_status.filter(|status| !(200..300).contains(status));
     match answered.or(result.api_error_status) {
         // No answer, or a stream that broke after a good beginning.
-        None | Some(Witness::UNREACHABLE) => Outcome::ModelUnavailable,
+        None | Some(Witness::UNREACHABLE | 408 | 500..) => Outcome::ModelUnavailable,
         Some(401 | 403) => Outcome::InvalidCredentials,
         Some(429) => Outcome::RateLimited,
-        Some(408 | 500..) => Outcome::ModelUnavailable,
         Some(_) => Outcome::AgentError,
     }
 }

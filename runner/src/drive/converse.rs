@@ -3,7 +3,7 @@
 use protocol::record::{LogLevel, SessionBody, UserBody};
 use protocol::{Outcome, identity};
 use secrecy::SecretString;
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{Attempt, End, Say};
@@ -12,7 +12,6 @@ use crate::cli::command::{self, Conversation, Start};
 use crate::cli::turn::resume_refused;
 use crate::cli::{Event, Lines, RawLine, Turn, outcome, wire};
 use crate::config::Config;
-use crate::workspace::state::{EXPIRE, RENEW};
 
 /// How long a resumed CLI may take to go on by itself.
 const GOES_ON: Duration = Duration::from_secs(15);
@@ -145,13 +144,15 @@ impl<'a> Converse<'a> {
     /// Follows the CLI until its work is over or must be.
     async fn follow(mut self) -> Result<Episode, End> {
         loop {
-            if let Some(exit) = self.step().await? {
-                return self.gone(exit);
+            if let Step::Gone(gone) = self.step(None).await? {
+                return self.gone(gone);
             }
             if let Some(end) = self.stopped() {
                 return self.stop(end).await.map(Episode::Ended);
             }
             if resume_refused(&self.turn) && self.resumed {
+                // The next process is started when this one is gone.
+                self.ladder_after_the_end().await?;
                 return Ok(Episode::ResumeRefused);
             }
             if self.turn.over_at().is_some_and(|at| at <= Instant::now()) {
@@ -171,18 +172,20 @@ impl<'a> Converse<'a> {
         }
     }
 
-    /// Waits for the next thing to happen and takes it in.
-    pub(super) async fn step(&mut self) -> Result<Option<Gone>, End> {
+    /// Waits for the next thing to happen, at most until `due`, and takes it in. Not to be dropped while it waits: what it
+    /// has taken out of the stream would be lost.
+    pub(super) async fn step(&mut self, due: Option<Instant>) -> Result<Step, End> {
         let Attempt {
             agent,
             metered,
             uplink,
             stop,
             clock,
+            keeper,
             ..
         } = &mut *self.attempt;
         let Some(agent) = agent else {
-            return Ok(Some(Gone::Lost("it is not connected".to_owned())));
+            return Ok(Step::Gone(Gone::Lost("it is not connected".to_owned())));
         };
         let told_to_stop = *stop.borrow();
         tokio::select! {
@@ -190,12 +193,14 @@ impl<'a> Converse<'a> {
             Some(event) = metered.recv() => self.attempt.meter(event)?,
             Some(request) = crate::uplink::request(uplink) => self.attempt.journal.append_again(request).await?,
             _ = stop.changed(), if !told_to_stop => {}
-            _ = clock.tick() => self.attempt.tick()?,
+            lost = keeper.lost() => return Err(lost.into()),
+            _ = clock.tick() => self.attempt.tick(),
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => return Ok(Step::Due),
         }
-        Ok(None)
+        Ok(Step::Went)
     }
 
-    async fn heard(&mut self, from: Result<FromShim, AgentError>) -> Result<Option<Gone>, End> {
+    async fn heard(&mut self, from: Result<FromShim, AgentError>) -> Result<Step, End> {
         match from {
             Ok(FromShim::Stdout(bytes)) => {
                 let mut cut = Vec::new();
@@ -210,13 +215,13 @@ impl<'a> Converse<'a> {
                 if let Some(line) = self.lines.finish() {
                     self.line(line).await?;
                 }
-                return Ok(Some(Gone::Exit(exit)));
+                return Ok(Step::Gone(Gone::Exit(exit)));
             }
-            Ok(FromShim::SpawnFailed(why)) => return Ok(Some(Gone::NotStarted(why))),
+            Ok(FromShim::SpawnFailed(why)) => return Ok(Step::Gone(Gone::NotStarted(why))),
             Ok(FromShim::Hello(_) | FromShim::Killed) => {}
-            Err(error) => return Ok(Some(Gone::Lost(error.to_string()))),
+            Err(error) => return Ok(Step::Gone(Gone::Lost(error.to_string()))),
         }
-        Ok(None)
+        Ok(Step::Went)
     }
 
     fn stderr(&mut self, bytes: &[u8]) {
@@ -293,10 +298,7 @@ impl<'a> Converse<'a> {
             return Some(End::new(Outcome::Stopped, "told to stop"));
         }
         if Instant::now() >= self.attempt.deadline {
-            return Some(End::new(
-                Outcome::Timeout,
-                "the session's timeout is reached; raise spec.timeout to let it go on",
-            ));
+            return Some(timed_out());
         }
         let refused = self
             .attempt
@@ -381,6 +383,16 @@ impl<'a> Converse<'a> {
     }
 }
 
+/// What a step was.
+pub(super) enum Step {
+    /// Something happened.
+    Went,
+    /// Nothing happened in time.
+    Due,
+    /// There is nothing to follow any more.
+    Gone(Gone),
+}
+
 /// Why there is nothing to follow any more.
 pub(super) enum Gone {
     /// The CLI ended.
@@ -389,6 +401,14 @@ pub(super) enum Gone {
     NotStarted(String),
     /// The shim is gone.
     Lost(String),
+}
+
+/// The end of a run that used up its time.
+pub(super) fn timed_out() -> End {
+    End::new(
+        Outcome::Timeout,
+        "the session's timeout is reached; raise spec.timeout to let it go on",
+    )
 }
 
 fn invalid_credentials() -> End {
@@ -402,20 +422,9 @@ fn invalid_credentials() -> End {
 }
 
 impl Attempt {
-    /// What is due by the clock: the lease, the limits.
-    fn tick(&mut self) -> Result<(), End> {
+    /// What is due by the clock: the limits.
+    fn tick(&mut self) {
         self.deadline = self.deadline();
-        if self.renewed.elapsed() < RENEW {
-            return Ok(());
-        }
-        match self.guard.renew() {
-            Ok(()) => self.renewed = Instant::now(),
-            Err(error @ crate::workspace::StateError::Superseded { .. }) => return Err(error.into()),
-            // Tried again with each tick until it has expired.
-            Err(error) if self.renewed.elapsed() >= EXPIRE => return Err(error.into()),
-            Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
-        }
-        Ok(())
     }
 
     /// Records how a turn ended.
@@ -427,9 +436,11 @@ impl Attempt {
     }
 
     fn live(&mut self, line: &[u8]) {
-        if let (Some(uplink), Ok(text)) = (&self.uplink, std::str::from_utf8(line)) {
-            let redacted = self.journal.redacted_json(text);
-            if let Ok(delta) = serde_json::value::RawValue::from_string(redacted) {
+        let (Some(uplink), Ok(text)) = (&self.uplink, std::str::from_utf8(line)) else {
+            return;
+        };
+        for line in self.journal.redacted_delta(text) {
+            if let Ok(delta) = serde_json::value::RawValue::from_string(line) {
                 uplink.delta(delta);
             }
         }

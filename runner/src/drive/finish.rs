@@ -13,6 +13,10 @@ use crate::report::ReportFile;
 const ACKS: Duration = Duration::from_secs(30);
 /// How long the trace may take.
 const TRACES: Duration = Duration::from_secs(10);
+/// How long the volume may take to record the end.
+const CLOSED: Duration = Duration::from_secs(10);
+/// How long the volume may take to release the lease.
+const RELEASED: Duration = Duration::from_secs(5);
 /// How long responses in flight may take to be accounted for.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -42,11 +46,12 @@ impl Attempt {
     pub(super) async fn finish(mut self, mut end: End) -> Outcome {
         end.message = self.journal.redacted(&end.message);
         tell(&end);
-        // Whatever kills us from here on, the report says how it ended.
-        self.write_report(&end);
         if let Some(proxy) = &self.proxy {
+            self.retry_after = proxy.witness().retry_after.filter(|_| end.outcome.is_transient());
             proxy.cut();
         }
+        // Whatever kills us from here on, the report says how it ended.
+        self.write_report(&end);
         if let Some(agent) = &mut self.agent {
             agent.kill(KILLED).await;
         }
@@ -54,12 +59,16 @@ impl Attempt {
             // The records are another runner's now.
             return end.outcome;
         }
-        if let Err(error) = self.close().await {
-            tracing::error!(error = %super::chain(&error), "the end of the attempt could not be recorded");
+        match timeout(CLOSED, self.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(error = %super::chain(&error), "the end of the attempt could not be recorded");
+            }
+            Err(_) => tracing::error!("the end of the attempt could not be recorded: the volume does not answer"),
         }
         let delivered = self.deliver().await;
         self.write_final(&end, delivered);
-        if let Err(error) = self.guard.release() {
+        if let Err(error) = self.keeper.release(RELEASED).await {
             tracing::warn!(%error, "the lease could not be released");
         }
         end.outcome
@@ -130,7 +139,11 @@ impl Attempt {
     /// Leaves a report in case we are killed before the last one.
     pub(super) fn write_report(&mut self, end: &End) {
         self.ending = end.outcome;
-        self.write_final(end, (Delivery::Off, Delivery::Off));
+        // What was not delivered when we died was not delivered.
+        let pending = |on: bool| if on { Delivery::Failed } else { Delivery::Off };
+        let events = pending(self.uplink.is_some());
+        let traces = pending(self.trace_id.is_some());
+        self.write_final(end, (events, traces));
     }
 
     fn write_final(&self, end: &End, (events, traces): (Delivery, Delivery)) {

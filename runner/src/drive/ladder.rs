@@ -2,10 +2,10 @@
 //! seconds at most.
 
 use protocol::record::SessionBody;
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::time::{Duration, Instant};
 
 use super::End;
-use super::converse::{Converse, Gone};
+use super::converse::{Converse, Step};
 use crate::agent::ToShim;
 use crate::cli::wire;
 
@@ -35,8 +35,8 @@ impl Converse<'_> {
 
     /// Ends a CLI whose turn is over: its stdin ends, and only what it left running holds it back.
     pub(super) async fn ladder_after_the_end(&mut self) -> Result<(), End> {
-        self.climb(&[ToShim::CloseStdin, ToShim::Signal(SIGTERM)]).await?;
-        Ok(())
+        self.climb(&[ToShim::CloseStdin, ToShim::Signal(SIGTERM), ToShim::KillAll])
+            .await
     }
 
     /// Asks the CLI to stop its turn; returns whether the process is gone.
@@ -44,33 +44,33 @@ impl Converse<'_> {
         if self.tell(ToShim::Stdin(wire::interrupt("stop").into())).await.is_err() {
             return Ok(true);
         }
-        let deadline = Instant::now() + RUNG;
+        let due = Instant::now() + RUNG;
         loop {
-            match timeout_at(deadline, self.step()).await {
-                Err(_) => return Ok(false),
-                Ok(step) => match step? {
-                    Some(_) => return Ok(true),
-                    // Its result is there: what the signals would save is saved.
-                    None if self.turn.over_at().is_some() => return Ok(false),
-                    None => {}
-                },
+            match self.step(Some(due)).await? {
+                Step::Gone(_) => return Ok(true),
+                Step::Due => return Ok(false),
+                // Its result is there: what the signals would save is saved.
+                Step::Went if self.turn.over_at().is_some() => return Ok(false),
+                Step::Went => {}
             }
         }
     }
 
     /// Takes the rungs until the process is gone. Who is left after the last one is killed with all others.
-    async fn climb(&mut self, rungs: &[ToShim]) -> Result<Option<Gone>, End> {
+    async fn climb(&mut self, rungs: &[ToShim]) -> Result<(), End> {
         for rung in rungs {
             if self.tell(rung.clone()).await.is_err() {
-                return Ok(None);
+                return Ok(());
             }
-            let deadline = Instant::now() + RUNG;
-            while let Ok(step) = timeout_at(deadline, self.step()).await {
-                if let Some(gone) = step? {
-                    return Ok(Some(gone));
+            let due = Instant::now() + RUNG;
+            loop {
+                match self.step(Some(due)).await? {
+                    Step::Gone(_) => return Ok(()),
+                    Step::Due => break,
+                    Step::Went => {}
                 }
             }
         }
-        Ok(None)
+        Ok(())
     }
 }

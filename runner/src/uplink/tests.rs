@@ -18,7 +18,7 @@ use crate::redact::Redactor;
 use crate::spool::Spool;
 use crate::transcript::{Format, Transcript};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A gateway that stores, and breaks in all the ways a network does.
 #[derive(Default)]

@@ -3,15 +3,18 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Duration, Instant, sleep};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 /// How often the lease is renewed.
-pub const RENEW: Duration = Duration::from_secs(10);
+const RENEW: Duration = Duration::from_secs(10);
 /// A runner that could not renew its lease for this long stops.
-pub const EXPIRE: Duration = Duration::from_secs(30);
+const EXPIRE: Duration = Duration::from_secs(30);
 /// How long after the last renewal another node's runner may still be at work.
 const FENCE: Duration = Duration::from_secs(45);
 
@@ -43,6 +46,9 @@ pub enum StateError {
         /// Who owns it, and what to do.
         hint: String,
     },
+    /// The volume does not answer.
+    #[error("the session's lease could not be renewed for {} s: the volume does not answer", EXPIRE.as_secs())]
+    Expired,
     /// Another runner is at work.
     #[error("another runner (attempt {attempt}) drives the session")]
     Superseded {
@@ -152,6 +158,85 @@ impl Guard {
         // A struct of numbers and strings always serialises.
         let text = serde_json::to_vec(&self.lease).unwrap_or_default();
         replace(&self.path, &text).map_err(volume("write", &self.path))
+    }
+}
+
+/// Renews a lease on a thread of its own: a volume that hangs must not keep the runner from noticing.
+pub struct Keeper {
+    lost: watch::Receiver<Held>,
+    guard: Arc<Mutex<Option<Guard>>>,
+    task: JoinHandle<()>,
+}
+
+/// What the thread knows.
+#[derive(Clone, Debug)]
+enum Held {
+    /// Renewed last at this time.
+    Since(Instant),
+    /// By another runner.
+    By(u32),
+}
+
+impl Guard {
+    /// Has the lease renewed from now on.
+    pub fn keep(self) -> Keeper {
+        let (held, lost) = watch::channel(Held::Since(Instant::now()));
+        let guard = Arc::new(Mutex::new(Some(self)));
+        let task = tokio::spawn(renew(Arc::clone(&guard), held));
+        Keeper { lost, guard, task }
+    }
+}
+
+async fn renew(guard: Arc<Mutex<Option<Guard>>>, held: watch::Sender<Held>) {
+    loop {
+        sleep(RENEW).await;
+        let guard = Arc::clone(&guard);
+        let renewed = tokio::task::spawn_blocking(move || {
+            let mut guard = guard.lock().unwrap_or_else(PoisonError::into_inner);
+            guard.as_mut().map(Guard::renew)
+        });
+        match renewed.await {
+            Ok(Some(Ok(()))) => held.send_replace(Held::Since(Instant::now())),
+            Ok(Some(Err(StateError::Superseded { attempt }))) => held.send_replace(Held::By(attempt)),
+            Ok(Some(Err(error))) => {
+                tracing::warn!(%error, "the lease could not be renewed");
+                continue;
+            }
+            Ok(None) | Err(_) => return,
+        };
+    }
+}
+
+impl Keeper {
+    /// Waits until the lease is lost. May be dropped while it waits.
+    pub async fn lost(&mut self) -> StateError {
+        loop {
+            let expires = match *self.lost.borrow_and_update() {
+                Held::By(attempt) => return StateError::Superseded { attempt },
+                Held::Since(renewed) => renewed + EXPIRE,
+            };
+            tokio::select! {
+                changed = self.lost.changed() => {
+                    if changed.is_err() {
+                        return StateError::Expired;
+                    }
+                }
+                () = sleep_until(expires) => return StateError::Expired,
+            }
+        }
+    }
+
+    /// Says that nothing of us is left; waits at most `patience`.
+    pub async fn release(self, patience: Duration) -> Result<(), StateError> {
+        self.task.abort();
+        let released = tokio::task::spawn_blocking(move || {
+            let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+            guard.map_or(Ok(()), Guard::release)
+        });
+        match timeout(patience, released).await {
+            Ok(Ok(released)) => released,
+            Ok(Err(_)) | Err(_) => Err(StateError::Expired),
+        }
     }
 }
 
@@ -268,6 +353,36 @@ mod tests {
         ));
         first.release().unwrap();
         Guard::take(dir.path(), 2, "pod-b").await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_taken_over_is_noticed_with_the_next_renewal() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Guard::take(dir.path(), 1, "pod-a").await.unwrap().keep();
+        let lease = Lease {
+            attempt: 3,
+            ..lease("other", 1, false)
+        };
+        replace(&dir.path().join("lease"), &serde_json::to_vec(&lease).unwrap()).unwrap();
+        let begun = Instant::now();
+        assert!(matches!(keeper.lost().await, StateError::Superseded { attempt: 3 }));
+        assert!(begun.elapsed() <= RENEW + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_cannot_be_renewed_is_given_up() {
+        // No renewal comes, as with a volume that hangs.
+        let (held, lost) = watch::channel(Held::Since(Instant::now()));
+        let guard = Arc::new(Mutex::new(None));
+        let mut keeper = Keeper {
+            lost,
+            guard,
+            task: tokio::spawn(std::future::pending()),
+        };
+        let begun = Instant::now();
+        assert!(matches!(keeper.lost().await, StateError::Expired));
+        assert_eq!(begun.elapsed().as_secs(), EXPIRE.as_secs());
+        drop(held);
     }
 
     #[test]

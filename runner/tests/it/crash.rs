@@ -44,6 +44,31 @@ async fn killed_during_a_model_call_the_prompt_is_still_given_once() {
 }
 
 #[tokio::test]
+async fn a_conversation_that_is_lost_begins_again_with_the_prompt() {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[json!({ "text": "Done.", "hold": "go" })]);
+    let runner = session.start(&prompt, &[]);
+    session.request(Logged::asks_for_message).await;
+    killed(&session, runner).await;
+    std::fs::remove_dir_all(session.state().join("claude/projects")).unwrap();
+    session.model.release("go");
+    let ended = session.run(&prompt, &[]).await;
+    assert_eq!(ended.code, Some(0));
+    session.assert_prompt_once("MARK");
+    let started: Vec<_> = session
+        .events("cliStarted")
+        .iter()
+        .map(|event| event["resumed"].clone())
+        .collect();
+    assert_eq!(started, [false, true, false]);
+    let told = session
+        .bodies(Kind::Log)
+        .iter()
+        .any(|log| log["message"].as_str().unwrap().contains("could not be resumed"));
+    assert!(told);
+}
+
+#[tokio::test]
 async fn killed_in_a_tool_the_turn_goes_on() {
     let session = Session::new().await;
     let prompt = script(

@@ -1,5 +1,12 @@
 //! The runner as a whole: the real binary, the real CLI, the mock model.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper that fails fails its test"
+)]
+
 mod common;
 mod crash;
 mod local;
