@@ -86,7 +86,7 @@ fn is_unified() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
-/// The cluster's folder in each hierarchy that has controllers.
+/// The cluster's folder in each hierarchy.
 fn branches(cluster: &str) -> Vec<PathBuf> {
     let name = name(cluster);
     let name = name.trim_start_matches('/');
@@ -97,7 +97,8 @@ fn branches(cluster: &str) -> Vec<PathBuf> {
     let hierarchies = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let (folder, kind) = (fields.next()?, fields.next()?);
-        (kind == "cgroup").then(|| Path::new(folder).join(name))
+        // Beside the old hierarchies runc also uses an empty unified one.
+        matches!(kind, "cgroup" | "cgroup2").then(|| Path::new(folder).join(name))
     });
     hierarchies.collect()
 }

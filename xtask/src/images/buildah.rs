@@ -38,7 +38,8 @@ pub(crate) fn build(build: &Build<'_>, archive: &Path, log: &Path) -> Result<()>
     }
     command::logged(bud.arg(build.context), log)?;
     push(build.name, archive)?;
-    // The build before this one has lost its name, and nothing else would ever delete it.
+    // Stages leave containers, and the build before this one has lost its name; nothing else would ever delete them.
+    command::quiet(buildah()?.args(["rm", "--all"]))?;
     command::quiet(buildah()?.args(["rmi", "--prune"]))
 }
 
@@ -70,6 +71,8 @@ fn buildah() -> Result<Command> {
     let mut buildah = Command::new("buildah");
     buildah
         .env("BUILDAH_ISOLATION", "chroot")
+        // Otherwise the store becomes a mount that outlives us, and the cache could not be deleted.
+        .args(["--storage-driver=overlay", "--storage-opt=overlay.skip_mount_home=true"])
         .arg("--root")
         .arg(store()?)
         .arg("--runroot")
