@@ -9,8 +9,6 @@ mod line;
 pub mod otlp;
 pub mod span;
 pub mod spans;
-#[cfg(test)]
-mod spans_tests;
 mod text;
 
 use protocol::names::env;

@@ -69,7 +69,7 @@ impl Redactor {
         };
         let key = (parent_tool_use_id, event.index);
         match (event.kind.as_str(), event.delta.and_then(Delta::text)) {
-            ("content_block_delta", Some((field, text))) => self.piece(deltas, key, field, text, line),
+            ("content_block_delta", Some((field, text))) => self.piece(deltas, key, field, &text, line),
             ("content_block_stop", _) => {
                 let rest = deltas
                     .0
@@ -91,12 +91,12 @@ impl Redactor {
         deltas: &mut Deltas,
         key: (Option<String>, u64),
         field: &'static str,
-        piece: String,
+        piece: &str,
         line: &str,
     ) -> Vec<String> {
         let before = deltas.0.remove(&key);
         let fresh = before.is_none();
-        let text = before.map_or(String::new(), |held| held.text) + &piece;
+        let text = before.map_or(String::new(), |held| held.text) + piece;
         let from = if text.len() > MAX_HELD {
             text.len()
         } else {

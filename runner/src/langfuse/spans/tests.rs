@@ -13,9 +13,11 @@ use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
 
 use super::{
-    span::{Level, Span, SpanId},
-    spans::Tracer,
-    text::CAP,
+    super::{
+        span::{Level, Span, SpanId},
+        text::CAP,
+    },
+    Tracer,
 };
 
 const UID: &str = "6fa459ea-ee8a-3ca4-894e-db77e160355e";
@@ -429,7 +431,7 @@ fn masked_spans_keep_numbers_and_names_and_no_text() {
         assert!(!all.contains(text), "{text} in {all}");
     }
     assert!(all.contains("Bash") && all.contains("claude-opus-5-5") && all.contains("[REDACTED]"));
-    assert_eq!(spans.len(), super::spans_tests::spans(&records, false).len());
+    assert_eq!(spans.len(), crate::langfuse::spans::tests::spans(&records, false).len());
 }
 
 #[test]
@@ -509,7 +511,7 @@ fn a_lost_attempt_leaves_its_turn_open_and_a_stopped_one_does_not() {
             .end(Outcome::Succeeded);
         let (before, after) = log.records.split_at(before);
         let spans = sent(before, after);
-        let all = [super::spans_tests::spans(before, false), spans.clone()].concat();
+        let all = [crate::langfuse::spans::tests::spans(before, false), spans.clone()].concat();
         (all.len(), tree(&all), spans)
     };
     let (_, lost, spans) = turn(Outcome::Lost);
