@@ -39,7 +39,7 @@ pub(super) enum Happening {
     Look {
         lives: bool,
     },
-    JobMakesPod,
+    JobController,
     RunnerStarts,
     RunnerEnds(Outcome),
     RunnerDies,
@@ -69,7 +69,7 @@ pub(super) fn happenings() -> impl Strategy<Value = Happening> {
     ]);
     prop_oneof![
         12 => any::<bool>().prop_map(|lives| Happening::Look { lives }),
-        6 => Just(Happening::JobMakesPod),
+        6 => Just(Happening::JobController),
         5 => Just(Happening::RunnerStarts),
         4 => outcomes.prop_map(Happening::RunnerEnds),
         1 => Just(Happening::RunnerDies),
@@ -214,12 +214,12 @@ impl Model {
         self.sweep();
     }
 
-    /// Deleted pods go when nothing holds them; the Job of one that is over or gone is finished.
+    /// Deleted pods go when nothing holds them: neither our finalizer nor that of a Job which has not counted them yet.
     fn sweep(&mut self) {
-        for (number, job) in &mut self.jobs {
-            job.finished |= self.pods.iter().any(|pod| pod.attempt == *number && pod.is_over());
-        }
-        self.pods.retain(|pod| pod.held || !(pod.deleting && pod.is_over()));
+        let jobs = &self.jobs;
+        let tracked = |pod: &PodSeen| jobs.iter().any(|(n, job)| *n == pod.attempt && !job.finished);
+        self.pods
+            .retain(|pod| pod.held || tracked(pod) || !(pod.deleting && pod.is_over()));
         // Of an attempt that was never recorded and of which somebody took Job and pod away, nothing tells any more.
         let (jobs, pods, recorded) = (&self.jobs, &self.pods, self.status.attempt);
         self.made.retain(|made| {
@@ -234,7 +234,7 @@ impl Model {
             Happening::Look { lives } => {
                 self.look(lives);
             }
-            Happening::JobMakesPod => self.make_pods(),
+            Happening::JobController => self.job_controller(),
             Happening::RunnerStarts => {
                 let since = Some(self.now);
                 self.runner(|runner| (*runner == RunnerSeen::Waiting).then_some(RunnerSeen::Running { since }));
@@ -298,8 +298,10 @@ impl Model {
         self.sweep();
     }
 
-    fn make_pods(&mut self) {
-        for (number, job) in &self.jobs {
+    /// Counts pods that are over, and makes the ones that are missing.
+    fn job_controller(&mut self) {
+        for (number, job) in &mut self.jobs {
+            job.finished |= self.pods.iter().any(|pod| pod.attempt == *number && pod.is_over());
             if !job.finished && self.pods.iter().all(|pod| pod.attempt != *number) {
                 self.pods.push(PodSeen {
                     name: format!("{}-abcde", job.name),
@@ -345,7 +347,7 @@ impl Model {
     /// The world goes on by itself, kindly: what is deleted ends, what waits starts, what runs succeeds.
     pub(super) fn settle(&mut self) {
         for _ in 0..80 {
-            self.happen(Happening::JobMakesPod);
+            self.happen(Happening::JobController);
             for pod in self.pods.iter_mut().filter(|pod| pod.deleting) {
                 pod.terminal = true;
             }

@@ -54,7 +54,7 @@ proptest! {
         let mut model = Model::new();
         for lives in crashes {
             model.look(lives);
-            model.happen(Happening::JobMakesPod);
+            model.happen(Happening::JobController);
             model.happen(Happening::RunnerStarts);
         }
         model.look(true);
@@ -69,7 +69,7 @@ proptest! {
 fn running() -> Model {
     let mut model = Model::new();
     model.look(true);
-    model.happen(Happening::JobMakesPod);
+    model.happen(Happening::JobController);
     model.look(true);
     model.happen(Happening::RunnerStarts);
     model.look(true);
@@ -106,7 +106,7 @@ fn a_runner_that_outlives_its_timeout_is_stopped_two_minutes_later() {
 fn an_image_that_cannot_be_pulled_fails_the_session_after_five_minutes() {
     let mut model = Model::new();
     model.look(true);
-    model.happen(Happening::JobMakesPod);
+    model.happen(Happening::JobController);
     model.happen(Happening::PodHindered);
     model.look(true);
     assert_eq!(
@@ -127,35 +127,65 @@ fn an_image_that_cannot_be_pulled_fails_the_session_after_five_minutes() {
 }
 
 #[test]
-fn waits_double_and_the_model_apis_own_word_goes_before() {
-    let mut waits = Vec::new();
+fn the_model_apis_own_word_goes_before_and_the_third_failure_is_final() {
     let mut model = running();
-    for retry_after in [None, None] {
+    let mut waits = Vec::new();
+    for retry_after in [None, Some(77)] {
         let now = model.now;
-        let report = Report {
-            retry_after,
-            ..Report::new(Outcome::RateLimited, model.status.attempt.unwrap())
-        };
-        model.pods.last_mut().unwrap().runner = RunnerSeen::Ended {
-            since: Some(now),
-            until: Some(now),
-            exit_code: 75,
-            out_of_memory: false,
-            report: Some(Box::new(report)),
-        };
-        model.happen(Happening::PodTurnsTerminal);
-        let plan = model.look(true);
+        let plan = rate_limited(&mut model, retry_after);
         let wait = plan.status.next_attempt_time.unwrap().0.duration_since(now);
         waits.push(wait.as_secs());
         model.happen(Happening::Time(wait.as_secs() - 1));
         assert_eq!(model.look(true).create_job, None, "not before its time");
         model.happen(Happening::Time(1));
         assert!(model.look(true).create_job.is_some());
-        model.happen(Happening::JobMakesPod);
+        model.happen(Happening::JobController);
         model.happen(Happening::RunnerStarts);
         model.look(true);
     }
-    assert_eq!(waits, [10, 20]);
+    assert_eq!(waits, [10, 77]);
+    let last = rate_limited(&mut model, Some(77)).status;
+    assert_eq!(
+        (last.phase, last.reason.as_deref()),
+        (Phase::Failed, Some("RateLimited"))
+    );
+    assert_eq!(last.next_attempt_time, None);
+}
+
+#[test]
+fn the_second_wait_is_twice_the_first() {
+    let mut model = running();
+    rate_limited(&mut model, None);
+    model.happen(Happening::Time(10));
+    model.look(true);
+    model.happen(Happening::JobController);
+    model.happen(Happening::RunnerStarts);
+    model.look(true);
+    let now = model.now;
+    let plan = rate_limited(&mut model, None);
+    assert_eq!(
+        plan.status.next_attempt_time.unwrap().0.duration_since(now).as_secs(),
+        20
+    );
+}
+
+/// The attempt ends with 429.
+fn rate_limited(model: &mut Model, retry_after: Option<u64>) -> Plan {
+    let now = model.now;
+    let report = Report {
+        retry_after,
+        ..Report::new(Outcome::RateLimited, model.status.attempt.unwrap())
+    };
+    model.pods.last_mut().unwrap().runner = RunnerSeen::Ended {
+        since: Some(now),
+        until: Some(now),
+        exit_code: 75,
+        out_of_memory: false,
+        report: Some(Box::new(report)),
+    };
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    model.look(true)
 }
 
 #[test]
@@ -165,12 +195,13 @@ fn evictions_do_not_use_up_attempts() {
         model.happen(Happening::PodEvicted);
         model.end_runner(Some(Outcome::Stopped));
         model.happen(Happening::PodTurnsTerminal);
+        model.happen(Happening::JobController);
         model.look(true);
         assert_eq!(model.status.phase, Phase::Pending);
         model.happen(Happening::Time(300));
         model.look(true);
         model.look(true);
-        model.happen(Happening::JobMakesPod);
+        model.happen(Happening::JobController);
         model.happen(Happening::RunnerStarts);
         model.look(true);
         assert_eq!(model.status.phase, Phase::Running, "{:?}", model.status);
@@ -184,6 +215,7 @@ fn an_interrupted_session_does_not_go_on_by_itself() {
     model.end_runner(Some(Outcome::StoppedByUser));
     model.look(true);
     model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
     model.look(true);
     model.look(true);
     assert_eq!(
