@@ -180,6 +180,16 @@ async fn a_newer_pod_takes_over_and_the_older_one_is_told_and_stores_nothing_mor
 }
 
 #[tokio::test]
+async fn a_second_connection_of_a_pod_replaces_its_first() {
+    let served = served().await;
+    let hello = hello("s", "u", "p1");
+    let (mut first, _) = Runner::admitted(served.address, &hello, "t1").await;
+    let (mut second, _) = Runner::admitted(served.address, &hello, "t1").await;
+    assert_eq!(first.closed().await, close::SUPERSEDED);
+    assert_eq!(second.deliver(&records(1, 1)).await, 1);
+}
+
+#[tokio::test]
 async fn an_older_pod_whose_look_at_the_status_took_too_long_does_not_take_the_session_back() {
     let served = served().await;
     served.cluster.runner("t2", Some("p2"));

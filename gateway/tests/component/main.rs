@@ -8,6 +8,7 @@
 )]
 
 mod api;
+mod follower;
 mod ingest;
 mod kill;
 mod plane;

@@ -1,17 +1,4 @@
-use std::{sync::Arc, time::Duration};
-
-use bytes::Bytes;
-use gateway::{
-    follow::{CloseReason, Follower, Item, Sources},
-    live::Live,
-    sessions::View,
-    store::{Admission, Admitted, Appended, Batch, EventLog, NewRecord, memory::MemoryLog, sqlite::SqliteLog},
-};
-use proptest::prelude::*;
-use protocol::{RecordHead, record::checksum};
 use serde_json::json;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     Served, end, record, records,
@@ -130,6 +117,20 @@ async fn a_stream_waits_at_a_hole_and_passes_over_one_that_is_declared() {
 }
 
 #[tokio::test]
+async fn a_record_that_conflicts_with_a_stored_one_is_shown_to_nobody() {
+    let served = served().await;
+    let mut events = Events::of(&served, "s", "token", None).await;
+    let mut runner = runner(&served).await;
+    runner.deliver(&[records(1, 1), records(3, 3)].concat()).await;
+    assert_eq!(events.wait("cli").await.seq(), Some(1));
+    runner
+        .send(&[records(2, 2), vec![record(3, protocol::Kind::Cli, "other")]].concat())
+        .await;
+    assert_eq!(events.wait("cli").await.data, records(2, 2)[0]);
+    assert_eq!(events.wait("cli").await.data, records(3, 3)[0]);
+}
+
+#[tokio::test]
 async fn records_that_the_operator_knows_to_be_delivered_end_a_stream_without_an_end_record() {
     let served = served().await;
     runner(&served).await.deliver(&records(1, 3)).await;
@@ -204,138 +205,5 @@ async fn a_reader_that_does_not_read_slows_nobody_and_misses_nothing() {
     }
     for seq in 1..=1000 {
         assert_eq!(idle.wait("cli").await.seq(), Some(seq));
-    }
-}
-
-/// What one reader saw.
-async fn read_all(mut follower: Follower, mut next: u64, slow: bool, last: u64) {
-    while next <= last {
-        match soon("an item", follower.next()).await {
-            Some(Item::Record(record)) => {
-                assert_eq!(record.seq, next, "a gap or a duplicate");
-                assert_eq!(record.bytes, bytes(next));
-                next += 1;
-                if slow {
-                    tokio::task::yield_now().await;
-                }
-            }
-            Some(Item::Phase(_)) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-    assert_eq!(
-        follower.close(CloseReason::Ended),
-        Item::Close(gateway::follow::Close {
-            reason: CloseReason::Ended,
-            last
-        })
-    );
-}
-
-fn bytes(seq: u64) -> Bytes {
-    record(seq, protocol::Kind::Cli, "x").into()
-}
-
-fn new_record(seq: u64) -> NewRecord {
-    let bytes = bytes(seq);
-    NewRecord {
-        head: serde_json::from_slice::<RecordHead>(&bytes).unwrap(),
-        checksum: checksum(&bytes),
-        missing: None,
-        bytes,
-    }
-}
-
-async fn write_and_read(log: Arc<dyn EventLog>, batches: Vec<(u64, bool)>, readers: Vec<(usize, u64, bool)>) {
-    let admission = Admission {
-        session: "u".to_owned(),
-        namespace: "team-a".to_owned(),
-        name: "s".to_owned(),
-        pod: "p1".to_owned(),
-        seen: 0,
-    };
-    let Admitted::Writer(state) = log.admit(admission).await.unwrap() else {
-        panic!()
-    };
-    let live = Live::default();
-    let channel = live.channel("u");
-    let view = View {
-        uid: "u".to_owned(),
-        ..View::default()
-    };
-    let seen = watch::channel(Some(view.clone())).0;
-    let last: u64 = batches.iter().map(|(count, _)| count).sum();
-    let mut tasks = tokio::task::JoinSet::new();
-    let mut next = 1;
-    for (number, (count, with_hole)) in batches.into_iter().enumerate() {
-        for (_, cursor, slow) in readers.iter().filter(|(at, ..)| *at == number) {
-            let sources = Sources {
-                log: log.clone(),
-                channel: channel.clone(),
-                seen: seen.subscribe(),
-                shutdown: CancellationToken::new(),
-            };
-            let cursor = (*cursor).min(last);
-            tasks.spawn(read_all(
-                Follower::new(sources, view.clone(), cursor),
-                cursor + 1,
-                *slow,
-                last,
-            ));
-        }
-        let seqs: Vec<u64> = (next..next + count).collect();
-        next += count;
-        // A hole: the second half comes first. Then both again: a resend.
-        let (first, second) = seqs.split_at(if with_hole { seqs.len() / 2 } else { seqs.len() });
-        for part in [second, first, &seqs[..]] {
-            let batch = Batch {
-                session: "u".to_owned(),
-                epoch: state.epoch,
-                spool: "spool-1".to_owned(),
-                records: part.iter().map(|seq| new_record(*seq)).collect(),
-            };
-            let records = batch.records.clone();
-            let Appended::Stored(receipt) = log.append(batch).await.unwrap() else {
-                panic!()
-            };
-            let stored = || {
-                let stored = |record: NewRecord| gateway::store::StoredRecord {
-                    seq: record.head.seq,
-                    kind: record.head.kind,
-                    bytes: record.bytes,
-                };
-                records.into_iter().map(stored).collect()
-            };
-            // Some batches are too long to be passed along.
-            let length = if count % 5 == 0 { usize::MAX } else { 1 };
-            channel.stored(stored, length, receipt.progress);
-        }
-        tokio::task::yield_now().await;
-    }
-    soon("all readers reading all", async {
-        while let Some(read) = tasks.join_next().await {
-            read.unwrap();
-        }
-    })
-    .await;
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-    #[test]
-    fn readers_see_every_record_once_and_in_order_whenever_they_come(
-        batches in prop::collection::vec((1..40_u64, any::<bool>()), 1..60),
-        readers in prop::collection::vec((0..60_usize, 0..300_u64, any::<bool>()), 1..12),
-        on_disk in any::<bool>(),
-    ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let log: Arc<dyn EventLog> = if on_disk {
-            Arc::new(SqliteLog::open(&folder.path().join("events.db")).unwrap())
-        } else {
-            Arc::new(MemoryLog::default())
-        };
-        runtime.block_on(write_and_read(log, batches, readers));
-        runtime.shutdown_timeout(Duration::from_secs(5));
     }
 }
