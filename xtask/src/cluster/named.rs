@@ -69,9 +69,7 @@ impl Cluster {
             "cluster {0} is not up: run `cargo xtask cluster up --name {0}`",
             self.name
         );
-        let mut kubectl = Command::new(tools::path("kubectl")?);
-        kubectl.env("KUBECONFIG", self.kubeconfig());
-        Ok(kubectl)
+        self.kubectl_while_starting()
     }
 
     /// A command that runs in the cluster's network namespace.
@@ -87,9 +85,9 @@ impl Cluster {
         Network::of_cluster(&self.name).path()
     }
 
-    /// Whether its API server runs.
+    /// Whether it was started to the end and its API server runs.
     pub fn is_up(&self) -> bool {
-        processes::is_alive(&self.state, "kube-apiserver")
+        self.extent_file().is_file() && processes::is_alive(&self.state, "kube-apiserver")
     }
 
     /// Whether anything of it is there, running or not.
@@ -118,12 +116,13 @@ impl Cluster {
         cleanup::remove(&self.name, &self.state)?;
         let started = progress::step(&format!("starting cluster {}", self.name), || {
             fs::create_dir_all(&self.state).with_context(|| format!("failed to create {}", self.state.display()))?;
-            fs::write(self.extent_file(), extent.word())?;
             match extent {
-                Extent::ControlPlane => control_plane::start_detached(&self.state),
-                Extent::Node => self.start(None),
-                Extent::NodeWithEgress => self.start(Some(&Egress::of_cluster(&self.name))),
+                Extent::ControlPlane => control_plane::start_detached(&self.state)?,
+                Extent::Node => self.start(None)?,
+                Extent::NodeWithEgress => self.start(Some(&Egress::of_cluster(&self.name)))?,
             }
+            // Last, because it says that the start got to its end.
+            fs::write(self.extent_file(), extent.word()).context("failed to record what was started")
         });
         if started.is_err() {
             let logs = self.keep_logs()?;
@@ -166,6 +165,12 @@ impl Cluster {
             crate::command::quiet(Command::new("cp").arg("-rL").arg(folder).arg(&kept))?;
         }
         Ok(kept)
+    }
+
+    fn kubectl_while_starting(&self) -> Result<Command> {
+        let mut kubectl = Command::new(tools::path("kubectl")?);
+        kubectl.env("KUBECONFIG", self.kubeconfig());
+        Ok(kubectl)
     }
 
     fn start(&self, egress: Option<&Egress>) -> Result<()> {
@@ -211,7 +216,7 @@ impl Cluster {
         node.start_containerd()?;
         servers::wait_for_api_server(&processes, &self.kubeconfig(), None)?;
         servers::start_controller_manager(&processes, &inside, &certificates, &shape)?;
-        node.start_daemons(&mut || self.kubectl())
+        node.start_daemons(&mut || self.kubectl_while_starting())
     }
 
     fn lock(&self) -> Result<File> {
