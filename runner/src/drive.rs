@@ -213,7 +213,9 @@ impl Attempt {
         let mut conversation = conversation;
         let mut restarts = 0;
         loop {
-            self.open_agent(config).await?;
+            if self.agent.is_none() {
+                self.open_agent(config).await?;
+            }
             match Converse::start(self, config, conversation, say, &token).await? {
                 Episode::Ended(end) => return Ok(end),
                 Episode::ResumeRefused => {
@@ -226,7 +228,7 @@ impl Attempt {
                 }
                 Episode::AgentLost { out_of_memory, why } => {
                     restarts += 1;
-                    self.agent_lost(restarts, out_of_memory, &why)?;
+                    self.agent_lost(restarts, out_of_memory, &why).await?;
                     let id = self.journal.history().conversation.unwrap_or(conversation.id());
                     conversation = Conversation::Resumed { id, interrupted: true };
                     say = Say::NothingYet;
@@ -279,7 +281,7 @@ impl Attempt {
         Ok(())
     }
 
-    fn agent_lost(&mut self, restarts: u32, out_of_memory: bool, why: &str) -> Result<(), End> {
+    async fn agent_lost(&mut self, restarts: u32, out_of_memory: bool, why: &str) -> Result<(), End> {
         if restarts > RESTARTS {
             let outcome = if out_of_memory {
                 Outcome::OutOfMemory
@@ -291,7 +293,13 @@ impl Attempt {
                 format!("the agent was lost {restarts} times; the last time: {why}"),
             ));
         }
-        self.agent = None;
+        // The container may live on, and with it the tools of the CLI that died. A shim takes one connection, so it is
+        // kept as long as there is one.
+        if let Some(agent) = &mut self.agent
+            && !agent.clear(ladder::KILLED).await
+        {
+            self.agent = None;
+        }
         self.journal.session(&SessionBody::AgentRestarted { out_of_memory })?;
         Ok(())
     }

@@ -120,6 +120,16 @@ impl Agent {
         Ok(())
     }
 
+    /// Has everything that is left running killed, so that another process can be started; returns whether that went well.
+    pub async fn clear(&mut self, patience: Duration) -> bool {
+        let cleared = async {
+            self.send(ToShim::KillAll).await?;
+            while self.next().await? != FromShim::Killed {}
+            Ok::<_, AgentError>(())
+        };
+        matches!(timeout(patience, cleared).await, Ok(Ok(())))
+    }
+
     /// Has everything that the agent runs killed; waits at most `patience`. A child's shim ends with it. A container's
     /// stays, because the kubelet would start the container again: it ends when the pod does.
     pub async fn kill(&mut self, patience: Duration) {
