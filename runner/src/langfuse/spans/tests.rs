@@ -357,6 +357,19 @@ fn every_metered_response_is_in_exactly_one_generation() {
 }
 
 #[test]
+fn numbers_that_come_when_their_generation_is_out_make_no_second_one() {
+    let mut log = Log::new();
+    log.user("hello")
+        .usage("msg_a", 1, true)
+        .says("msg_a", None, &text("one"))
+        .turn_ended(Outcome::Succeeded)
+        .usage("msg_a", 40, false)
+        .end(Outcome::Succeeded);
+    let spans = log.spans();
+    assert_eq!(spans.iter().filter(|span| span.name == "llm-call").count(), 1);
+}
+
+#[test]
 fn an_api_error_is_an_error_of_the_turn_and_of_the_session() {
     let mut log = Log::new();
     log.user("hello")
