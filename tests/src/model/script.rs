@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 /// What introduces a script in a user message.
 pub const DIRECTIVE: &str = "@mock ";
 
+/// What the CLI puts into the conversation in the model's name when it goes on after an interrupted turn.
+const NOT_OURS: &str = "No response requested.";
+
 /// A conversation's answers, in order. After the last one the model says [`Step::after_the_end`].
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -167,7 +170,8 @@ pub fn position(messages: &[Value]) -> Result<Option<Position>, serde_json::Erro
     let mut answers_after = 0;
     for message in messages.iter().rev() {
         match message["role"].as_str() {
-            Some("assistant") => answers_after += 1,
+            // A message that the CLI made up is no answer of ours.
+            Some("assistant") if texts(message) != [NOT_OURS] => answers_after += 1,
             Some("user") => {
                 if let Some(directive) = texts(message).into_iter().rev().find_map(directive) {
                     let mut parser = serde_json::Deserializer::from_str(directive);
@@ -239,6 +243,16 @@ mod tests {
             step_text(&[prompt, assistant(), assistant()]).unwrap(),
             Step::after_the_end().text.unwrap(),
             "a script that is over says so"
+        );
+    }
+
+    #[test]
+    fn a_message_that_the_cli_made_up_is_no_step() {
+        let prompt = user(&prompt("Do it.", &json!([{ "text": "first" }, { "text": "second" }])));
+        let made_up = json!({ "role": "assistant", "content": [{ "type": "text", "text": NOT_OURS }] });
+        assert_eq!(
+            step_text(&[prompt, assistant(), user("cut"), made_up, user("go on")]).unwrap(),
+            "second"
         );
     }
 

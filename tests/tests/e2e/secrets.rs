@@ -100,10 +100,9 @@ async fn no_secret_is_within_the_agents_reach_while_it_works() -> Result<()> {
         let secrets = [CANARY, FAKE_SECRET_KEY, &signature[..40]];
 
         let runner = search(scene, &pod, "runner", &secrets).await?;
-        ensure!(
-            runner.contains("found in /proc/1/environ"),
-            "the search must find what is there: {runner}"
-        );
+        for place in ["found in the shell's environment", "/secrets/agentic/"] {
+            ensure!(runner.contains(place), "the search must find what is there: {runner}");
+        }
         let agent = search(scene, &pod, "agent", &secrets).await?;
         let leaks: Vec<_> = agent.lines().filter(|line| line.starts_with("found")).collect();
         ensure!(
