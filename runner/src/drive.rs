@@ -4,6 +4,7 @@ mod converse;
 mod finish;
 mod ladder;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use protocol::record::{LogLevel, SessionBody, UserBody};
@@ -73,7 +74,11 @@ impl From<StateError> for End {
 
 impl From<ProxyError> for End {
     fn from(error: ProxyError) -> Self {
-        Self::new(Outcome::RunnerError, chain(&error))
+        let outcome = match &error {
+            ProxyError::BaseUrl(_) | ProxyError::Credential => Outcome::ConfigError,
+            ProxyError::Listen(_) | ProxyError::Client(_) => Outcome::RunnerError,
+        };
+        Self::new(outcome, chain(&error))
     }
 }
 
@@ -88,6 +93,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Leaves the report of an attempt whose configuration cannot be read; returns its outcome.
+pub fn refuse(report: &Path, attempt: u32, error: &dyn std::error::Error) -> Outcome {
+    finish::without_records(report, attempt, &End::new(Outcome::ConfigError, chain(error)))
+}
+
 /// Runs an attempt and leaves its report; `stop` becomes true when we are told to stop.
 pub async fn drive(config: Config, mut stop: watch::Receiver<bool>) -> Outcome {
     let begun = Instant::now();
@@ -97,7 +107,7 @@ pub async fn drive(config: Config, mut stop: watch::Receiver<bool>) -> Outcome {
     };
     let mut attempt = match prepared {
         Ok(attempt) => attempt,
-        Err(end) => return finish::without_records(&config, &end),
+        Err(end) => return finish::without_records(&config.folders.report, config.attempt.unwrap_or(0), &end),
     };
     let end = match attempt.work(&config).await {
         Ok(end) | Err(end) => end,
@@ -193,7 +203,8 @@ impl Attempt {
     /// Decides what is left to do and has the CLI do it.
     async fn work(&mut self, config: &Config) -> Result<End, End> {
         let (conversation, mut say) = match self.plan(config) {
-            Plan::Finish(outcome) => return Ok(End::new(outcome, "")),
+            Plan::Finish(Outcome::Succeeded) => return Ok(End::new(Outcome::Succeeded, "")),
+            Plan::Finish(outcome) => return Ok(End::new(outcome, self.journal.history().result.clone())),
             Plan::Begin { again } if again.is_empty() => (Conversation::New(Uuid::new_v4()), Say::Prompt),
             Plan::Begin { again } => (Conversation::New(Uuid::new_v4()), Say::Again(again)),
             Plan::Resume {

@@ -1,15 +1,15 @@
 //! `runner`: drives a session's attempt; `runner agent`: the shim in the agent container.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use protocol::names::path;
+use protocol::names::{env, path};
 use runner::agent::shim::{self, Door};
 use runner::config::{Config, LocalArgs, held_in_pod};
-use runner::drive::drive;
+use runner::drive::{drive, refuse};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -80,9 +80,22 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
     let config = if local.local {
         Config::local(local, &var)?
     } else {
-        let mut config = Config::from_env(&var)?;
-        config.secrets = held_in_pod(utf8_variables());
-        config
+        match Config::from_env(&var) {
+            Ok(config) => Config {
+                secrets: held_in_pod(utf8_variables()),
+                ..config
+            },
+            Err(error) => {
+                // Outside a pod there is nowhere to leave a report, and nobody to read it.
+                if !Path::new(path::TERMINATION_LOG).exists() {
+                    return Err(error.into());
+                }
+                let attempt = var(env::ATTEMPT).and_then(|number| number.parse().ok()).unwrap_or(0);
+                return Ok(ExitCode::from(
+                    refuse(path::TERMINATION_LOG.as_ref(), attempt, &error).exit_code(),
+                ));
+            }
+        }
     };
     let outcome = drive(config, stop()?).await;
     Ok(ExitCode::from(outcome.exit_code()))

@@ -1,12 +1,13 @@
 //! The end of an attempt: nothing runs any more, the end is recorded, and what can be delivered is.
 
+use std::path::Path;
+
 use protocol::report::Delivery;
 use protocol::{Outcome, Report};
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use super::ladder::KILLED;
 use super::{Attempt, End};
-use crate::config::Config;
 use crate::report::ReportFile;
 
 /// How long acknowledgements are waited for.
@@ -21,12 +22,12 @@ const RELEASED: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// The end of an attempt that never got to its records.
-pub(super) fn without_records(config: &Config, end: &End) -> Outcome {
+pub(super) fn without_records(path: &Path, attempt: u32, end: &End) -> Outcome {
     let report = Report {
         message: end.message.clone(),
-        ..Report::new(end.outcome, config.attempt.unwrap_or(0))
+        ..Report::new(end.outcome, attempt)
     };
-    let written = ReportFile::open(&config.folders.report).and_then(|file| file.write(&report));
+    let written = ReportFile::open(path).and_then(|file| file.write(&report));
     if let Err(error) = written {
         tracing::error!(%error, "there is no report");
     }

@@ -12,3 +12,4 @@ mod crash;
 mod local;
 mod pod;
 mod shim;
+mod trace;

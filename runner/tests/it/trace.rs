@@ -1,0 +1,120 @@
+//! The trace of a session, as a collector has it in the end.
+
+use std::collections::BTreeSet;
+
+use protocol::report::Delivery;
+use protocol::{Outcome, identity};
+use rustix::process::Signal;
+use serde_json::json;
+use tests::model::Logged;
+use tests::traces::{FAKE_PUBLIC_KEY, FAKE_SECRET_KEY, TraceCollector};
+use tokio::process::Child;
+
+use crate::common::{Session, bash, ended, eventually, script, signal, text};
+
+fn traced(session: &Session, collector: &TraceCollector, prompt: &str) -> Child {
+    let mut command = session.command(prompt, &[]);
+    command
+        .env("LANGFUSE_ENABLED", "true")
+        .env("LANGFUSE_HOST", collector.url());
+    command
+        .env("LANGFUSE_PUBLIC_KEY", FAKE_PUBLIC_KEY)
+        .env("LANGFUSE_SECRET_KEY", FAKE_SECRET_KEY);
+    command.spawn().unwrap()
+}
+
+#[tokio::test]
+async fn a_session_leaves_one_trace_with_what_was_asked_answered_and_used() {
+    let (session, collector) = (Session::new().await, TraceCollector::start().await.unwrap());
+    let prompt = script("MARK", &[bash("echo from-the-tool"), text("Done.")]);
+    assert_eq!(ended(traced(&session, &collector, &prompt)).await.code, Some(0));
+    let report = session.report();
+    assert_eq!(
+        (report.outcome, report.traces),
+        (Outcome::Succeeded, Delivery::Delivered)
+    );
+    let observations = collector.observations();
+    let traces: BTreeSet<_> = observations
+        .iter()
+        .map(|observation| observation.trace.clone())
+        .collect();
+    assert_eq!(traces.into_iter().collect::<Vec<_>>(), [report.trace_id.unwrap()]);
+    let of_kind = |kind: &str| {
+        observations
+            .iter()
+            .filter(|observation| observation.kind == kind)
+            .collect::<Vec<_>>()
+    };
+    let generations = of_kind("GENERATION");
+    assert_eq!(generations.len(), 2);
+    assert!(
+        generations
+            .iter()
+            .all(|generation| generation.usage["input"] > 0 && generation.model.is_some())
+    );
+    assert!(generations[0].input.as_deref().unwrap().contains("MARK"));
+    let tools = of_kind("TOOL");
+    assert_eq!(tools.len(), 1);
+    assert!(tools[0].output.as_deref().unwrap().contains("from-the-tool"));
+}
+
+#[tokio::test]
+async fn a_session_that_was_killed_and_resumed_leaves_one_trace_without_doubles() {
+    let (session, collector) = (Session::new().await, TraceCollector::start().await.unwrap());
+    let prompt = script("MARK", &[bash("touch ran"), json!({ "text": "Done.", "hold": "go" })]);
+    let mut first = traced(&session, &collector, &prompt);
+    session
+        .request(|request| request.asks_for_message() && request.step == Some(1))
+        .await;
+    let ran = session.workspace().join("ran");
+    eventually("the tool ran", || ran.exists()).await;
+    signal(&first, Signal::KILL);
+    first.wait().await.unwrap();
+    session.assert_nothing_left().await;
+    session.model.release("go");
+    assert_eq!(ended(traced(&session, &collector, &prompt)).await.code, Some(0));
+    let observations = collector.observations();
+    let tools = observations
+        .iter()
+        .filter(|observation| observation.kind == "TOOL")
+        .count();
+    assert_eq!(tools, 1, "what both attempts sent is the same span");
+    let answered = session
+        .model
+        .requests()
+        .iter()
+        .filter(|request| request.asks_for_message() && request.status == Some(200))
+        .count();
+    let generations = observations
+        .iter()
+        .filter(|observation| observation.kind == "GENERATION")
+        .count();
+    assert!(
+        (1..=answered).contains(&generations),
+        "{generations} generations for {answered} answers"
+    );
+    assert!(session.model.requests().iter().any(Logged::asks_for_message));
+    assert!(
+        observations
+            .iter()
+            .all(|observation| observation.trace.len() == identity::trace_id("any").len())
+    );
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_does_not_fail_the_session() {
+    let (session, collector) = (Session::new().await, TraceCollector::start().await.unwrap());
+    let prompt = script("MARK", &[text("Done.")]);
+    let mut command = session.command(&prompt, &[]);
+    command
+        .env("LANGFUSE_ENABLED", "true")
+        .env("LANGFUSE_HOST", "http://127.0.0.1:1");
+    command
+        .env("LANGFUSE_PUBLIC_KEY", FAKE_PUBLIC_KEY)
+        .env("LANGFUSE_SECRET_KEY", FAKE_SECRET_KEY);
+    let ended = ended(command.spawn().unwrap()).await;
+    assert_eq!(ended.code, Some(0));
+    assert!(ended.took.as_secs() < 15, "{:?}", ended.took);
+    assert_eq!(session.report().traces, Delivery::Failed);
+    assert!(collector.exports().is_empty());
+}
