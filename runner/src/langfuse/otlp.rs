@@ -154,7 +154,8 @@ fn own(span: &Span) -> Vec<KeyValue> {
         (
             "langfuse.observation.completion_start_time",
             // Outside of the span it would read as a negative time.
-            span.first_token.map(|at| at.clamp(span.start, span.end).to_string()),
+            span.first_token
+                .map(|at| format!("{:.3}", at.clamp(span.start, span.end))),
         ),
         (
             "langfuse.observation.metadata",
