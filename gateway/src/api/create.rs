@@ -130,7 +130,7 @@ mod tests {
             "llmSettings": {"model": "claude-sonnet-5-5", "temperature": 0.7, "maxTokens": 4000},
             "repos": [], "autoPushOnComplete": false, "workspacePath": "", "mainRepoIndex": 0, "botAccount": null,
             "environmentVariables": {"CI": "true"}, "labels": {"team": "a"}, "annotations": {"why": "test"},
-            "userContext": {"userId": "somebody-else"},
+            "userContext": {"userId": "somebody-else", "groups": ["admins"]},
         });
         let session = session(body.to_string().as_bytes(), &caller()).unwrap();
         assert_eq!(

@@ -191,18 +191,18 @@ struct Write {
     with_hole: bool,
     /// All of it is sent once more.
     again: bool,
-    /// News of the parts comes in the other order.
-    swapped: bool,
+    /// News of it comes after that of the next one that is not late.
+    late: bool,
     /// Too long to be passed along.
     long: bool,
 }
 
 fn write() -> impl Strategy<Value = Write> {
-    (1..40_u64, any::<[bool; 4]>()).prop_map(|(records, [with_hole, again, swapped, long])| Write {
+    (1..40_u64, any::<[bool; 4]>()).prop_map(|(records, [with_hole, again, late, long])| Write {
         records,
         with_hole,
         again,
-        swapped,
+        late,
         long,
     })
 }
@@ -224,7 +224,7 @@ async fn write_and_read(log: Arc<dyn EventLog>, writes: Vec<Write>, readers: Vec
     let last: u64 = writes.iter().map(|write| write.records).sum();
     let count = writes.len();
     let mut tasks = tokio::task::JoinSet::new();
-    let mut next = 1;
+    let (mut next, mut late) = (1, Vec::new());
     for (number, write) in writes.into_iter().enumerate() {
         for Read { cursor, slow, .. } in readers.iter().filter(|reader| reader.at % count == number) {
             let cursor = (*cursor).min(last);
@@ -237,15 +237,20 @@ async fn write_and_read(log: Arc<dyn EventLog>, writes: Vec<Write>, readers: Vec
         parts.extend(write.again.then_some(&seqs[..]));
         let mut news = Vec::new();
         for part in parts {
-            news.push((part, world.store(part).await));
+            let length = if write.long { usize::MAX } else { 1 };
+            news.push((part.to_vec(), world.store(part).await, length));
         }
-        if write.swapped {
-            news.reverse();
-        }
-        for (part, receipt) in news {
-            world.publish(part, &receipt, if write.long { usize::MAX } else { 1 });
+        if write.late {
+            late.extend(news);
+        } else {
+            for (part, receipt, length) in news.into_iter().chain(late.drain(..)) {
+                world.publish(&part, &receipt, length);
+            }
         }
         tokio::task::yield_now().await;
+    }
+    for (part, receipt, length) in late {
+        world.publish(&part, &receipt, length);
     }
     let read = async {
         while let Some(read) = tasks.join_next().await {
