@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -18,11 +17,9 @@ use crate::command;
 
 /// Ends what runs, unmounts what is mounted, deletes the rest.
 pub(super) fn remove(cluster: &str, state: &Path) -> Result<()> {
-    // The kubelet goes first, or it would start again what the next lines end.
-    processes::stop(state, "kubelet");
-    let socket = node::socket(cluster);
-    end_containers(cluster, &socket)?;
-    processes::stop_all(state);
+    // Daemons and shims first: they would start again what the next line ends. Containers outlive both, by design.
+    processes::stop_all(state)?;
+    cgroups::delete(cluster)?;
 
     let run = node::run_folder(cluster);
     unmount_below(&[state, &run])?;
@@ -37,14 +34,6 @@ pub(super) fn remove(cluster: &str, state: &Path) -> Result<()> {
             fs::remove_dir_all(folder).with_context(|| format!("failed to delete {}", folder.display()))?;
         }
     }
-    Ok(())
-}
-
-/// Shims outlive containerd by design, and containers outlive their shims; so each is found by what marks it as ours.
-fn end_containers(cluster: &str, socket: &Path) -> Result<()> {
-    let shims = processes::running_with_argument(|argument| argument == socket.as_os_str().as_bytes());
-    cgroups::delete(cluster)?;
-    processes::kill(&shims);
     Ok(())
 }
 

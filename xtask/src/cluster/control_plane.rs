@@ -129,7 +129,7 @@ fn keep_running(state: &Path, requests: &mpsc::Receiver<Request>, started: &mpsc
     let running = match start_daemons(state, &tied_to_this_thread()) {
         Ok(running) => running,
         Err(error) => {
-            processes::stop_all(state);
+            let _ = processes::stop_all(state);
             let _ = started.send(Err(error));
             return;
         }
@@ -142,7 +142,7 @@ fn keep_running(state: &Path, requests: &mpsc::Receiver<Request>, started: &mpsc
         };
         let _ = reply.send(result);
     }
-    processes::stop_all(state);
+    let _ = processes::stop_all(state);
 }
 
 /// Starts one whose daemons stay when this process ends.
@@ -171,7 +171,7 @@ fn start_daemons(state: &Path, prefix: &[OsString]) -> Result<Running> {
         match try_daemons(state, prefix.to_vec()) {
             Err(error) if attempt < 3 && error.to_string().contains("address already in use") => {
                 progress::say("a port was taken by another program; trying others");
-                processes::stop_all(state);
+                processes::stop_all(state)?;
                 for leftover in ["pki", "etcd", "pid"] {
                     let _ = fs::remove_dir_all(state.join(leftover));
                 }
@@ -243,7 +243,7 @@ fn sweep() {
     for state in folders.into_iter().flatten().flatten().map(|entry| entry.path()) {
         let abandoned = File::open(state.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
         if abandoned {
-            processes::stop_all(&state);
+            let _ = processes::stop_all(&state);
             let _ = fs::remove_dir_all(&state);
         }
     }

@@ -1,11 +1,12 @@
 //! The cluster's daemons: started, watched, and stopped by what identifies them for sure.
 //!
-//! A pid alone may by now belong to somebody else, so a pid file also holds the process's start time.
+//! A pid alone may by now belong to somebody else, so a pid file also holds the process's start time. And since whoever
+//! starts a daemon may be killed before writing the file, each daemon carries a mark in its environment.
 
 use std::{
     ffi::OsString,
     fs::{self, File},
-    os::unix::process::CommandExt,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -16,6 +17,9 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command;
+
+/// Variable in the environment of every daemon, and of what they start in turn: the state folder of their cluster.
+const MARK: &str = "AGENTIC_CLUSTER_STATE";
 
 /// The daemons of one cluster, with their pid files and logs under its state folder.
 pub(super) struct Processes {
@@ -59,6 +63,7 @@ impl Processes {
         let log = File::create(self.log(name))?;
         let child = Command::new(&words[0])
             .args(&words[1..])
+            .env(MARK, &self.state)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -108,18 +113,29 @@ impl Processes {
     }
 }
 
-/// Ends one daemon of a state folder.
-pub(super) fn stop(state: &Path, name: &str) {
-    if let Some(process) = recorded(&state.join("pid").join(name)) {
-        stop_processes(&[process]);
+/// Ends every process of a state folder's cluster; also those of a run that was killed before it could note their pids.
+pub(super) fn stop_all(state: &Path) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let mut running = marked(state);
+        let files = fs::read_dir(state.join("pid")).into_iter().flatten().flatten();
+        running.extend(
+            files
+                .filter_map(|entry| recorded(&entry.path()))
+                .filter(Process::is_alive),
+        );
+        if running.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() > Duration::from_secs(10) {
+            bail!("these processes of {} survive SIGKILL: {running:?}", state.display());
+        }
+        // At once: the cluster's data is deleted next, so there is nothing to be saved.
+        for process in running {
+            process.signal(Signal::KILL);
+        }
+        thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Ends every daemon that a state folder knows of; also those of a run that was killed.
-pub(super) fn stop_all(state: &Path) {
-    let files = fs::read_dir(state.join("pid")).into_iter().flatten().flatten();
-    let known: Vec<Process> = files.filter_map(|entry| recorded(&entry.path())).collect();
-    stop_processes(&known);
 }
 
 /// Whether a daemon of a state folder runs.
@@ -127,25 +143,17 @@ pub(super) fn is_alive(state: &Path, name: &str) -> bool {
     recorded(&state.join("pid").join(name)).is_some_and(|process| process.is_alive())
 }
 
-/// All processes of the machine that have an argument which `matches`.
-pub(super) fn running_with_argument(matches: impl Fn(&[u8]) -> bool) -> Vec<Process> {
+/// All processes of the machine that carry the mark of a state folder, inherited ones included.
+fn marked(state: &Path) -> Vec<Process> {
+    let mark = [MARK.as_bytes(), b"=", state.as_os_str().as_bytes()].concat();
     let folders = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = folders.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        line.split(|byte| *byte == 0)
-            .any(&matches)
-            .then(|| Process::of(pid))
-            .flatten()
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let is_marked = environment.split(|byte| *byte == 0).any(|variable| variable == mark);
+        is_marked.then(|| Process::of(pid)).flatten()
     })
     .collect()
-}
-
-/// Kills at once.
-pub(super) fn kill(processes: &[Process]) {
-    for process in processes {
-        process.signal(Signal::KILL);
-    }
 }
 
 fn recorded(file: &Path) -> Option<Process> {
@@ -155,15 +163,6 @@ fn recorded(file: &Path) -> Option<Process> {
         pid: pid.parse().ok()?,
         started: started.parse().ok()?,
     })
-}
-
-/// Kills: the data of a test cluster is deleted next, so there is nothing to be saved.
-fn stop_processes(processes: &[Process]) {
-    kill(processes);
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(5) && processes.iter().any(Process::is_alive) {
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -222,11 +221,27 @@ mod tests {
             started: process.started - 1,
             ..process
         };
-        stop_processes(&[earlier]);
+        earlier.signal(Signal::KILL);
         assert!(process.is_alive());
-        stop_processes(&[process]);
-        assert!(!process.is_alive());
+        child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_daemon_without_a_pid_file_is_found_by_its_mark_and_another_clusters_is_left_alone() {
+        let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let start = |state: &Path| {
+            let processes = Processes::new(state, Vec::new()).unwrap();
+            processes.spawn("sleeper", Path::new("sleep"), &["60".into()]).unwrap();
+        };
+        start(ours.path());
+        start(other.path());
+        fs::remove_file(ours.path().join("pid/sleeper")).unwrap();
+        assert_eq!(marked(ours.path()).len(), 1);
+        stop_all(ours.path()).unwrap();
+        assert_eq!(marked(ours.path()), []);
+        assert!(is_alive(other.path(), "sleeper"));
+        stop_all(other.path()).unwrap();
     }
 
     #[test]
