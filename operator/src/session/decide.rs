@@ -18,6 +18,8 @@ use super::{
 
 /// How soon to look again at something that no watch tells of.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
+/// The same for a pod that should have started by then.
+const START_SLOW: SignedDuration = SignedDuration::from_secs(11);
 /// The same for what takes a person.
 const LOOK_LATER: SignedDuration = SignedDuration::from_secs(30);
 
@@ -293,17 +295,20 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
         plan.wake = Some(LOOK_LATER);
         return plan;
     }
-    let trouble = pod.map_or(seen.refused.as_ref(), |pod| pod.trouble.as_ref());
+    let trouble = pod.and_then(|pod| pod.trouble.as_ref()).or(seen.unsaid.as_ref());
     if let Some((reason, message)) = deadline::passed(seen, pod, trouble, request, now) {
         plan.status = transition::stopping(&plan.status, reason, &message);
         return plan;
     }
     plan.status = transition::progress(&plan.status, pod, trouble, seen.claim, now);
     plan.wake = deadline::next(seen, pod, trouble, request).map(|at| at.duration_since(now));
-    if pod.is_none() {
-        // The Job controller says why it makes no pod in an Event, which nobody watches.
-        plan.wake = Some(plan.wake.map_or(LOOK_AGAIN, |wake| wake.min(LOOK_AGAIN)));
-    }
+    // Why a Job has no pod, or what a pod waits for, may be said in Events alone, which nobody watches.
+    let soon = match pod {
+        None => Some(LOOK_AGAIN),
+        Some(pod) if pod.scheduled && pod.runner == RunnerSeen::Waiting => Some(START_SLOW),
+        Some(_) => None,
+    };
+    plan.wake = plan.wake.into_iter().chain(soon).min();
     plan
 }
 

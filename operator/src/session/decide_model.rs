@@ -122,7 +122,7 @@ impl Model {
                 job(Some(self.status.attempt.unwrap_or(0) + 1))
             },
             pods: self.pods.clone(),
-            refused: None,
+            unsaid: None,
         }
     }
 

@@ -12,11 +12,13 @@ use protocol::names::label;
 use super::{
     build,
     decide::next_attempt,
-    observed::{ClaimSeen, JobSeen, Observed, PodSeen, SessionSeen, Trouble, refusal},
+    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, RunnerSeen, SessionSeen, trouble_of},
 };
 
 /// How long the Job controller may take to make a pod before its Events are asked why there is none.
 const POD_EXPECTED_WITHIN: i64 = 3;
+/// How long a pod with a node may take to start before its Events are asked what it waits for.
+const START_EXPECTED_WITHIN: i64 = 10;
 
 /// A read that failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,13 +86,10 @@ pub async fn children(client: &Client, session: &AgenticSession, now: Timestamp)
     let pods = pods(client, &namespace, &session.uid().unwrap_or_default())
         .await
         .map_err(failed("the pods"))?;
-    let refused = match job
-        .ours()
-        .filter(|job| pods.is_empty() && live && overdue(job.created, now))
-    {
+    let unsaid = match silent(job.ours(), &pods, seen.status.attempt, now).filter(|_| live) {
         // Only the explanation hangs on it.
-        Some(job) => refused(client, &namespace, &job.uid).await.unwrap_or_else(|error| {
-            tracing::warn!(session = name, namespace, %error, "failed to read the Events of a Job");
+        Some(uid) => last_event(client, &namespace, uid).await.unwrap_or_else(|error| {
+            tracing::warn!(session = name, namespace, %error, "failed to read Events");
             None
         }),
         None => None,
@@ -100,8 +99,8 @@ pub async fn children(client: &Client, session: &AgenticSession, now: Timestamp)
         next_job: JobSeen::of(next_job.as_ref(), &session.metadata),
         session: seen,
         job,
+        unsaid: unsaid.as_ref().and_then(trouble_of),
         pods,
-        refused,
     })
 }
 
@@ -122,22 +121,31 @@ async fn pods(client: &Client, namespace: &str, uid: &str) -> kube::Result<Vec<P
     Ok(pods.list(&ours).await?.items.iter().filter_map(PodSeen::of).collect())
 }
 
-fn overdue(created: Option<Timestamp>, now: Timestamp) -> bool {
-    created.is_some_and(|created| now.duration_since(created).as_secs() >= POD_EXPECTED_WITHIN)
+/// UID of what should have come further by now and does not say in its status why it has not: the Job that has no pod, or the
+/// pod that has a node.
+fn silent<'a>(job: Option<&'a OurJob>, pods: &'a [PodSeen], attempt: Option<u32>, now: Timestamp) -> Option<&'a str> {
+    let overdue = |since: Option<Timestamp>, seconds| since.is_some_and(|t| now.duration_since(t).as_secs() >= seconds);
+    match pods.iter().find(|pod| Some(pod.attempt) == attempt) {
+        None => job
+            .filter(|job| overdue(job.created, POD_EXPECTED_WITHIN))
+            .map(|job| &*job.uid),
+        Some(pod) => {
+            let waits = pod.scheduled && pod.trouble.is_none() && pod.runner == RunnerSeen::Waiting;
+            (waits && overdue(pod.created, START_EXPECTED_WITHIN)).then_some(&*pod.uid)
+        }
+    }
 }
 
-/// The last `FailedCreate` of the Job controller.
-async fn refused(client: &Client, namespace: &str, job_uid: &str) -> kube::Result<Option<Trouble>> {
+/// The newest Event about an object: what an older one tells of may be overcome.
+async fn last_event(client: &Client, namespace: &str, uid: &str) -> kube::Result<Option<Event>> {
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
-    let of_job = ListParams::default()
-        .fields(&format!("involvedObject.uid={job_uid},reason=FailedCreate"))
-        .limit(20);
-    let last = events.list(&of_job).await?.items.into_iter().max_by_key(|event| {
-        event
-            .last_timestamp
-            .as_ref()
-            .map(|t| t.0)
-            .or(event.event_time.as_ref().map(|t| t.0))
-    });
-    Ok(last.map(|event| refusal(event.message.as_deref().unwrap_or("no reason is given"))))
+    let about = ListParams::default()
+        .fields(&format!("involvedObject.uid={uid}"))
+        .limit(100);
+    let when = |event: &Event| {
+        let last = event.last_timestamp.as_ref().map(|t| t.0);
+        last.or(event.event_time.as_ref().map(|t| t.0))
+            .or(event.metadata.creation_timestamp.as_ref().map(|t| t.0))
+    };
+    Ok(events.list(&about).await?.items.into_iter().max_by_key(when))
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         batch::v1::Job,
-        core::v1::{PersistentVolumeClaim, Pod},
+        core::v1::{Event, PersistentVolumeClaim, Pod},
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
@@ -31,8 +31,8 @@ pub struct Observed {
     pub next_job: JobSeen,
     /// Pods of all its attempts.
     pub pods: Vec<PodSeen>,
-    /// Why the API server makes no pod for the current Job, from the Job controller's Events.
-    pub refused: Option<Trouble>,
+    /// What keeps the current attempt from starting and stands in no status: in the Events of its Job or pod alone.
+    pub unsaid: Option<Trouble>,
 }
 
 /// What of the session itself decisions rest on.
@@ -221,17 +221,30 @@ pub fn attempt_of(pod: &Pod) -> Option<u32> {
     pod.labels().get(label::ATTEMPT)?.parse().ok()
 }
 
-/// Reads the Job controller's word of why it makes no pod.
-pub fn refusal(message: &str) -> Trouble {
-    let reason = if message.contains("exceeded quota") {
-        Reason::QuotaExceeded
-    } else {
-        Reason::PodRejected
+/// Reads the last Event of a Job or pod, if it tells of something that hinders.
+pub fn trouble_of(event: &Event) -> Option<Trouble> {
+    let said = event.message.as_deref().unwrap_or("no reason is given");
+    let object = event.involved_object.name.as_deref().unwrap_or_default();
+    let (reason, message) = match event.reason.as_deref()? {
+        "FailedCreate" if said.contains("exceeded quota") => (
+            Reason::QuotaExceeded,
+            format!("the API server refuses the pod of Job {object}: {said}"),
+        ),
+        "FailedCreate" => (
+            Reason::PodRejected,
+            format!("the API server refuses the pod of Job {object}: {said}"),
+        ),
+        "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => (
+            Reason::VolumeUnavailable,
+            format!("a volume of pod {object} is not available: {said}"),
+        ),
+        "FailedCreatePodSandBox" => (Reason::ConfigError, format!("pod {object} cannot be set up: {said}")),
+        _ => return None,
     };
-    Trouble {
+    Some(Trouble {
         reason,
-        message: format!("the API server refuses the session's pod: {message}"),
+        message,
         since: None,
         grace: super::pod::START_TIMEOUT,
-    }
+    })
 }

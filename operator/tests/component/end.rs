@@ -1,16 +1,20 @@
 //! What stays and what goes: restarts of the operator, deletion, quiet.
 
 use crds::Phase;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, PersistentVolumeClaim},
+};
 use kube::{
-    Api, ResourceExt as _,
-    api::{DeleteParams, ListParams, PostParams},
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use protocol::Outcome;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    plane::{jobs_created, operator_writes},
+    plane::{jobs_created, operator_config, operator_writes},
     world::{World, report, until},
 };
 
@@ -188,8 +192,7 @@ async fn unchanged_by_another_look(world: &World, value: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_is_told_to_stop_gives_the_lease_back() {
     let mut world = World::new("lease").await;
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
-        Api::namespaced(world.client.clone(), &world.namespace);
+    let leases: Api<Lease> = Api::namespaced(world.client.clone(), &world.namespace);
     let holder = async || leases.get_opt("agentic-operator").await.unwrap()?.spec?.holder_identity;
     until("the lease to be held", async || {
         holder().await.filter(|h| h == "operator-of-the-test")
@@ -197,6 +200,34 @@ async fn an_operator_that_is_told_to_stop_gives_the_lease_back() {
     .await;
     world.stop_operator().await;
     assert_eq!(holder().await.as_deref(), Some(""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_whose_lease_is_taken_ends_and_another_works_when_it_is_free() {
+    let mut world = World::without_operator("lease-taken").await;
+    let client = Client::try_from(operator_config(&world.namespace).await).unwrap();
+    let mut rival = world.settings();
+    rival.lease.identity = "rival".into();
+    let task = tokio::spawn(operator::run(client, rival, CancellationToken::new()));
+    let leases: Api<Lease> = Api::namespaced(world.client.clone(), &world.namespace);
+    let holder = async || leases.get_opt("agentic-operator").await.unwrap()?.spec?.holder_identity;
+    until("the rival to lead", async || holder().await.filter(|h| h == "rival")).await;
+    let taken = json!({"spec": {"holderIdentity": "somebody-else", "leaseDurationSeconds": 1}});
+    leases
+        .patch("agentic-operator", &PatchParams::default(), &Patch::Merge(taken))
+        .await
+        .unwrap();
+    let ended = task.await.unwrap().unwrap_err();
+    assert!(ended.to_string().contains("somebody-else"), "{ended}");
+
+    // Whoever took it is silent: a second later it is free.
+    world.start_operator().await;
+    until("the next to lead", async || {
+        holder().await.filter(|h| h == "operator-of-the-test")
+    })
+    .await;
+    world.create("duet", json!({"prompt": "write a duet"})).await;
+    world.pod("duet", 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

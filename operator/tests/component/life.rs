@@ -1,7 +1,7 @@
 //! A session's life.
 
 use crds::Phase;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota};
+use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod, ResourceQuota};
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, PostParams},
@@ -367,6 +367,32 @@ async fn objects_of_a_needed_name_that_are_somebody_elses_are_named_and_left_alo
         (Phase::Pending, Some("NameConflict"))
     );
     assert!(jobs_created(&world.namespace).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_cannot_be_mounted_is_named() {
+    let world = World::new("volume").await;
+    world.create("canto", json!({"prompt": "write a canto"})).await;
+    let pod = world.pod("canto", 1).await;
+    world.bind(&pod).await;
+    let scheduled = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]});
+    world.set_pod_status(&pod, scheduled).await;
+    let events: Api<Event> = Api::namespaced(world.client.clone(), &world.namespace);
+    let event = json!({
+        "metadata": {"name": "canto-mount"},
+        "involvedObject": {"kind": "Pod", "name": pod.name_any(), "namespace": world.namespace, "uid": pod.uid()},
+        "reason": "FailedMount", "message": "MountVolume.SetUp failed for volume pvc-1: no such device", "type": "Warning",
+        "lastTimestamp": "2099-01-01T00:00:00Z",
+    });
+    let event = serde_json::from_value(event).unwrap();
+    events.create(&PostParams::default(), &event).await.unwrap();
+    let seen = world
+        .status_when("canto", |s| s.reason.as_deref() == Some("VolumeUnavailable"))
+        .await;
+    assert_eq!(seen.phase, Phase::Creating);
+    assert!(seen.message.unwrap().contains("no such device"));
+    world.start(&pod).await;
+    world.phase("canto", Phase::Running).await;
 }
 
 /// A variable of the runner, as its process sees it.
