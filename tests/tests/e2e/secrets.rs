@@ -28,7 +28,9 @@ for place in /*; do
   case "$place" in /proc|/sys|/dev) ;; *) grep -r -a -l -s -E "$P" "$place" | sed 's/^/found in /' ;; esac
 done
 search /dev/termination-log; grep -r -a -l -s -E "$P" /dev/shm | sed 's/^/found in /'
-grep -E 'secret|serviceaccount|/data ' /proc/self/mountinfo | sed 's/^/found mount /'
+while read -r _ _ _ _ point _; do
+  case "$point" in *secret*|*serviceaccount*|/data|/data/*) echo "found mount $point" ;; esac
+done < /proc/self/mountinfo
 # Whatever listens on the pod's loopback is asked for everything it might tell.
 cat /proc/net/tcp /proc/net/tcp6 | while read -r _ local _ state _; do
   [ "$state" = 0A ] && echo $((16#${local##*:}))
