@@ -146,6 +146,19 @@ fn damage_in_the_middle_of_the_spool_becomes_a_gap_with_numbers() {
 }
 
 #[test]
+fn a_record_that_changed_on_the_disk_is_not_taken_for_the_one_that_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), 20);
+    let path = segment::list(dir.path()).unwrap()[0].1.clone();
+    let mut bytes = fs::read(&path).unwrap();
+    // Still JSON, and still of the right length.
+    let at = bytes.iter().rposition(|byte| *byte == b'x').unwrap();
+    bytes[at] = b'y';
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(reopened(dir.path()).1.len(), 19);
+}
+
+#[test]
 fn a_disk_that_refuses_is_told_to_everyone_who_waits() {
     let dir = tempfile::tempdir().unwrap();
     let inner = dir.path().join("spool");

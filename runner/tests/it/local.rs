@@ -65,15 +65,19 @@ async fn records_are_numbered_without_a_hole_and_closed_with_their_sums() {
 #[tokio::test]
 async fn the_key_is_not_in_the_agents_environment_and_in_no_record() {
     let session = Session::new().await;
-    let ended = session.run(&script("MARK", &[bash("env"), text("Done.")]), &[]).await;
+    let canary = "fake-canary-5d41402abc4b2a76";
+    // Into files, because what the records show is redacted: the tool's own environment, and those of all above it.
+    let spy = "env > seen.txt; pid=$$; while [ $pid -gt 1 ]; do cat /proc/$pid/environ >> above.txt 2>/dev/null; \
+               grep -q runner /proc/$pid/comm && break; pid=$(awk '/^PPid/ {print $2}' /proc/$pid/status); done; true";
+    let mut command = session.command(&script("MARK", &[bash(spy), text("Done.")]), &[]);
+    let ended = crate::common::ended(command.env("GITHUB_TOKEN", canary).spawn().unwrap()).await;
     assert_eq!(ended.code, Some(0));
-    let answer = session
-        .bodies(Kind::Cli)
-        .into_iter()
-        .find_map(|line| line["tool_use_result"]["stdout"].as_str().map(str::to_owned))
-        .unwrap();
-    assert!(answer.contains("ANTHROPIC_BASE_URL=http://127.0.0.1:"), "{answer}");
-    assert!(!answer.contains(FAKE_KEY), "{answer}");
+    for name in ["seen.txt", "above.txt"] {
+        let seen = std::fs::read(session.workspace().join(name)).unwrap();
+        let seen = String::from_utf8_lossy(&seen);
+        assert!(seen.contains("ANTHROPIC_BASE_URL=http://127.0.0.1:"), "{seen}");
+        assert!(!seen.contains(canary) && !seen.contains(FAKE_KEY), "{name}: {seen}");
+    }
     let records: String = session
         .records()
         .iter()
