@@ -342,6 +342,12 @@ async fn a_log_of_a_lost_spool_is_gone_on_with_behind_a_gap() {
             .count()
     };
     assert_eq!((bodies("\"n\""), bodies("more")), (5, 2), "each once");
+    let gaps = runner
+        .spooled()
+        .iter()
+        .filter(|record| record.contains("\"kind\":\"gap\""))
+        .count();
+    assert_eq!(gaps, 1, "done once, though asked three times");
 }
 
 #[tokio::test]
