@@ -8,6 +8,7 @@ use tests::model::script;
 
 use crate::harness::client::Gateway;
 use crate::harness::collector::Collector;
+use crate::harness::mock::Mock;
 use crate::harness::phases::Phases;
 use crate::harness::scene::marker;
 use crate::harness::wait::{SOON, until};
@@ -22,7 +23,8 @@ async fn a_session_is_created_polled_traced_and_deleted_over_rest() -> Result<()
         let steps = json!([
             { "text": "Working.", "tools": [{ "name": "Bash", "input": { "command": "echo hello" } }],
               "usage": { "input_tokens": 156, "output_tokens": 20, "cache_read_input_tokens": 1000 } },
-            { "text": "Done." },
+            // A model that answers at once would leave no time to be seen `Running`.
+            { "text": "Done.", "hold": marker },
         ]);
         let body = json!({
             "prompt": script::prompt(&format!("Say hello. Test ID: {marker}"), &steps), "displayName": "Langfuse test",
@@ -38,7 +40,7 @@ async fn a_session_is_created_polled_traced_and_deleted_over_rest() -> Result<()
         let name = created["name"].as_str().context("no name")?;
 
         let phases = Phases::watch(scene.sessions(), name);
-        poll_to_the_end(&gateway, name).await?;
+        poll_to_the_end(&gateway, name, async || Mock::reach().await?.release(&marker).await).await?;
         until("the watch to see the end", SOON, async || {
             Ok((phases.seen().last() == Some(&Phase::Completed)).then_some(()))
         })
@@ -68,7 +70,7 @@ async fn a_session_is_created_polled_traced_and_deleted_over_rest() -> Result<()
 }
 
 /// Polls like a client that knows nothing of watches; phases never go back.
-async fn poll_to_the_end(gateway: &Gateway, name: &str) -> Result<()> {
+async fn poll_to_the_end(gateway: &Gateway, name: &str, when_running: impl AsyncFn() -> Result<()>) -> Result<()> {
     let mut last = 0;
     until(&format!("session {name} to be completed"), SOON, async || {
         let (status, session) = gateway.ask(Method::GET, &format!("/{name}"), None).await?;
@@ -77,6 +79,9 @@ async fn poll_to_the_end(gateway: &Gateway, name: &str) -> Result<()> {
         let at = ORDER.iter().position(|known| *known == phase);
         let at = at.with_context(|| format!("phase {phase}: {session}"))?;
         ensure!(at >= last, "the phase went back from {} to {phase}", ORDER[last]);
+        if phase == Phase::Running && at > last {
+            when_running().await?;
+        }
         last = at;
         Ok((phase == Phase::Completed).then_some(()))
     })
