@@ -31,6 +31,16 @@ pub enum Error {
         #[source]
         source: Box<kube::Error>,
     },
+    /// The API server does not want it: quota, admission, or a value that it cannot take. Trying again at once does not help.
+    #[error("failed to create {kind} {name}: the API server refuses it: {said}")]
+    Refused {
+        /// Of what.
+        kind: &'static str,
+        /// Which.
+        name: String,
+        /// The API server's own words.
+        said: String,
+    },
     /// The name was taken between observing and writing: to be observed again.
     #[error("failed to create {kind} {name}: it exists by now")]
     Exists {
@@ -102,6 +112,10 @@ where
     match api.create(&PostParams::default(), object).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => Err(Error::Exists { kind, name }),
+        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
+            let said = status.message;
+            Err(Error::Refused { kind, name, said })
+        }
         Err(source) => Err(Error::Write {
             verb: "create",
             kind,
@@ -175,6 +189,7 @@ impl Error {
     pub fn is_race(&self) -> bool {
         match self {
             Self::Exists { .. } => true,
+            Self::Refused { .. } => false,
             Self::Write { source, .. } => {
                 matches!(&**source, kube::Error::Api(status) if status.is_conflict())
             }

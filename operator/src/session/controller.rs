@@ -115,9 +115,21 @@ fn on_error(session: Arc<Meta>, error: &Error, context: Arc<Context>) -> Action 
         return Action::requeue(jittered(Duration::from_millis(100)));
     }
     let wait = context.backoff.next(&namespace, &name);
-    let source = std::error::Error::source(error).map(ToString::to_string);
-    tracing::warn!(session = name, namespace, %error, source, wait_ms = wait.as_millis() as u64, "reconcile failed");
+    let why = chain(error);
+    tracing::warn!(
+        session = name,
+        namespace,
+        error = why,
+        wait_ms = wait.as_millis() as u64,
+        "reconcile failed"
+    );
     Action::requeue(wait)
+}
+
+/// An error with all that caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |chain, cause| format!("{chain}: {cause}"))
 }
 
 impl Context {

@@ -175,6 +175,26 @@ fn unrecorded(seen: &Observed, attempt: Attempt, request: &Result<Request, Inval
     })
 }
 
+/// What is left to do when the API server refuses what an attempt needs: to say so, and to try again, since it may be healed.
+pub fn refused(seen: &Observed, kind: &str, name: &str, said: &str) -> Plan {
+    let reason = if said.contains("exceeded quota") {
+        Reason::QuotaExceeded
+    } else {
+        Reason::ConfigError
+    };
+    let message = format!("The API server refuses {kind} {name}: {said}");
+    let mut status = transition::waiting(&seen.session.status, reason, &message);
+    status.observed_generation = seen.session.generation;
+    Plan {
+        create_claim: false,
+        create_job: None,
+        delete: Vec::new(),
+        release: Vec::new(),
+        status,
+        wake: Some(LOOK_LATER),
+    }
+}
+
 /// The attempt that comes after what is recorded.
 pub fn next_attempt(status: &AgenticSessionStatus) -> Attempt {
     Attempt {

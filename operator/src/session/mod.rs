@@ -96,7 +96,12 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let observed = observe::children(client, &session, now).await?;
     let request = validate::validate(&session);
     let plan = decide::decide(&observed, &request, now);
-    apply::apply(client, namespace, &plan, request.as_ref().ok(), &context.settings.pod).await?;
+    let plan = match apply::apply(client, namespace, &plan, request.as_ref().ok(), &context.settings.pod).await {
+        Ok(()) => plan,
+        // The session waits, and says for what.
+        Err(ApplyError::Refused { kind, name, said }) => decide::refused(&observed, kind, &name, &said),
+        Err(error) => return Err(error.into()),
+    };
     if status::update(client, &session, &plan.status).await? {
         tell(context, &session, &plan).await;
     }

@@ -370,6 +370,35 @@ async fn objects_of_a_needed_name_that_are_somebody_elses_are_named_and_left_alo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_volume_beyond_the_quota_is_explained_and_made_when_there_is_room() {
+    let world = World::new("volume-quota").await;
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "little-room"}, "spec": {"hard": {"requests.storage": "1Gi"}}});
+    let quotas: Api<ResourceQuota> = Api::namespaced(world.client.clone(), &world.namespace);
+    quotas
+        .create(&PostParams::default(), &serde_json::from_value(quota).unwrap())
+        .await
+        .unwrap();
+    until("the quota to hold", async || {
+        quotas.get("little-room").await.unwrap().status?.hard.map(|_| ())
+    })
+    .await;
+    world
+        .create(
+            "novel",
+            json!({"prompt": "write a novel", "workspace": {"size": "2Gi"}}),
+        )
+        .await;
+    let waiting = world.status_when("novel", |s| s.reason.is_some()).await;
+    assert_eq!(
+        (waiting.phase, waiting.reason.as_deref()),
+        (Phase::Pending, Some("QuotaExceeded"))
+    );
+    assert!(waiting.message.unwrap().contains("little-room"));
+    quotas.delete("little-room", &DeleteParams::default()).await.unwrap();
+    world.pod("novel", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_cannot_be_mounted_is_named() {
     let world = World::new("volume").await;
     world.create("canto", json!({"prompt": "write a canto"})).await;
