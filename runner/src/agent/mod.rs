@@ -131,7 +131,7 @@ impl Agent {
     }
 
     /// Has everything that the agent runs killed; waits at most `patience`. A child's shim ends with it. A container's
-    /// stays, because the kubelet would start the container again: it ends when the pod does.
+    /// stays until we are gone, because the kubelet would start the container again.
     pub async fn kill(&mut self, patience: Duration) {
         let word = if self.child.is_some() {
             ToShim::Quit

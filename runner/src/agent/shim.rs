@@ -29,8 +29,8 @@ use super::{Exit, Spawn};
 
 /// How long what a dead process wrote may take to be read: something it left behind can hold the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// How long the kubelet may take to end the container after the runner is gone.
-const POD_ENDS: Duration = Duration::from_mins(1);
+/// How long the runner's end may take to be known to the container runtime.
+const RUNNER_ENDS: Duration = Duration::from_millis(300);
 /// Tools without which the CLI is of little use.
 const NEEDED: [&str; 2] = ["bash", "git"];
 
@@ -79,9 +79,9 @@ pub async fn serve(door: Door<'_>) -> Result<ExitCode, ShimError> {
     };
     kill::everything().await;
     if matches!(end, End::RunnerGone) && rustix::process::getpid() == Pid::INIT {
-        // The pod is about to end. Ending before it does would have the kubelet start the container again, and the pod
-        // would wait for that.
-        let _ = timeout(POD_ENDS, terminate.recv()).await;
+        // The kubelet ends a sidecar only after it has seen the main container's end, and looks once a second. Ending on
+        // our own spares the pod one look; ending before the runner's own end is known would have us started again.
+        let _ = timeout(RUNNER_ENDS, terminate.recv()).await;
     }
     Ok(ExitCode::SUCCESS)
 }

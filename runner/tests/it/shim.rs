@@ -239,6 +239,23 @@ async fn a_runner_that_is_gone_takes_everything_with_it() {
 }
 
 #[tokio::test]
+async fn a_container_ends_by_itself_soon_after_its_runner_but_not_before() {
+    let mut container = Container::isolated();
+    let agent = container.connect().await;
+    let begun = Instant::now();
+    drop(agent);
+    timeout(crate::common::DEADLINE, container.shim.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    let took = begun.elapsed();
+    assert!(
+        (Duration::from_millis(250)..Duration::from_secs(1)).contains(&took),
+        "{took:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_container_that_starts_again_is_another_one() {
     let first = Container::start();
     let boot = first.connect().await.hello().boot_id.clone();
