@@ -50,15 +50,11 @@ fn dependencies() -> Result<()> {
         ))
     })?;
     // The only step that may be left out: its data changes without us, and a machine may be unable to fetch it.
-    if let Err(error) = command::quiet(&mut deny_command(&deny, &["fetch", "db"])) {
-        let reason = format!("{error:#}");
-        let reason = reason
-            .lines()
-            .find(|line| line.contains("rror") || line.contains("fatal"))
-            .unwrap_or("no reason");
+    let log = paths::cache()?.join("advisories.log");
+    if command::logged(&mut deny_command(&deny, &["fetch", "db"]), &log).is_err() {
         progress::say(&format!(
-            "SKIPPED: advisories, because their database could not be fetched ({})",
-            reason.trim()
+            "SKIPPED: advisories, because their database cannot be fetched; see {}",
+            log.display()
         ));
         return Ok(());
     }

@@ -131,6 +131,11 @@ fn make_namespace(kubectl: &Kubectl<'_>, name: &str) -> Result<()> {
 fn print_usage(target: &Target) {
     println!("\nUse it:\n");
     println!("  export KUBECONFIG={}", target.kubeconfig.display());
+    for tool in ["kubectl", "helm"].into_iter().filter(|tool| !command::exists(tool)) {
+        if let Some(folder) = tools::path(tool).ok().as_deref().and_then(Path::parent) {
+            println!("  export PATH=$PATH:{}", folder.display());
+        }
+    }
     println!("  kubectl -n {SESSIONS} get as");
     println!("  kubectl -n {SESSIONS} apply -f docs/examples/full.yaml");
     match target.local {
