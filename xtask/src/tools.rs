@@ -209,44 +209,35 @@ fn module_folder(module: &Module) -> PathBuf {
 
 fn ensure_module(module: &Module, tools: &[&Tool]) -> Result<()> {
     let pin = pin_of(module)?;
-    let built = |tool: &Tool| place(tool.name, &pin).map(|folder| folder.join(tool.name).is_file());
-    let names = |pick: &dyn Fn(&Tool) -> Result<bool>| -> Result<Vec<&'static str>> {
-        tools
-            .iter()
-            .filter_map(|tool| pick(tool).map(|done| (!done).then_some(tool.name)).transpose())
-            .collect()
-    };
-    if names(&built)?.is_empty() {
+    if missing(tools, &pin)?.is_empty() {
         return Ok(());
     }
     // Several test binaries may start at once; one builds, the others find it done.
     let _lock = lock(&format!("build-{}", module.folder))?;
-    let absent = names(&built)?;
-    if absent.is_empty() {
+    let missing = missing(tools, &pin)?;
+    if missing.is_empty() {
         return Ok(());
     }
-    let packages: Vec<&str> = tools
-        .iter()
-        .filter(|tool| absent.contains(&tool.name))
-        .map(|tool| tool.package)
-        .collect();
-    let what = format!(
-        "building {} from Go modules (once; cached in {})",
-        absent.join(", "),
-        paths::cache()?.display()
-    );
-    progress::step(&what, || {
+    let names: Vec<&str> = missing.iter().map(|tool| tool.name).collect();
+    progress::step(&format!("building {} from Go modules (once)", names.join(", ")), || {
         let scratch = Scratch::new(&format!("building-{}", module.folder))?;
         let log = paths::cache()?.join(format!("build-{}.log", module.folder));
-        go_build(module, &packages, scratch.path(), &log)?;
-        for tool in tools.iter().filter(|tool| absent.contains(&tool.name)) {
-            publish(scratch.path(), tool, &pin)?;
-        }
-        Ok(())
+        go_build(module, &missing, scratch.path(), &log)?;
+        missing.iter().try_for_each(|tool| publish(scratch.path(), tool, &pin))
     })
 }
 
-fn go_build(module: &Module, packages: &[&str], into: &Path, log: &Path) -> Result<()> {
+fn missing<'a>(tools: &[&'a Tool], pin: &str) -> Result<Vec<&'a Tool>> {
+    let mut missing = Vec::new();
+    for tool in tools {
+        if !place(tool.name, pin)?.join(tool.name).is_file() {
+            missing.push(*tool);
+        }
+    }
+    Ok(missing)
+}
+
+fn go_build(module: &Module, tools: &[&Tool], into: &Path, log: &Path) -> Result<()> {
     let mut go = Command::new("go");
     go.current_dir(module_folder(module))
         .env("CGO_ENABLED", "0")
@@ -259,7 +250,7 @@ fn go_build(module: &Module, packages: &[&str], into: &Path, log: &Path) -> Resu
             "-o",
         ])
         .arg(format!("{}/", into.display()))
-        .args(packages);
+        .args(tools.iter().map(|tool| tool.package));
     command::logged(&mut go, log).context("failed to build with Go: is Go 1.26 or newer installed?")
 }
 
