@@ -31,6 +31,7 @@ async fn a_session_is_created_polled_traced_and_deleted_over_rest() -> Result<()
             "interactive": false, "timeout": 300,
             "llmSettings": { "model": "claude-sonnet-5-5", "temperature": 0.7, "maxTokens": 4000 },
         });
+        let phases = Phases::watch(scene.sessions()).await?;
         let (status, created) = gateway.ask(Method::POST, "", Some(&body)).await?;
         ensure!(status == StatusCode::CREATED, "{status}: {created}");
         ensure!(
@@ -39,7 +40,6 @@ async fn a_session_is_created_polled_traced_and_deleted_over_rest() -> Result<()
         );
         let name = created["name"].as_str().context("no name")?;
 
-        let phases = Phases::watch(scene.sessions(), name);
         poll_to_the_end(&gateway, name, async || Mock::reach().await?.release(&marker).await).await?;
         until("the watch to see the end", SOON, async || {
             Ok((phases.seen().last() == Some(&Phase::Completed)).then_some(()))

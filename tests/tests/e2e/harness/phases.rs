@@ -1,12 +1,14 @@
-//! The phases of a session as a watch shows them.
+//! The phases of a namespace's one session as a watch shows them.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::{Context as _, Result};
 use crds::{AgenticSession, Phase};
 use futures::StreamExt as _;
 use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Collects phases, repetitions apart, until it is dropped.
@@ -17,12 +19,14 @@ pub struct Phases {
 }
 
 impl Phases {
-    /// Begins to watch a session that need not exist yet.
-    pub fn watch(sessions: Api<AgenticSession>, name: &str) -> Self {
+    /// Begins to watch; from its return on nothing is missed.
+    pub async fn watch(sessions: Api<AgenticSession>) -> Result<Self> {
         let seen: Arc<Mutex<Vec<Phase>>> = Arc::default();
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let watching = tokio::spawn(record(sessions, config, Arc::clone(&seen)));
-        Self { seen, watching }
+        let (ready, began) = oneshot::channel();
+        let watching = tokio::spawn(record(sessions, ready, Arc::clone(&seen)));
+        let phases = Self { seen, watching };
+        began.await.context("the watch ended before it began")?;
+        Ok(phases)
     }
 
     /// The phases so far.
@@ -31,9 +35,16 @@ impl Phases {
     }
 }
 
-async fn record(sessions: Api<AgenticSession>, config: watcher::Config, seen: Arc<Mutex<Vec<Phase>>>) {
-    let mut events = pin!(watcher(sessions, config));
+async fn record(sessions: Api<AgenticSession>, ready: oneshot::Sender<()>, seen: Arc<Mutex<Vec<Phase>>>) {
+    let mut ready = Some(ready);
+    let mut events = pin!(watcher(sessions, watcher::Config::default()));
     while let Some(event) = events.next().await {
+        if matches!(event, Ok(Event::InitDone))
+            && let Some(ready) = ready.take()
+        {
+            // Nobody waits any more when the test has failed meanwhile.
+            let _ = ready.send(());
+        }
         let Ok(Event::Apply(session) | Event::InitApply(session)) = event else {
             continue;
         };
