@@ -89,10 +89,9 @@ fn a_control_plane_dies_with_the_process_that_started_it_and_the_next_start_clea
 }
 
 fn processes_of(state: &Path) -> Vec<String> {
-    let processes = command::output(Command::new("ps").args(["-eo", "args"])).unwrap();
-    processes
-        .lines()
-        .filter(|line| line.contains(state.to_str().unwrap()))
-        .map(String::from)
+    let state = state.to_str().unwrap();
+    command::running()
+        .into_iter()
+        .filter(|line| line.contains(state))
         .collect()
 }

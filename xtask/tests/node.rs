@@ -43,10 +43,7 @@ impl Cluster {
     fn assert_gone(&self) {
         assert!(!self.state().exists());
         for (what, text) in [
-            (
-                "process",
-                command::output(Command::new("ps").args(["-eo", "args"])).unwrap(),
-            ),
+            ("process", command::running().join("\n")),
             ("mount", fs::read_to_string("/proc/mounts").unwrap()),
             (
                 "network namespace",
