@@ -121,7 +121,8 @@ async fn a_conversation_that_is_not_there_begins_again_over_the_same_connection(
     let prompt = script(
         "MARK",
         &[
-            bash("rm -rf \"$CLAUDE_CONFIG_DIR/projects\"; kill -9 $PPID; sleep 5"),
+            // Stopped first: it must not write the transcript again before it is killed.
+            bash("kill -STOP $PPID; rm -rf \"$CLAUDE_CONFIG_DIR/projects\"; kill -9 $PPID; sleep 5"),
             text("Done."),
         ],
     );
