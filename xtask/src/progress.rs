@@ -12,7 +12,8 @@ pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let took = seconds(begun.elapsed());
     match &result {
         Ok(_) => say(&format!("{what}: done in {took}")),
-        Err(_) => say(&format!("{what}: FAILED after {took}")),
+        // Also here, because a caller that goes on to other steps may not show it.
+        Err(error) => say(&format!("{what}: FAILED after {took}: {error:#}")),
     }
     result
 }
