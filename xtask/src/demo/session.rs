@@ -45,11 +45,13 @@ pub(super) fn run(kubectl: &Kubectl<'_>, keys: &Keys) -> Result<()> {
         "--filename",
         &example.to_string_lossy(),
     ])?;
-    let phase = wait(kubectl, |phase| phase != "Pending" && phase != "Creating")?;
-    if phase == "Running" {
-        transcript(kubectl)?;
-    }
-    let phase = wait(kubectl, |phase| ["Completed", "Failed", "Stopped"].contains(&phase))?;
+    let mut told = String::new();
+    wait(kubectl, &mut told, |phase| phase != "Pending" && phase != "Creating")?;
+    // Also of one that is over already: a short session is never seen running.
+    transcript(kubectl)?;
+    let phase = wait(kubectl, &mut told, |phase| {
+        ["Completed", "Failed", "Stopped"].contains(&phase)
+    })?;
     show(kubectl, keys)?;
     if phase != "Completed" {
         bail!("the session is {phase}: {}", field(kubectl, "message")?);
@@ -57,15 +59,14 @@ pub(super) fn run(kubectl: &Kubectl<'_>, keys: &Keys) -> Result<()> {
     Ok(())
 }
 
-/// Follows the phase, with a line for each, until it is one that the caller waits for.
-fn wait(kubectl: &Kubectl<'_>, wanted: impl Fn(&str) -> bool) -> Result<String> {
+/// Follows the phase, with a line for each that was not `told` yet, until it is one that the caller waits for.
+fn wait(kubectl: &Kubectl<'_>, told: &mut String, wanted: impl Fn(&str) -> bool) -> Result<String> {
     let begun = Instant::now();
-    let mut last = String::new();
     loop {
         let phase = field(kubectl, "phase")?;
-        if phase != last {
+        if phase != *told {
             progress::say(&format!("session {NAME}: {phase}"));
-            last.clone_from(&phase);
+            told.clone_from(&phase);
         }
         if wanted(&phase) {
             return Ok(phase);
@@ -84,6 +85,10 @@ fn wait(kubectl: &Kubectl<'_>, wanted: impl Fn(&str) -> bool) -> Result<String> 
 /// The runner's log until its container ends.
 fn transcript(kubectl: &Kubectl<'_>) -> Result<()> {
     let pod = field(kubectl, "podName")?;
+    if pod.is_empty() {
+        // It failed before it had a pod; its message says why.
+        return Ok(());
+    }
     println!("----------------------------------------------------------------");
     let followed = command::run(&mut kubectl.command(&[
         "logs",
