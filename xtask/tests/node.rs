@@ -138,3 +138,20 @@ fn the_way_out_is_there_only_when_asked_for_and_leaves_no_rule_behind() {
     assert_eq!(rules(), before);
     cluster.assert_gone();
 }
+
+/// `cargo test --workspace` may build this program anew while it waits to start the cluster for the tests.
+#[test]
+fn a_cluster_is_started_by_a_program_whose_file_has_been_replaced() {
+    if !can_run() {
+        return;
+    }
+    let cluster = Cluster::named("r");
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("xtask");
+    fs::copy(env!("CARGO_BIN_EXE_xtask"), &copy).unwrap();
+    let script = "exec 3<\"$1\"; rm \"$1\"; exec /proc/self/fd/3 cluster --name \"$2\" up";
+    let mut up = Command::new("sh");
+    up.args(["-c", script, "sh"]).arg(&copy).arg(&cluster.0);
+    command::output(&mut up).unwrap();
+    cluster.assert_ready();
+}

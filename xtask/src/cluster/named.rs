@@ -247,13 +247,22 @@ impl Extent {
     }
 }
 
+/// This program, also when a build has replaced its file since it was started, as `cargo test --workspace` may do.
+fn own_program() -> Result<PathBuf> {
+    let file = std::env::current_exe().context("failed to find this program's own file")?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    // The kernel's word for a file that is not there any more.
+    match name.strip_suffix(" (deleted)").unwrap_or(&name) {
+        "xtask" if file.is_file() => Ok(file),
+        "xtask" => Ok(PathBuf::from(format!("/proc/{}/exe", std::process::id()))),
+        _ => bail!("a cluster with a node is started by `cargo xtask cluster up`, which stays as its forwarder"),
+    }
+}
+
 /// Starts the process that makes the API server reachable on the host's loopback, and returns the address.
 fn start_forwarder(processes: &Processes, namespace: &Path, to: SocketAddr) -> Result<SocketAddr> {
     let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-    let program = std::env::current_exe().context("failed to find this program's own file")?;
-    if program.file_stem().is_none_or(|name| name != "xtask") {
-        bail!("a cluster with a node is started by `cargo xtask cluster up`, which stays as its forwarder");
-    }
+    let program = own_program()?;
     processes.spawn_on_host(
         "forwarder",
         &program,
