@@ -3,6 +3,7 @@
 
 # Builds, starts a local cluster, installs the chart and runs docs/examples/hello.yaml in it.
 demo:
+	@echo "==> building the tool that does it; a minute or two the first time"
 	cargo xtask demo
 
 # Unit, property, component and end-to-end tests.

@@ -150,7 +150,10 @@ impl History {
                 self.last_round = message_id;
             }
             Some(Event::Result(result)) => {
-                self.result = result.result.unwrap_or_else(|| result.errors.join("\n"));
+                // A turn that failed has errors and no answer: the last answer stays.
+                if let Some(answer) = result.result {
+                    self.result = answer;
+                }
             }
             _ => {}
         }

@@ -407,7 +407,7 @@ pub(super) enum Gone {
 pub(super) fn timed_out() -> End {
     End::new(
         Outcome::Timeout,
-        "the session's timeout is reached; raise spec.timeout to let it go on",
+        "the session's timeout is reached; its work is kept: set the annotation ambient-code.io/start-requested-at to a new value for another run",
     )
 }
 
