@@ -98,6 +98,8 @@ pub enum GatewayFrame {
     PermissionResponse(PermissionResponse),
     /// Read or write a file of the workspace.
     FileRequest(FileRequest),
+    /// A piece of a file to write, after its request.
+    FileChunk(FileChunk),
 }
 
 /// See [`GatewayFrame::Welcome`].
@@ -160,13 +162,14 @@ pub struct PermissionResponse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileOperation {
-    /// Entries of a folder.
+    /// Entries of a folder: chunks of a JSON list of [`FileEntry`].
     List,
-    /// Kind and size.
+    /// Kind and size: a chunk of one [`FileEntry`].
     Stat,
     /// Bytes.
     Read,
-    /// Replace.
+    /// Replace: [`GatewayFrame::FileChunk`]s up to `eof` follow; the file changes as a whole or not at all, and then
+    /// [`RunnerFrame::CommandResult`] answers.
     Write,
 }
 
@@ -186,6 +189,37 @@ pub struct FileRequest {
     #[serde(default)]
     pub length: u64,
 }
+
+/// A file as [`FileOperation::List`] and [`FileOperation::Stat`] describe it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileEntry {
+    /// Its name, without its folder.
+    pub name: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Bytes.
+    pub size: u64,
+    /// When it was changed last.
+    pub modified: jiff::Timestamp,
+}
+
+/// See [`FileEntry::kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileKind {
+    /// A file with bytes.
+    File,
+    /// A folder.
+    Folder,
+    /// A symbolic link; it is not followed.
+    Link,
+    /// A socket, pipe or device; it cannot be read.
+    Other,
+}
+
+/// Most bytes of a file in one [`FileChunk`], before base64.
+pub const MAX_CHUNK: usize = 256 << 10;
 
 /// See [`RunnerFrame::CommandResult`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

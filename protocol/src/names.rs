@@ -8,6 +8,8 @@ pub mod label {
     pub const SESSION_UID: &str = "vteam.ambient-code/session-uid";
     /// Number of the attempt, counted through the session from 1.
     pub const ATTEMPT: &str = "vteam.ambient-code/attempt";
+    /// Kueue's label for the queue that admits a Job; on a session it is passed to its Jobs.
+    pub const KUEUE_QUEUE: &str = "kueue.x-k8s.io/queue-name";
     /// Kubernetes' own label for what part of an application an object is.
     pub const COMPONENT: &str = "app.kubernetes.io/component";
     /// Kubernetes' own label for the tool that manages an object; our watches select on it.
@@ -18,6 +20,14 @@ pub mod label {
     pub const NAME: &str = "app.kubernetes.io/name";
     /// Value of [`NAME`] on everything the operator makes for a session.
     pub const APPLICATION: &str = "agentic-session";
+}
+
+/// Values of [`label::COMPONENT`] on Jobs and pods.
+pub mod component {
+    /// Drives the agent.
+    pub const ATTEMPT: &str = "attempt";
+    /// Delivers what an ended run left on the claim.
+    pub const DRAIN: &str = "drain";
 }
 
 /// Annotations.
@@ -90,6 +100,26 @@ pub mod env {
     pub const ATTEMPT: &str = "ATTEMPT";
     /// Model of the session; the CLI's default when absent.
     pub const LLM_MODEL: &str = "LLM_MODEL";
+    /// `true`: the session stays for further messages.
+    pub const INTERACTIVE: &str = "INTERACTIVE";
+    /// Sampling temperature; only without thinking.
+    pub const LLM_TEMPERATURE: &str = "LLM_TEMPERATURE";
+    /// Most tokens of one model response.
+    pub const LLM_MAX_TOKENS: &str = "LLM_MAX_TOKENS";
+    /// The repositories: a list of [`crate::spec::Repo`] as JSON.
+    pub const REPOS_JSON: &str = "REPOS_JSON";
+    /// Token for GitHub hosts.
+    pub const GITHUB_TOKEN: &str = "GITHUB_TOKEN";
+    /// Token for GitLab hosts.
+    pub const GITLAB_TOKEN: &str = "GITLAB_TOKEN";
+    /// `true` or `1`: the model API is Vertex AI.
+    pub const VERTEX_ENABLED: &str = "VERTEX_ENABLED";
+    /// Google Cloud project of Vertex AI.
+    pub const VERTEX_PROJECT_ID: &str = "VERTEX_PROJECT_ID";
+    /// Region of Vertex AI.
+    pub const VERTEX_REGION: &str = "VERTEX_REGION";
+    /// An access token for Vertex AI, instead of a service account's key.
+    pub const VERTEX_USER_TOKEN: &str = "VERTEX_USER_TOKEN";
     /// Running time over all attempts of the run, seconds.
     pub const TIMEOUT: &str = "TIMEOUT";
     /// Where the agent's workspace is, as the agent sees it.
@@ -122,8 +152,21 @@ pub mod path {
     pub const LIMITS: &str = "/etc/agentic/limits";
     /// The projected gateway token.
     pub const GATEWAY_TOKEN: &str = "/var/run/secrets/agentic/token";
+    /// Files of the runner's Secrets, one folder a Secret, in the runner container; read again per use.
+    pub const SECRETS: &str = "/etc/agentic/secrets";
+    /// Values of the admin's MCP credentials, one file each, in the runner container; read again per use.
+    pub const MCP_CREDENTIALS: &str = "/etc/agentic/mcp";
+    /// The socket of `runner send|interrupt|status`, in the runner container.
+    pub const CONTROL_SOCKET: &str = "/run/runner/control.sock";
+    /// In the agent container of a user's own image: where an init container puts the runner and the CLI.
+    pub const TOOLS: &str = "/opt/agentic";
     /// Where the kubelet reads the termination report.
     pub const TERMINATION_LOG: &str = "/dev/termination-log";
+
+    /// File with the value of an MCP credential, see [`crate::spec::McpCredential`].
+    pub fn mcp_credential(name: &str) -> String {
+        format!("{MCP_CREDENTIALS}/{name}")
+    }
 
     /// Folder of a session on its claim, relative to the claim's root.
     pub fn session_dir(uid: &str) -> String {
@@ -138,6 +181,11 @@ pub mod path {
     /// The CLI's transcripts on the claim, relative to the claim's root.
     pub fn transcripts_dir(uid: &str) -> String {
         format!("sessions/{uid}/transcripts")
+    }
+
+    /// The runner's own repositories, relative to the claim's root. Never mounted in the agent container.
+    pub fn git_dir(uid: &str) -> String {
+        format!("sessions/{uid}/git")
     }
 
     /// Spool, state, lease and lock on the claim, relative to the claim's root. Never mounted in the agent container.

@@ -56,6 +56,8 @@ pub enum Outcome {
     Superseded,
     /// The runner met a fault of its own.
     RunnerError,
+    /// A drain's: records are left that the gateway did not take.
+    Undelivered,
     /// Written into the log for an attempt that left no end of its own.
     Lost,
 }
@@ -79,6 +81,7 @@ impl Outcome {
             | Self::DiskFull
             | Self::Superseded
             | Self::RunnerError
+            | Self::Undelivered
             | Self::Lost => 75,
             Self::Stopped => 143,
         }
@@ -108,7 +111,7 @@ impl Outcome {
             Self::VolumeUnavailable => Reason::VolumeUnavailable,
             Self::DiskFull => Reason::DiskFull,
             Self::RunnerError => Reason::RunnerCrashed,
-            Self::Running | Self::Stopped | Self::Superseded | Self::Lost => return None,
+            Self::Running | Self::Stopped | Self::Superseded | Self::Undelivered | Self::Lost => return None,
         })
     }
 

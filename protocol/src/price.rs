@@ -1,9 +1,12 @@
 //! What a model's tokens cost.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{NanoUsd, Usage};
 
 /// Prices of one model, billionths of a US dollar per token (so 1,000 is one US dollar per million tokens).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Price {
     /// Tokens read anew.
     pub input: u64,
@@ -14,11 +17,13 @@ pub struct Price {
     /// Tokens written to the prompt cache (five minutes).
     pub cache_write: u64,
     /// Long prompts cost more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<Tier>,
 }
 
 /// A dearer price of long prompts: of everything in a response to one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Tier {
     /// Prompts of more tokens than this, cached ones included.
     pub above: u64,

@@ -25,7 +25,7 @@ pub enum Kind {
     Session,
     /// For people: [`LogBody`].
     Log,
-    /// What became of a repository.
+    /// What became of a repository: [`GitBody`].
     Git,
     /// Records that are not there: [`GapBody`].
     Gap,
@@ -232,6 +232,25 @@ pub enum LogLevel {
     Warning,
     /// Something did not work.
     Error,
+}
+
+/// Body of [`Kind::Git`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GitBody {
+    /// The repository's name in the session.
+    pub name: String,
+    /// Where it was cloned from or pushed to, without credentials.
+    pub url: String,
+    /// Branch cloned or pushed.
+    pub branch: String,
+    /// Commit cloned or pushed.
+    pub commit: String,
+    /// `true`: pushed; `false`: cloned, or not pushed for `error`.
+    pub pushed: bool,
+    /// Why it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Body of [`Kind::Gap`]: records that are not in the log, or one line that was too long.

@@ -53,6 +53,9 @@ pub struct Report {
     /// Seconds that the model API asked to wait before another try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u64>,
+    /// What became of the repositories, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repos: Vec<RepoReport>,
     /// Id of the CLI's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sdk_session_id: Option<String>,
@@ -65,6 +68,21 @@ pub struct Report {
     /// The agent's last answer, cut to what is left of [`SIZE`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub result: String,
+}
+
+/// What became of a repository; what is not here the session's spec says. Eight of the longest fit a report.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RepoReport {
+    /// Position in the spec's list.
+    pub index: usize,
+    /// Branch that was pushed, when the spec names none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub branch: String,
+    /// Commit of the workspace: as it was cloned, or as it was pushed.
+    pub commit: String,
+    /// Whether `commit` was pushed.
+    pub pushed: bool,
 }
 
 /// Most bytes of [`Report::message`].
@@ -89,6 +107,7 @@ impl Report {
             events: Delivery::Off,
             traces: Delivery::Off,
             retry_after: None,
+            repos: Vec::new(),
             sdk_session_id: None,
             trace_id: None,
             message: String::new(),

@@ -158,8 +158,7 @@ impl Config {
         let spec: AgenticSpec = match var(env::AGENTIC_SPEC_JSON) {
             None => AgenticSpec {
                 run: 1,
-                used_seconds: 0,
-                user: None,
+                ..AgenticSpec::default()
             },
             Some(text) => serde_json::from_str(&text).map_err(|_| ConfigError::Invalid {
                 name: env::AGENTIC_SPEC_JSON,

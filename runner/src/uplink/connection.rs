@@ -231,6 +231,8 @@ impl<'a> Connection<'a> {
                 };
                 self.send(&RunnerFrame::FileChunk(chunk)).await
             }
+            // Of a write that was refused.
+            GatewayFrame::FileChunk(_) => Ok(()),
         }
     }
 

@@ -8,7 +8,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use protocol::{
-    names::{REPORT_FINALIZER, annotation, label},
+    names::{REPORT_FINALIZER, annotation, component, label},
     spec::LiveLimits,
 };
 
@@ -35,7 +35,7 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
         timeout: request.timeout,
         used_seconds: attempt.used_seconds,
     };
-    let mut metadata = meta(request, job_name(&request.name, attempt.number), "attempt");
+    let mut metadata = meta(request, job_name(&request.name, attempt.number), component::ATTEMPT);
     metadata
         .labels
         .get_or_insert_default()
@@ -62,10 +62,11 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
 }
 
 fn template(request: &Request, attempt: Attempt, settings: &PodSettings) -> PodTemplateSpec {
-    let mut labels = labels(request, "attempt");
+    let mut labels = labels(request, component::ATTEMPT);
     labels.insert(label::ATTEMPT.to_owned(), attempt.number.to_string());
     let limits = LiveLimits {
         timeout: Some(request.timeout),
+        ..LiveLimits::default()
     };
     PodTemplateSpec {
         metadata: Some(ObjectMeta {

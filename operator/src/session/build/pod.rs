@@ -120,6 +120,7 @@ fn environment(request: &Request, attempt: Attempt, settings: &PodSettings) -> V
         run: attempt.run,
         used_seconds: attempt.used_seconds,
         user: request.user.clone(),
+        ..AgenticSpec::default()
     };
     let mut variables = vec![
         variable(env::PROMPT, &request.prompt),
