@@ -13,6 +13,9 @@ pub const MAX_MESSAGE: usize = 72 << 20;
 /// Most bytes of records in one `records` frame, unless a single record is longer.
 pub const MAX_BATCH: usize = 1 << 20;
 
+/// Longest id of a command, bytes.
+pub const MAX_COMMAND_ID: usize = 128;
+
 /// Close codes.
 pub mod close {
     /// The peer broke the protocol.
@@ -124,7 +127,7 @@ pub struct Ack {
 /// See [`GatewayFrame::UserMessage`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserMessage {
-    /// The command's id.
+    /// The command's id: the same for every try, no longer than [`MAX_COMMAND_ID`], and not `prompt` or `continue/…`.
     pub id: String,
     /// The message.
     pub text: String,
@@ -154,7 +157,7 @@ pub struct PermissionResponse {
     pub id: String,
     /// The CLI's request.
     pub request_id: String,
-    /// The answer in the CLI's own form.
+    /// The answer in the CLI's own form: `{"behavior":"allow","updatedInput"?}` or `{"behavior":"deny","message"}`.
     pub response: Box<RawValue>,
 }
 

@@ -183,12 +183,30 @@ pub enum SessionBody {
         /// Id of the new conversation.
         cli_session_id: Uuid,
     },
-    /// We are about to stop this turn ourselves; on resume it is continued.
+    /// We are about to stop this turn, or to end a session that waits behind it. On resume the turn is continued, unless a
+    /// user interrupted it or ended the session.
     Stopping {
         /// The turn.
         turn: u32,
         /// Why.
         cause: Outcome,
+    },
+    /// The CLI began a turn by itself: with messages that an interrupt left in its queue, or because a background task was
+    /// done. Every other turn begins with its first [`UserBody`].
+    TurnStarted {
+        /// The turn.
+        turn: u32,
+    },
+    /// A permission question was answered; on disk before the CLI hears of it.
+    ///
+    /// The question itself is the CLI's own line, a [`Kind::Cli`] record with `type: control_request` and
+    /// `request.subtype: can_use_tool`. It is open until this record with its `request_id`, the CLI's
+    /// `control_cancel_request` with it, [`Self::TurnEnded`] or [`Self::CliStarted`].
+    PermissionAnswered {
+        /// The CLI's `request_id`.
+        request_id: String,
+        /// Whether the tool may run.
+        allowed: bool,
     },
     /// A turn is over.
     TurnEnded {
@@ -202,7 +220,8 @@ pub enum SessionBody {
         /// Whether memory was the cause.
         out_of_memory: bool,
     },
-    /// A command of the gateway was carried out or refused; it is never carried out again.
+    /// A command of the gateway was carried out or refused; it is never carried out again. A user message has no such
+    /// record: its own is its memory, with the command's id in [`UserBody::command`].
     CommandDone {
         /// The command's id.
         id: String,

@@ -139,7 +139,10 @@ impl History {
                     run: self.run,
                 });
             }
-            SessionBody::AgentRestarted { .. } | SessionBody::CommandDone { .. } => {}
+            SessionBody::AgentRestarted { .. }
+            | SessionBody::CommandDone { .. }
+            | SessionBody::TurnStarted { .. }
+            | SessionBody::PermissionAnswered { .. } => {}
         }
     }
 
