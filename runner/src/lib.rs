@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod drain;
 pub mod drive;
 pub mod history;
 pub mod journal;

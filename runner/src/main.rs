@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use protocol::names::{env, path};
 use runner::agent::shim::{self, Door};
 use runner::config::{Config, LocalArgs, held_in_pod};
+use runner::drain::{DrainConfig, drain};
 use runner::drive::{drive, refuse};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -38,6 +39,8 @@ enum Command {
         #[arg(long, conflicts_with = "socket")]
         inherited: bool,
     },
+    /// Deliver the records that a dead attempt left on the session's claim.
+    Drain,
 }
 
 fn main() -> ExitCode {
@@ -65,13 +68,21 @@ fn main() -> ExitCode {
 }
 
 async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode> {
-    if let Some(Command::Agent { socket, inherited }) = command {
-        let door = if inherited {
-            Door::Inherited
-        } else {
-            Door::Socket(&socket)
-        };
-        return Ok(shim::serve(door).await?);
+    match command {
+        Some(Command::Agent { socket, inherited }) => {
+            let door = if inherited {
+                Door::Inherited
+            } else {
+                Door::Socket(&socket)
+            };
+            return Ok(shim::serve(door).await?);
+        }
+        Some(Command::Drain) => {
+            let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+            let config = DrainConfig::from_env(&var)?;
+            return Ok(ExitCode::from(drain(&config, stop()?).await.exit_code()));
+        }
+        None => {}
     }
     // What the agent starts runs under the same user outside a pod; it shall not read our environment.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)

@@ -9,6 +9,7 @@
 
 mod common;
 mod crash;
+mod drain;
 mod local;
 mod pod;
 mod shim;
