@@ -2,6 +2,7 @@
 //!
 //! [`drive`] is the whole run from top to bottom; every other module is one thing that it uses.
 
+pub mod address;
 pub mod agent;
 pub mod cli;
 pub mod config;
