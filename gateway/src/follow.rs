@@ -18,7 +18,7 @@ use crate::{
 pub const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 const PAGE: PageSize = PageSize {
     records: 512,
-    bytes: 1 << 20,
+    bytes: 256 << 10,
 };
 
 /// What a reader is given.

@@ -1,27 +1,31 @@
 //! The runner's WebSocket: records in, acknowledgements out once they are stored.
 
+mod gate;
 mod peer;
+mod upgrade;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Extension, Path, State, WebSocketUpgrade, ws::Message},
+    extract::{Extension, Path, Request, State},
     response::Response,
 };
 use bytes::Bytes;
-use http::HeaderMap;
 use protocol::{
     Kind, Record, RecordHead,
-    frame::{self, Ack, GatewayFrame, Hello, MAX_MESSAGE, RunnerFrame, Welcome, close},
+    frame::{self, Ack, GatewayFrame, Hello, RunnerFrame, Welcome, close},
     record::{GapBody, MAX_RECORD, checksum},
 };
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use peer::Peer;
 
 use crate::{
     Gateway,
+    api::ApiError,
     auth::{
         self,
         runner::{self, Refusal},
@@ -30,7 +34,8 @@ use crate::{
     server::Place,
     sessions::{Target, View},
     store::{
-        Admission, Admitted, Appended, Batch, MAX_SEQ, Missing, NewRecord, State as LogState, StoreError, StoredRecord,
+        Admission, Admitted, Appended, Batch, Content, MAX_SEQ, Missing, NewRecord, State as LogState, StoreError,
+        StoredRecord,
     },
     watch::Seen,
 };
@@ -86,32 +91,31 @@ pub async fn connect(
     State(gateway): State<Arc<Gateway>>,
     Path((project, session)): Path<(String, String)>,
     place: Option<Extension<Place>>,
-    headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
-) -> Response {
-    let token = auth::bearer(&headers).map(str::to_owned);
+    request: Request,
+) -> Result<Response, ApiError> {
+    let token = auth::bearer(request.headers()).map(str::to_owned);
+    let (response, upgrade) = upgrade::accept(request)?;
     let held = (gateway.tasks.token(), place);
-    upgrade
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .on_upgrade(move |socket| async move {
-            let _held = held;
-            let connected = gateway.metrics.connected();
-            let mut peer = Peer { socket };
-            let end = match Target::new(&project, &session) {
-                Some(target) => serve(&gateway, &target, token.as_deref(), &mut peer).await,
-                None => End::Gone,
-            };
-            drop(connected);
-            gateway.metrics.closed(end.code());
-            match &end {
-                End::Store(cause) => tracing::error!(session, namespace = project, %cause, "runner disconnected"),
-                end => {
-                    tracing::info!(session, namespace = project, code = end.code(), cause = %end, "runner disconnected");
-                }
+    tokio::spawn(async move {
+        let _held = held;
+        let Ok(upgraded) = upgrade.await else { return };
+        let connected = gateway.metrics.connected();
+        let mut peer = Peer::new(upgraded, gateway.frames.clone()).await;
+        let end = match Target::new(&project, &session) {
+            Some(target) => serve(&gateway, &target, token.as_deref(), &mut peer).await,
+            None => End::Gone,
+        };
+        drop(connected);
+        gateway.metrics.closed(end.code());
+        match &end {
+            End::Store(cause) => tracing::error!(session, namespace = project, %cause, "runner disconnected"),
+            end => {
+                tracing::info!(session, namespace = project, code = end.code(), cause = %end, "runner disconnected");
             }
-            peer.close(&end).await;
-        })
+        }
+        peer.close(&end).await;
+    });
+    Ok(response)
 }
 
 async fn serve(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &mut Peer) -> End {
@@ -146,6 +150,7 @@ async fn admit(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &m
     };
     check(&hello, target, &pod)?;
     let (view, state) = become_writer(gateway, target, &pod, &hello.uid).await?;
+    peer.admitted();
     let channel = gateway.live.channel(&view.uid);
     channel.admitted(state.epoch);
     tracing::info!(
@@ -228,7 +233,7 @@ impl Connection {
                 () = &mut superseded => return Err(End::Superseded),
                 changed = self.seen.changed() => self.still_writer(changed.is_ok())?,
                 _ = ping.tick() => {
-                    if self.heard.elapsed() > SILENCE {
+                    if (self.heard.elapsed() > SILENCE && !peer.is_held()) || peer.is_stuck() {
                         return Err(End::Silent);
                     }
                     peer.message(Message::Ping(Bytes::new())).await?;
@@ -237,7 +242,8 @@ impl Connection {
                     let message = message?;
                     self.heard = Instant::now();
                     if let Some(text) = message {
-                        self.frame(gateway, peer, parse(&text)?).await?;
+                        self.frame(gateway, peer, text).await?;
+                        peer.handled().await?;
                         self.heard = Instant::now();
                     }
                 }
@@ -257,22 +263,29 @@ impl Connection {
         }
     }
 
-    async fn frame(&mut self, gateway: &Gateway, peer: &mut Peer, frame: RunnerFrame) -> Result<(), End> {
+    async fn frame(&mut self, gateway: &Gateway, peer: &mut Peer, text: Utf8Bytes) -> Result<(), End> {
+        let frame = match parse(&text)? {
+            Frame::Records(records) => {
+                let records = heads(&text, &records)?;
+                drop(text);
+                return self.records(gateway, peer, records).await;
+            }
+            Frame::Other(frame) => frame,
+        };
         match frame {
-            RunnerFrame::Records(records) => self.records(gateway, peer, records).await,
             RunnerFrame::Delta(delta) => {
-                self.channel.delta(bytes(delta));
+                self.channel
+                    .delta(Bytes::from(Box::<str>::from(delta).into_boxed_bytes()));
                 Ok(())
             }
             RunnerFrame::Hello(_) => Err(End::Protocol("hello may be sent only once".to_owned())),
-            RunnerFrame::CommandResult(_) | RunnerFrame::FileChunk(_) => {
+            RunnerFrame::CommandResult(_) | RunnerFrame::FileChunk(_) | RunnerFrame::Records(_) => {
                 Err(End::Protocol("an answer to a command that was not sent".to_owned()))
             }
         }
     }
 
-    async fn records(&mut self, gateway: &Gateway, peer: &mut Peer, records: Vec<Box<RawValue>>) -> Result<(), End> {
-        let records = heads(records)?;
+    async fn records(&mut self, gateway: &Gateway, peer: &mut Peer, records: Vec<NewRecord>) -> Result<(), End> {
         let length = records.iter().map(|record| record.bytes.len()).sum();
         let begun = Instant::now();
         let batch = Batch {
@@ -301,14 +314,32 @@ impl Connection {
     }
 }
 
-fn parse(text: &str) -> Result<RunnerFrame, End> {
-    serde_json::from_str(text).map_err(|error| End::Protocol(format!("frame not understood: {error}")))
+/// A frame as it is read: records stay where they are in it.
+enum Frame<'a> {
+    Records(Vec<&'a RawValue>),
+    Other(RunnerFrame),
 }
 
-fn heads(records: Vec<Box<RawValue>>) -> Result<Vec<NewRecord>, End> {
+fn parse(text: &str) -> Result<Frame<'_>, End> {
+    #[derive(Deserialize)]
+    struct Records<'a> {
+        #[serde(borrow)]
+        records: Vec<&'a RawValue>,
+    }
+    let wrong = |error: serde_json::Error| End::Protocol(format!("frame not understood: {error}"));
+    // The one key of a frame says what it is; records are nearly all frames.
+    if text.starts_with(r#"{"records""#) {
+        let Records { records } = serde_json::from_str(text).map_err(wrong)?;
+        return Ok(Frame::Records(records));
+    }
+    serde_json::from_str(text).map(Frame::Other).map_err(wrong)
+}
+
+fn heads(text: &Utf8Bytes, records: &[&RawValue]) -> Result<Vec<NewRecord>, End> {
+    let frame: &Bytes = text.as_ref();
     let mut last = 0;
     records
-        .into_iter()
+        .iter()
         .map(|record| {
             let wrong = |what: String| End::Protocol(format!("record after seq {last}: {what}"));
             let head: RecordHead = serde_json::from_str(record.get()).map_err(|error| wrong(error.to_string()))?;
@@ -318,7 +349,8 @@ fn heads(records: Vec<Box<RawValue>>) -> Result<Vec<NewRecord>, End> {
             if record.get().len() > MAX_RECORD {
                 return Err(wrong(format!("longer than {MAX_RECORD} bytes")));
             }
-            let bytes = bytes(record);
+            // A part of the frame, not a copy.
+            let bytes = frame.slice_ref(record.get().as_bytes());
             let missing = missing(&head, &bytes).map_err(wrong)?;
             last = head.seq;
             Ok(NewRecord {
@@ -357,11 +389,7 @@ fn published(records: Vec<NewRecord>, conflicts: &[u64]) -> Vec<StoredRecord> {
         .map(|record| StoredRecord {
             seq: record.head.seq,
             kind: record.head.kind,
-            bytes: record.bytes,
+            content: Content::Whole(record.bytes),
         })
         .collect()
-}
-
-fn bytes(json: Box<RawValue>) -> Bytes {
-    Bytes::from(Box::<str>::from(json).into_boxed_bytes())
 }

@@ -2,10 +2,12 @@
 
 pub mod api;
 pub mod auth;
+pub mod body;
 pub mod follow;
 pub mod ingest;
 pub mod live;
 pub mod metrics;
+pub mod room;
 pub mod server;
 pub mod sessions;
 pub mod store;
@@ -26,11 +28,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::timeout::TimeoutLayer;
 
 use crate::{
-    auth::kubernetes::Reviews, live::Live, metrics::Metrics, sessions::Sessions, store::EventLog, watch::Watched,
+    auth::kubernetes::Reviews, live::Live, metrics::Metrics, room::Room, sessions::Sessions, store::EventLog,
+    watch::Watched,
 };
 
-/// Longest body of a request: the longest spec, escaped.
-const MAX_BODY: usize = 4 << 20;
+/// Memory for frames under way: one of the greatest length and some of the usual one.
+const FRAMES: usize = protocol::frame::MAX_MESSAGE + (24 << 20);
+/// Memory for bodies under way.
+const BODIES: usize = 32 << 20;
 /// How long a request may take until its answer begins.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -48,6 +53,10 @@ pub struct Gateway {
     pub log: Arc<dyn EventLog>,
     /// What happens now.
     pub live: Live,
+    /// Memory for long frames of runners.
+    pub frames: Room,
+    /// Memory for bodies of requests.
+    pub bodies: Room,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the gateway is to end.
@@ -66,6 +75,8 @@ impl Gateway {
             watched: Watched::default(),
             log,
             live: Live::default(),
+            frames: Room::new(FRAMES),
+            bodies: Room::new(BODIES),
             metrics: Arc::default(),
             shutdown,
             tasks: TaskTracker::new(),
@@ -81,7 +92,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .nest("/api/projects", api::projects::router())
         .method_not_allowed_fallback(async || api::ApiError::method_not_allowed())
         .fallback(async || api::ApiError::not_found("there is nothing at this path"))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::SERVICE_UNAVAILABLE,
             ANSWER_WITHIN,

@@ -1,9 +1,6 @@
 //! Errors as Kubernetes writes them, with the message once more where clients of the platform look for it.
 
-use axum::{
-    extract::rejection::BytesRejection,
-    response::{IntoResponse, Response},
-};
+use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
 use serde_json::json;
 
@@ -48,6 +45,16 @@ impl ApiError {
             "MethodNotAllowed",
             "this path does not take this method: see the header Allow",
         )
+    }
+
+    /// The body is longer than allowed.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
+    }
+
+    /// The request did not arrive in time.
+    pub fn request_timeout(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "Timeout", message)
     }
 
     fn unavailable(message: impl Into<String>) -> Self {
@@ -103,22 +110,6 @@ impl From<sessions::Error> for ApiError {
         }
         tracing::warn!(%error, "API server failed");
         Self::unavailable(error.to_string())
-    }
-}
-
-impl From<BytesRejection> for ApiError {
-    fn from(rejection: BytesRejection) -> Self {
-        let code = rejection.status();
-        let reason = if code == StatusCode::PAYLOAD_TOO_LARGE {
-            "RequestEntityTooLarge"
-        } else {
-            "BadRequest"
-        };
-        Self::new(
-            code,
-            reason,
-            format!("the body could not be read: {}", rejection.body_text()),
-        )
     }
 }
 

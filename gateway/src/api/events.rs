@@ -21,12 +21,15 @@ use crate::{
     follow::{CloseReason, Follower, Item},
     metrics::Counted,
     sessions::{Target, View},
+    store::{Content, StoredRecord},
 };
 
 /// Proxies cut connections that say nothing for a minute.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often it is asked whether the caller may still read.
 const RECHECK: Duration = Duration::from_mins(1);
+/// Bytes of a long record written at once.
+const PIECE: usize = 256 << 10;
 /// Items written at once when they are there.
 const CHUNK: usize = 64;
 
@@ -40,6 +43,13 @@ pub fn cursor(headers: &HeaderMap, uid: &str) -> u64 {
         .unwrap_or_default()
 }
 
+/// A long record of which pieces are being written.
+struct Long {
+    seq: u64,
+    next: usize,
+    length: usize,
+}
+
 struct Client {
     gateway: Arc<Gateway>,
     follower: Follower,
@@ -48,6 +58,7 @@ struct Client {
     uid: String,
     heartbeat: Interval,
     recheck: Interval,
+    long: Option<Long>,
     _counted: Counted,
 }
 
@@ -62,6 +73,7 @@ pub fn response(gateway: Arc<Gateway>, follower: Follower, target: Target, token
         token,
         heartbeat: every(HEARTBEAT),
         recheck: every(RECHECK),
+        long: None,
     };
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream"),
@@ -94,6 +106,9 @@ fn chunks(client: Client) -> impl Stream<Item = Result<Bytes, Infallible>> {
 
 impl Client {
     async fn next(&mut self) -> Option<Bytes> {
+        if let Some(long) = self.long.take() {
+            return self.piece(long).await;
+        }
         loop {
             tokio::select! {
                 biased;
@@ -101,10 +116,39 @@ impl Client {
                     let close = self.follower.close(CloseReason::Forbidden);
                     return Some(text(&self.uid, close));
                 },
-                item = self.follower.next() => return item.map(|item| text(&self.uid, item)),
+                item = self.follower.next() => return match item? {
+                    Item::Record(StoredRecord { seq, kind, content: Content::Long(length) }) => {
+                        self.long = Some(Long { seq, next: 0, length });
+                        Some(begin(Some((&self.uid, seq)), kind.as_str(), 0).freeze())
+                    }
+                    item => Some(text(&self.uid, item)),
+                },
                 _ = self.heartbeat.tick() => return Some(Bytes::from_static(b": heartbeat\n\n")),
             }
         }
+    }
+
+    /// The next piece of a long record; `None` ends the stream, and the client asks for the record again.
+    async fn piece(&mut self, long: Long) -> Option<Bytes> {
+        let Long { seq, next, length } = long;
+        let piece = self.gateway.log.piece(&self.uid, seq, next, PIECE).await;
+        let piece = match piece {
+            Ok(piece) if !piece.is_empty() => piece,
+            Ok(_) => return None,
+            Err(error) => {
+                tracing::error!(session_uid = self.uid, seq, %error, "stream ended");
+                return None;
+            }
+        };
+        let next = next + piece.len();
+        let mut text = BytesMut::with_capacity(piece.len() + 2);
+        lines(&mut text, &piece);
+        if next < length {
+            self.long = Some(Long { seq, next, length });
+        } else {
+            text.put(&b"\n\n"[..]);
+        }
+        Some(text.freeze())
     }
 
     async fn is_forbidden(&self) -> bool {
@@ -122,7 +166,11 @@ impl Client {
 
 fn text(uid: &str, item: Item) -> Bytes {
     match item {
-        Item::Record(record) => event(Some((uid, record.seq)), record.kind.as_str(), &record.bytes),
+        Item::Record(StoredRecord { seq, kind, content }) => match content {
+            Content::Whole(bytes) => event(Some((uid, seq)), kind.as_str(), &bytes),
+            // Written in pieces, see `Client::piece`.
+            Content::Long(_) => Bytes::new(),
+        },
         Item::Delta(delta) => event(None, "delta", &delta),
         Item::Phase(View {
             phase,
@@ -148,18 +196,28 @@ fn text(uid: &str, item: Item) -> Bytes {
 /// One event. JSON needs no line breaks, but may have them between its tokens; a line break would end the `data` field, so
 /// each line becomes a field of its own, which the client joins again.
 fn event(id: Option<(&str, u64)>, name: &str, data: &[u8]) -> Bytes {
-    let mut text = BytesMut::with_capacity(data.len() + 96);
+    let mut text = begin(id, name, data.len());
+    lines(&mut text, data);
+    text.put(&b"\n\n"[..]);
+    text.freeze()
+}
+
+fn begin(id: Option<(&str, u64)>, name: &str, length: usize) -> BytesMut {
+    let mut text = BytesMut::with_capacity(length + 96);
     if let Some((uid, seq)) = id {
         text.put(format!("id: {uid}/{seq}\n").as_bytes());
     }
-    text.put(format!("event: {name}\n").as_bytes());
-    for line in data.split(|byte| matches!(byte, b'\n' | b'\r')) {
-        text.put(&b"data: "[..]);
+    text.put(format!("event: {name}\ndata: ").as_bytes());
+    text
+}
+
+fn lines(text: &mut BytesMut, data: &[u8]) {
+    for (number, line) in data.split(|byte| matches!(byte, b'\n' | b'\r')).enumerate() {
+        if number > 0 {
+            text.put(&b"\ndata: "[..]);
+        }
         text.put(line);
-        text.put_u8(b'\n');
     }
-    text.put_u8(b'\n');
-    text.freeze()
 }
 
 #[cfg(test)]

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{Path, State, rejection::BytesRejection},
+    extract::{FromRequest as _, Path, Request, State},
     response::IntoResponse as _,
     response::Response,
     routing::get,
@@ -22,6 +21,7 @@ use crate::{
         self,
         kubernetes::{Caller, Verb},
     },
+    body::Held,
     follow::{Follower, Sources},
     sessions::{self, Target, View, is_namespace},
 };
@@ -52,10 +52,13 @@ async fn create_session(
     State(gateway): State<Arc<Gateway>>,
     Path(project): Path<String>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, ApiError> {
+    // Before anything of the body is read.
     let caller = allowed(&gateway, &headers, Verb::Create, &project, None).await?;
-    let mut session = create::session(&body?, &caller.identity)?;
+    let body = Held::from_request(request, &gateway).await?;
+    let mut session = create::session(&body, &caller.identity)?;
+    drop(body);
     let mut tries = 0;
     let created = loop {
         let target = new_name(&project)?;

@@ -6,11 +6,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{
-    Admission, Admitted, Appended, Batch, EventLog, Missing, NewRecord, PageSize, Progress, Receipt, State, StoreError,
-    StoredRecord,
+    Admission, Admitted, Appended, Batch, Content, EventLog, Missing, NewRecord, PageSize, Progress, Receipt, State,
+    StoreError, StoredRecord,
 };
 
 /// Keeps records until the process ends.
@@ -81,17 +82,38 @@ impl EventLog for MemoryLog {
                 .range(after + 1..)
                 .take_while(|(seq, _)| **seq <= session.state.progress.acked)
                 .take(page.records)
-                .take_while(|(_, record)| {
-                    let first = bytes == 0;
-                    bytes += record.bytes.len();
-                    first || bytes <= page.bytes
-                })
                 .map(|(seq, record)| StoredRecord {
                     seq: *seq,
                     kind: record.head.kind,
-                    bytes: record.bytes.clone(),
+                    content: if record.bytes.len() > page.bytes {
+                        Content::Long(record.bytes.len())
+                    } else {
+                        Content::Whole(record.bytes.clone())
+                    },
+                })
+                .take_while(|record| {
+                    bytes += record.content.held();
+                    bytes <= page.bytes
                 })
                 .collect()
+        })
+    }
+
+    fn piece(
+        &self,
+        session: &str,
+        seq: u64,
+        offset: usize,
+        length: usize,
+    ) -> BoxFuture<'static, Result<Bytes, StoreError>> {
+        self.with(session, |session| {
+            let bytes = session
+                .records
+                .get(&seq)
+                .map(|record| record.bytes.clone())
+                .unwrap_or_default();
+            let from = offset.min(bytes.len());
+            bytes.slice(from..from.saturating_add(length).min(bytes.len()))
         })
     }
 }

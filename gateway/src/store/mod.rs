@@ -225,11 +225,40 @@ pub struct StoredRecord {
     pub seq: u64,
     /// See [`protocol::Record::kind`].
     pub kind: Kind,
-    /// The record's bytes.
-    pub bytes: Bytes,
+    /// The record itself.
+    pub content: Content,
 }
 
-/// Bounds of one read; the first record is returned however long it is.
+impl StoredRecord {
+    /// Its bytes, if they were read.
+    pub fn whole(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Whole(bytes) => Some(bytes),
+            Content::Long(_) => None,
+        }
+    }
+}
+
+/// A record's bytes, or how many there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// All of it.
+    Whole(Bytes),
+    /// Longer than the page that was asked for: so many bytes, which [`EventLog::piece`] reads one piece at a time.
+    Long(usize),
+}
+
+impl Content {
+    /// Bytes that it takes here.
+    pub fn held(&self) -> usize {
+        match self {
+            Self::Whole(bytes) => bytes.len(),
+            Self::Long(_) => 0,
+        }
+    }
+}
+
+/// Bounds of one read. A record longer than all of it is returned as [`Content::Long`].
 #[derive(Clone, Copy, Debug)]
 pub struct PageSize {
     /// Records at most.
@@ -253,6 +282,14 @@ pub trait EventLog: Send + Sync + 'static {
         after: u64,
         page: PageSize,
     ) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>>;
+    /// At most `length` bytes of a record from `offset` on; none at its end, or when it is not there (any more).
+    fn piece(
+        &self,
+        session: &str,
+        seq: u64,
+        offset: usize,
+        length: usize,
+    ) -> BoxFuture<'static, Result<Bytes, StoreError>>;
 }
 
 /// Where the log is kept.

@@ -12,18 +12,20 @@ use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use protocol::Kind;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, ToSql, Transaction, TransactionBehavior, blob::ZeroBlob, params};
 use serde::de::{IntoDeserializer as _, value::Error as NameError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    Admission, Admitted, Appended, Batch, Epoch, EventLog, MAX_SEQ, Missing, NewRecord, PageSize, Progress, Receipt,
-    State, StoreError, StoredRecord,
+    Admission, Admitted, Appended, Batch, Content, Epoch, EventLog, MAX_SEQ, Missing, NewRecord, PageSize, Progress,
+    Receipt, State, StoreError, StoredRecord,
 };
 
 /// Bounds of one commit.
 const MAX_COMMIT_JOBS: usize = 512;
 const MAX_COMMIT_BYTES: usize = 16 << 20;
+/// Records longer than this are written in place.
+const LONG: usize = 1 << 20;
 /// Batches that may wait for the writer; each connection has at most one under way.
 const QUEUE: usize = 1024;
 /// Reads at once; each has a connection with a page cache of its own.
@@ -104,11 +106,16 @@ impl SqliteLog {
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let readers = self.readers.clone();
         async move {
-            let run = readers.clone();
-            let _place = readers.places.acquire().await.map_err(|_| StoreError::Stopped)?;
-            tokio::task::spawn_blocking(move || run.run(query))
-                .await
-                .map_err(|_| StoreError::Stopped)?
+            // In a task of its own: whoever asks may not be polled for long (a client that does not read), and a place that
+            // is given to it would be nobody's.
+            let answer = tokio::spawn(async move {
+                let run = readers.clone();
+                let _place = readers.places.acquire().await.map_err(|_| StoreError::Stopped)?;
+                tokio::task::spawn_blocking(move || run.run(query))
+                    .await
+                    .map_err(|_| StoreError::Stopped)?
+            });
+            answer.await.map_err(|_| StoreError::Stopped)?
         }
         .boxed()
     }
@@ -146,6 +153,17 @@ impl EventLog for SqliteLog {
     ) -> BoxFuture<'static, Result<Vec<StoredRecord>, StoreError>> {
         let session = session.to_owned();
         self.query(move |connection| read(connection, &session, after, page))
+    }
+
+    fn piece(
+        &self,
+        session: &str,
+        seq: u64,
+        offset: usize,
+        length: usize,
+    ) -> BoxFuture<'static, Result<Bytes, StoreError>> {
+        let session = session.to_owned();
+        self.query(move |connection| piece(connection, &session, seq, offset, length))
     }
 }
 
@@ -295,10 +313,21 @@ fn insert(tx: &Transaction<'_>, id: i64, record: &NewRecord) -> rusqlite::Result
         bytes,
     } = record;
     let key = key(id, head.seq);
+    let long = bytes.len() > LONG;
+    let content: &dyn ToSql = if long {
+        &ZeroBlob(bytes.len() as i32)
+    } else {
+        &&bytes[..]
+    };
     let inserted = tx
         .prepare_cached("INSERT INTO records (key, kind, attempt, turn, ts, checksum, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING")?
-        .execute(params![key, head.kind.as_str(), head.attempt, head.turn, head.ts.as_millisecond(), checksum, &bytes[..]])?;
+        .execute(params![key, head.kind.as_str(), head.attempt, head.turn, head.ts.as_millisecond(), checksum, content])?;
     if inserted == 1 {
+        if long {
+            // In place, where a parameter would be copied twice.
+            tx.blob_open("main", "records", "bytes", key, false)?
+                .write_at(bytes, 0)?;
+        }
         if let Some(Missing { first, last }) = missing {
             tx.prepare_cached("INSERT INTO missing (session, first, last) VALUES (?1, ?2, ?3)")?
                 .execute([id, *first as i64, *last as i64])?;
@@ -361,24 +390,49 @@ fn read(connection: &Connection, session: &str, after: u64, page: PageSize) -> r
     let Some((id, state)) = find(connection, session)? else {
         return Ok(Vec::new());
     };
-    let mut statement = connection
-        .prepare_cached("SELECT key, kind, bytes FROM records WHERE key > ?1 AND key <= ?2 ORDER BY key LIMIT ?3")?;
-    let last = key(id, state.progress.acked);
-    let mut rows = statement.query(params![key(id, after.min(MAX_SEQ)), last, page.records as i64])?;
+    // A column is read when it is asked for: of a long record only the length, from its header.
+    let mut statement = connection.prepare_cached(
+        "SELECT key, kind, length(bytes), iif(length(bytes) <= ?4, bytes, NULL) FROM records
+         WHERE key > ?1 AND key <= ?2 ORDER BY key LIMIT ?3",
+    )?;
+    let (first, last) = (key(id, after.min(MAX_SEQ)), key(id, state.progress.acked));
+    let mut rows = statement.query(params![first, last, page.records as i64, page.bytes as i64])?;
     let (mut records, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let record = row.get_ref(2)?.as_blob()?;
-        bytes += record.len();
-        if !records.is_empty() && bytes > page.bytes {
-            break;
-        }
+        let content = match row.get_ref(3)?.as_blob_or_null()? {
+            Some(record) => {
+                bytes += record.len();
+                if bytes > page.bytes {
+                    break;
+                }
+                Content::Whole(Bytes::copy_from_slice(record))
+            }
+            None => Content::Long(row.get::<_, i64>(2)? as usize),
+        };
         records.push(StoredRecord {
             seq: seq(row.get(0)?),
             kind: kind(row.get_ref(1)?.as_str()?)?,
-            bytes: Bytes::copy_from_slice(record),
+            content,
         });
     }
     Ok(records)
+}
+
+fn piece(connection: &Connection, session: &str, seq: u64, offset: usize, length: usize) -> rusqlite::Result<Bytes> {
+    let Some((id, _)) = find(connection, session)? else {
+        return Ok(Bytes::new());
+    };
+    let blob = match connection.blob_open("main", "records", "bytes", key(id, seq), true) {
+        Ok(blob) => blob,
+        // What it says when there is no such row (any more).
+        Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::Unknown => {
+            return Ok(Bytes::new());
+        }
+        Err(error) => return Err(error),
+    };
+    let mut piece = vec![0; length.min(blob.len().saturating_sub(offset))];
+    blob.read_at_exact(&mut piece, offset)?;
+    Ok(piece.into())
 }
 
 fn key(id: i64, seq: u64) -> i64 {

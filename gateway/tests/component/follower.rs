@@ -82,7 +82,7 @@ impl World {
         let stored = |seq: &u64| StoredRecord {
             seq: *seq,
             kind: Kind::Cli,
-            bytes: bytes(*seq),
+            content: gateway::store::Content::Whole(bytes(*seq)),
         };
         self.channel
             .stored(|| seqs.iter().map(stored).collect(), length, receipt.progress);
@@ -170,7 +170,7 @@ async fn read_all(mut follower: Follower, mut expected: u64, slow: bool, last: u
         match next(&mut follower).await {
             Item::Record(record) => {
                 assert_eq!(record.seq, expected, "a gap or a duplicate");
-                assert_eq!(record.bytes, bytes(expected));
+                assert_eq!(record.whole(), Some(&bytes(expected)));
                 expected += 1;
                 if slow {
                     tokio::task::yield_now().await;

@@ -31,7 +31,7 @@ async fn stored(served: &Served) -> Vec<String> {
     let records = served.gateway.log.read("u", 0, page).await.unwrap();
     records
         .into_iter()
-        .map(|record| String::from_utf8(record.bytes.to_vec()).unwrap())
+        .map(|record| String::from_utf8(record.whole().unwrap().to_vec()).unwrap())
         .collect()
 }
 

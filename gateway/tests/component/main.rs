@@ -11,6 +11,7 @@ mod api;
 mod follower;
 mod ingest;
 mod kill;
+mod memory;
 mod plane;
 mod rights;
 mod server;

@@ -2,8 +2,8 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use gateway::store::{
-    Admission, Admitted, Appended, Batch, Epoch, EventLog, Missing, NewRecord, PageSize, Receipt, State, StoreError,
-    StoredRecord, memory::MemoryLog, sqlite::SqliteLog,
+    Admission, Admitted, Appended, Batch, Content, Epoch, EventLog, Missing, NewRecord, PageSize, Receipt, State,
+    StoreError, StoredRecord, memory::MemoryLog, sqlite::SqliteLog,
 };
 use proptest::prelude::*;
 use protocol::{Kind, RecordHead, record::checksum};
@@ -62,7 +62,10 @@ async fn records_outlive_the_log_that_stored_them() {
     let log = SqliteLog::open(&file).unwrap();
     let stored = read(&log, "u", 0).await;
     assert_eq!(
-        stored.iter().map(|record| record.bytes.clone()).collect::<Vec<_>>(),
+        stored
+            .iter()
+            .map(|record| record.whole().unwrap().clone())
+            .collect::<Vec<_>>(),
         sent
     );
     assert_eq!(stored[9].kind, Kind::End);
@@ -175,10 +178,49 @@ async fn a_page_has_at_least_one_record_and_no_more_than_its_bounds() {
         admit(&*log, "u", 0).await;
         append(&*log, "u", 1, "spool-1", &records(1, 9)).await;
         let length = records(1, 1)[0].len();
-        for (count, bytes, expected) in [(4, 1 << 20, 4), (9, 1, 1), (9, 2 * length + 1, 2), (9, 2 * length, 2)] {
+        for (count, bytes, expected) in [
+            (4, 1 << 20, 4),
+            (9, length, 1),
+            (9, 2 * length + 1, 2),
+            (9, 2 * length, 2),
+        ] {
             let page = PageSize { records: count, bytes };
             assert_eq!(log.read("u", 0, page).await.unwrap().len(), expected, "{page:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_record_longer_than_a_page_is_named_and_read_in_pieces() {
+    for log in both(tempfile::tempdir().unwrap().path()) {
+        admit(&*log, "u", 0).await;
+        let long = record(2, Kind::Cli, &"0123456789".repeat(300_000));
+        let sent = [records(1, 1), vec![long.clone()], records(3, 3)].concat();
+        append(&*log, "u", 1, "spool-1", &sent).await;
+        let page = PageSize {
+            records: 9,
+            bytes: 1 << 20,
+        };
+        let read = log.read("u", 0, page).await.unwrap();
+        assert_eq!(read.len(), 3);
+        assert_eq!(read[1].content, Content::Long(long.len()));
+        assert_eq!(read[2].whole().unwrap(), sent[2].as_bytes());
+        let mut pieces = Vec::new();
+        loop {
+            let piece = log.piece("u", 2, pieces.len(), 1_000_001).await.unwrap();
+            if piece.is_empty() {
+                break;
+            }
+            pieces.extend_from_slice(&piece);
+        }
+        assert!(pieces == long.as_bytes());
+        assert_eq!(log.piece("u", 9, 0, 9).await.unwrap(), "", "no such record");
+        assert_eq!(log.piece("nobody", 1, 0, 9).await.unwrap(), "");
+        // A resend is known by its checksum, and other bytes by theirs.
+        let Appended::Stored(receipt) = append(&*log, "u", 1, "spool-1", &sent[1..2]).await else {
+            panic!()
+        };
+        assert_eq!((receipt.new, receipt.equal), (0, 1));
     }
 }
 

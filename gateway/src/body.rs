@@ -1,0 +1,65 @@
+//! Bodies of requests, read into a budget: see [`crate::room`].
+
+use std::{ops::Deref, sync::Arc, time::Duration};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, Request},
+};
+use http::header::CONTENT_LENGTH;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+
+use crate::{Gateway, api::ApiError, room::Taken};
+
+/// Longest body of a request: the longest spec, escaped.
+pub const MAX_BODY: usize = 4 << 20;
+/// How long a body may take to arrive.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(20);
+
+/// A body of at most [`MAX_BODY`] bytes. An extractor that says whether the caller may send it must stand before it.
+pub struct Held {
+    bytes: Bytes,
+    _room: Taken,
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl FromRequest<Arc<Gateway>> for Held {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, gateway: &Arc<Gateway>) -> Result<Self, ApiError> {
+        let said = request
+            .headers()
+            .get(CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse().ok());
+        // Who does not say how long it is may send the longest.
+        let length = said.unwrap_or(MAX_BODY);
+        if length > MAX_BODY {
+            return Err(too_large());
+        }
+        let room = gateway.bodies.take(length).await;
+        let body = Limited::new(request.into_body(), length).collect();
+        match tokio::time::timeout(ARRIVES_WITHIN, body).await {
+            Ok(Ok(body)) => Ok(Self {
+                bytes: body.to_bytes(),
+                _room: room,
+            }),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) => Err(ApiError::bad_request(format!("the body could not be read: {error}"))),
+            Err(_) => Err(ApiError::request_timeout(format!(
+                "the body did not arrive within {} s",
+                ARRIVES_WITHIN.as_secs()
+            ))),
+        }
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::too_large(format!("a body has at most {MAX_BODY} bytes"))
+}

@@ -1,0 +1,158 @@
+//! What a client can make the gateway hold in memory. The chart gives it 512 MiB.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use protocol::Kind;
+
+use crate::support::{
+    cluster::Cluster,
+    process::Process,
+    record,
+    runner::{Runner, hello},
+    soon,
+};
+
+/// Most memory that the process ever had, MiB.
+fn peak(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().split(' ').next().unwrap().parse::<u64>().unwrap() / 1024
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+/// Answered once whatever was sent before it on other connections had its chance.
+fn health(address: SocketAddr) {
+    let mut stream = connect(address);
+    stream
+        .write_all(b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+const UPGRADE: &str = "GET /api/projects/team-a/sessions/s/ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+    sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/// As much of a frame of 70 MiB as is taken.
+fn long_frame(stream: &mut TcpStream) {
+    let mut header = vec![0x81, 0x80 | 127];
+    header.extend((70_u64 << 20).to_be_bytes());
+    header.extend([0; 4]);
+    let part = vec![b'a'; 1 << 20];
+    let _ = stream.write_all(&header);
+    for _ in 0..69 {
+        if stream.write_all(&part).is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_of_somebody_without_a_token_is_not_kept() {
+    let cluster = Cluster::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(&cluster, folder.path()).await;
+    let (address, before) = (process.address, peak(&process));
+    let senders = (0..12).map(|_| {
+        std::thread::spawn(move || {
+            let mut stream = connect(address);
+            write!(stream, "{UPGRADE}\r\n").unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            long_frame(&mut stream);
+        })
+    });
+    for sender in senders.collect::<Vec<_>>() {
+        sender.join().unwrap();
+    }
+    health(address);
+    let after = peak(&process);
+    eprintln!("12 refused senders of 70 MiB: peak {before} -> {after} MiB");
+    assert!(after < before + 24, "{before} -> {after} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_of_somebody_without_a_token_are_not_read() {
+    let cluster = Cluster::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(&cluster, folder.path()).await;
+    let (address, before) = (process.address, peak(&process));
+    let body = vec![b' '; (4 << 20) - 10];
+    let mut held = Vec::new();
+    for _ in 0..50 {
+        let mut stream = connect(address);
+        let length = 4 << 20;
+        write!(
+            stream,
+            "POST /api/projects/a/agentic-sessions HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+        )
+        .unwrap();
+        let _ = stream.write_all(&body);
+        held.push(stream);
+    }
+    health(address);
+    let after = peak(&process);
+    eprintln!("50 refused bodies of 4 MiB: peak {before} -> {after} MiB");
+    assert!(after < before + 24, "{before} -> {after} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_records_of_many_sessions_wait_for_their_turn_and_readers_take_them_in_pieces() {
+    const SESSIONS: usize = 4;
+    let cluster = Cluster::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(&cluster, folder.path()).await;
+    let before = peak(&process);
+    let text = "x".repeat(62 << 20);
+    let deliveries = (0..SESSIONS).map(|n| {
+        let (session, uid, pod, token) = (format!("s{n}"), format!("u{n}"), format!("p{n}"), format!("t{n}"));
+        cluster.running(&session, &uid, &pod);
+        cluster.runner(&token, Some(&pod));
+        let (address, text) = (process.address, text.clone());
+        tokio::spawn(async move {
+            let (mut runner, _) = Runner::admitted(address, &hello(&session, &uid, &pod), &token).await;
+            assert_eq!(runner.deliver(&[record(1, Kind::Cli, &text)]).await, 1);
+        })
+    });
+    for delivery in deliveries.collect::<Vec<_>>() {
+        Box::pin(tokio::time::timeout(Duration::from_mins(2), delivery))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    let stored = peak(&process);
+
+    cluster.caller("token", "ann");
+    cluster.allow("ann", &["get"], "team-a");
+    let mut readers = Vec::new();
+    for n in 0..24 {
+        let mut stream = connect(process.address);
+        let session = n % SESSIONS;
+        write!(stream, "GET /api/projects/team-a/agentic-sessions/s{session}/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer token\r\n\r\n").unwrap();
+        readers.push(stream);
+    }
+    // One reads all of it, the others nothing.
+    let mut reader = readers.pop().unwrap();
+    let read = tokio::task::spawn_blocking(move || {
+        let (mut read, mut buffer) = (0, vec![0; 1 << 20]);
+        while read < 62 << 20 {
+            let count = reader.read(&mut buffer).unwrap();
+            assert!(count > 0, "the stream ended after {read} bytes");
+            read += count;
+        }
+    });
+    Box::pin(soon("the long record", read)).await.unwrap();
+    let after = peak(&process);
+    eprintln!("{SESSIONS} records of 62 MiB at once: peak {before} -> {stored} MiB, with 24 readers {after} MiB");
+    assert!(after < 256, "{before} -> {stored} -> {after} MiB");
+}
