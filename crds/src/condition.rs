@@ -1,5 +1,7 @@
 //! Types of conditions.
 
+/// The session has a place among those that may run at once.
+pub const ADMITTED: &str = "Admitted";
 /// The session's claim exists and is bound.
 pub const WORKSPACE_READY: &str = "WorkspaceReady";
 /// The runner of the current attempt has started.

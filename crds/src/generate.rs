@@ -1,34 +1,45 @@
 //! The CRD as it is installed.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool, ValidationRule,
 };
 use kube::CustomResourceExt as _;
 use protocol::names::annotation;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::AgenticSession;
+use crate::{AgenticSession, ProjectSettings, session::MUTABLE};
+
+/// Every definition that the operator needs, in the order of their names.
+pub fn crds() -> [CustomResourceDefinition; 2] {
+    [session_crd(), settings_crd()]
+}
 
 /// The definition of `AgenticSession`, with the digest of its schema as an annotation.
 pub fn session_crd() -> CustomResourceDefinition {
-    let mut crd = AgenticSession::crd();
-    for version in &mut crd.spec.versions {
-        let Some(root) = version
-            .schema
-            .as_mut()
-            .and_then(|schema| schema.open_api_v3_schema.as_mut())
-        else {
-            continue;
-        };
-        forbid_null(root);
-        if let Some(status) = root
-            .properties
-            .as_mut()
-            .and_then(|properties| properties.get_mut("status"))
-        {
+    definition(AgenticSession::crd(), |root| {
+        let properties = root.properties.get_or_insert_default();
+        if let Some(status) = properties.get_mut("status") {
             // In every read and in the answer to a create, without a write.
             status.default = Some(JSON(json!({"phase": "Pending"})));
+        }
+        if let Some(spec) = properties.get_mut("spec") {
+            forbid_changes(spec);
+        }
+    })
+}
+
+/// The definition of `ProjectSettings`, with the digest of its schema as an annotation.
+pub fn settings_crd() -> CustomResourceDefinition {
+    definition(ProjectSettings::crd(), |_| ())
+}
+
+fn definition(mut crd: CustomResourceDefinition, change: impl Fn(&mut JSONSchemaProps)) -> CustomResourceDefinition {
+    for version in &mut crd.spec.versions {
+        let root = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut());
+        if let Some(root) = root {
+            forbid_null(root);
+            change(root);
         }
     }
     let digest = digest(&crd);
@@ -39,19 +50,38 @@ pub fn session_crd() -> CustomResourceDefinition {
     crd
 }
 
-/// SHA-256 of the schema of this build: what an operator expects of the installed CRD.
-pub fn schema_digest() -> String {
-    session_crd()
-        .metadata
-        .annotations
-        .unwrap_or_default()
-        .remove(annotation::SCHEMA)
-        .unwrap_or_default()
+/// SHA-256 of the schema in a definition of this build: what an operator expects of the installed one.
+pub fn schema_digest(crd: &CustomResourceDefinition) -> Option<&str> {
+    Some(crd.metadata.annotations.as_ref()?.get(annotation::SCHEMA)?)
 }
 
-/// The definition as YAML.
+/// All definitions as YAML.
 pub fn crd_yaml() -> Result<String, serde_saphyr::ser::Error> {
-    serde_saphyr::to_string(&session_crd())
+    let documents: Vec<_> = crds().iter().map(serde_saphyr::to_string).collect::<Result<_, _>>()?;
+    Ok(documents.join("---\n"))
+}
+
+/// A rule for each field that cannot be changed, added or taken away, so that a new field cannot be forgotten.
+///
+/// `optionalOldSelf` would need a newer API server.
+fn forbid_changes(spec: &mut JSONSchemaProps) {
+    let fields: Vec<_> = spec
+        .properties
+        .iter()
+        .flat_map(|properties| properties.keys())
+        .collect();
+    let rules = fields
+        .into_iter()
+        .filter(|field| !MUTABLE.contains(&&***field))
+        .map(|field| ValidationRule {
+            rule: format!(
+                "has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+            ),
+            message: Some(format!("spec.{field} cannot be changed: create another session")),
+            ..ValidationRule::default()
+        });
+    let rules: Vec<_> = rules.collect();
+    spec.x_kubernetes_validations.get_or_insert_default().extend(rules);
 }
 
 /// `Option` means that a field may be left out, not that it may be null; a null would be neither set nor absent to the rules.
@@ -95,19 +125,14 @@ mod tests {
     }
 
     fn with_nodes(check: impl Fn(&str, &JSONSchemaProps)) {
-        let crd = session_crd();
-        let root = crd.spec.versions[0]
-            .schema
-            .as_ref()
-            .unwrap()
-            .open_api_v3_schema
-            .as_ref()
-            .unwrap();
-        let mut found = Vec::new();
-        nodes("", root, &mut found);
-        assert!(found.len() > 40, "the whole schema is walked");
-        for (path, node) in found {
-            check(&path, node);
+        for crd in crds() {
+            let root = crd.spec.versions[0].schema.as_ref().unwrap();
+            let mut found = Vec::new();
+            nodes("", root.open_api_v3_schema.as_ref().unwrap(), &mut found);
+            assert!(found.len() > 40, "the whole schema is walked");
+            for (path, node) in found {
+                check(&path, node);
+            }
         }
     }
 

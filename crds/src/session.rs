@@ -1,19 +1,38 @@
 //! `AgenticSession`: a task for a coding agent.
 
+mod limits;
+mod pod;
+mod repo;
+mod resources;
+mod status;
+mod tools;
+mod workspace;
+
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::core::v1::ResourceRequirements,
-    apimachinery::pkg::{
-        api::resource::Quantity,
-        apis::meta::v1::{Condition, Time},
-    },
-};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Phase;
+pub use self::{
+    limits::{Limits, LlmSettings, Retry},
+    pod::{PodOptions, TaintEffect, Toleration, TolerationOperator},
+    repo::{MAX_REPOS, Repo, RepoInput, RepoOutput},
+    resources::{Amounts, Resources},
+    status::{AgenticSessionStatus, RepoStatus, TokenUsage},
+    tools::{Argument, HttpServer, McpServer, PermissionMode, StdioServer, ToolRule, Tools},
+    workspace::{Retention, Workspace, WorkspaceDefaults},
+};
+
+/// Fields of the spec that may be changed after creation; for every other the definition gets a rule that refuses it.
+pub(crate) const MUTABLE: [&str; 6] = [
+    "displayName",
+    "suspend",
+    "timeout",
+    "inactivityTimeout",
+    "limits",
+    "ttlSecondsAfterFinished",
+];
 
 /// A task for a coding agent: what it is told, how long it may work, and what became of it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -45,22 +64,8 @@ use crate::Phase;
 #[x_kube(
     validation = Rule::new("has(self.prompt) != has(self.initialPrompt)")
         .message("give the task in exactly one of spec.prompt and spec.initialPrompt"),
-    validation = Rule::new("has(self.prompt) == has(oldSelf.prompt) && (!has(self.prompt) || self.prompt == oldSelf.prompt)")
-        .message("spec.prompt cannot be changed: create another session"),
-    validation = Rule::new("has(self.initialPrompt) == has(oldSelf.initialPrompt) && (!has(self.initialPrompt) || self.initialPrompt == oldSelf.initialPrompt)")
-        .message("spec.initialPrompt cannot be changed: create another session"),
-    validation = Rule::new("has(self.timeout) == has(oldSelf.timeout) && (!has(self.timeout) || self.timeout == oldSelf.timeout)")
-        .message("spec.timeout cannot be changed: create another session"),
-    validation = Rule::new("has(self.llmSettings) == has(oldSelf.llmSettings) && (!has(self.llmSettings) || self.llmSettings == oldSelf.llmSettings)")
-        .message("spec.llmSettings cannot be changed: create another session"),
-    validation = Rule::new("has(self.environmentVariables) == has(oldSelf.environmentVariables) && (!has(self.environmentVariables) || self.environmentVariables == oldSelf.environmentVariables)")
-        .message("spec.environmentVariables cannot be changed: create another session"),
-    validation = Rule::new("has(self.workspace) == has(oldSelf.workspace) && (!has(self.workspace) || self.workspace == oldSelf.workspace)")
-        .message("spec.workspace cannot be changed: create another session"),
-    validation = Rule::new("has(self.resources) == has(oldSelf.resources) && (!has(self.resources) || self.resources == oldSelf.resources)")
-        .message("spec.resources cannot be changed: create another session"),
-    validation = Rule::new("has(self.userContext) == has(oldSelf.userContext) && (!has(self.userContext) || self.userContext == oldSelf.userContext)")
-        .message("spec.userContext cannot be changed: create another session")
+    validation = Rule::new("!has(self.mainRepoIndex) || self.mainRepoIndex == 0 || (has(self.repos) && self.mainRepoIndex < self.repos.size())")
+        .message("spec.mainRepoIndex must be the position of an entry of spec.repos, counted from 0")
 )]
 pub struct AgenticSessionSpec {
     /// The task, given to the agent once. At most 100,000 bytes. Exactly one of `prompt` and `initialPrompt` is given.
@@ -87,14 +92,29 @@ pub struct AgenticSessionSpec {
     #[schemars(length(max = 256))]
     pub display_name: Option<String>,
 
-    /// Running time in seconds over all attempts, 1 to 604800 (a week); 3600 when absent. Waiting for a node or an image and being
-    /// stopped do not count. At the bound the agent is stopped, its work is kept, and the session is `Failed` with reason `Timeout`.
+    /// `false` or absent: the session ends with the agent's answer to its task. `true`: it stays for further messages until it is
+    /// ended, stopped, idle for `inactivityTimeout`, or at one of its limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interactive: Option<bool>,
+
+    /// Running time in seconds over all attempts of a run, 1 to 604800 (a week); 3600 when absent. Waiting for a place, a node or an
+    /// image and being stopped do not count. At the bound the agent is stopped, its work is kept, and the session is `Failed` with
+    /// reason `Timeout`. May be changed at any time; a running agent has the new value within seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>")]
     #[x_kube(
         validation = Rule::new("self >= 1 && self <= 604800").message("spec.timeout must be 1 to 604800 seconds; leave it out for one hour")
     )]
     pub timeout: Option<u32>,
+
+    /// Of an interactive session: idle for so many seconds, it is `Stopped` with reason `Inactivity`; 1800 when absent, 0 for never. A
+    /// question of the agent that nobody answers is idleness. May be changed at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>")]
+    #[x_kube(
+        validation = Rule::new("self >= 0 && self <= 604800").message("spec.inactivityTimeout must be 0 (never) to 604800 seconds; leave it out for half an hour")
+    )]
+    pub inactivity_timeout: Option<u32>,
 
     /// `true`: stop the agent gracefully and keep workspace and conversation; the session is `Stopped`. `false` again: go on.
     /// On a new session: do not start yet. May be changed at any time.
@@ -104,6 +124,55 @@ pub struct AgenticSessionSpec {
     /// Which model works, and how.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm_settings: Option<LlmSettings>,
+
+    /// What the session may use up over all its runs. May be changed at any time; a session that ended at a limit goes on after the
+    /// limit is raised and a start is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+
+    /// What the agent may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Tools>,
+
+    /// Text that is appended to the agent's system prompt. At most 16,384 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16_384), regex(pattern = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$"))]
+    #[x_kube(
+        validation = Rule::new("bytes(self).size() <= 16384").message("spec.appendSystemPrompt must have at most 16384 bytes: put long material into the workspace")
+    )]
+    pub append_system_prompt: Option<String>,
+
+    /// Further arguments of the Claude Code CLI, long flags and their values, 6,144 bytes together. Flags that the product sets itself
+    /// are refused. Example: `["--effort", "high"]`
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(
+        validation = Rule::new("self.all(a, !a.matches('^(-[A-Za-z].*|--)$'))")
+            .message("spec.additionalArgs takes long flags only: write --name instead of -n"),
+        validation = Rule::new("self.all(a, !a.matches('^--(print|input-format|output-format|json-schema|verbose|include-partial-messages|include-hook-events|replay-user-messages|await-initialize|strict-mcp-config|mcp-config|setting-sources|settings|permission-mode|permission-prompt-tool|permission-prompts|dangerously-skip-permissions|allow-dangerously-skip-permissions|restricted|bare|session-id|resume|resume-session-at|continue|fork-session|from-pr|no-session-persistence|rewind-files|model|fallback-model|allowedTools|allowed-tools|disallowedTools|disallowed-tools|append-system-prompt|append-system-prompt-file|max-turns|max-budget-usd|sdk-url|remote|remote-control|rc|teleport|cloud|ide|chrome|tmux|worktree|background|bg|init|init-only|maintenance|debug|debug-file|debug-to-stderr|mcp-debug|help|version)(=.*)?$'))")
+            .message("spec.additionalArgs must not contain flags that the product sets itself: use the spec's own fields (llmSettings, limits, tools, appendSystemPrompt, interactive)"),
+        validation = Rule::new("self.map(a, bytes(a).size()).sum() <= 6144")
+            .message("spec.additionalArgs must have at most 6144 bytes together")
+    )]
+    pub additional_args: Vec<Argument>,
+
+    /// Repositories that are cloned before the agent starts, and pushed when it is done if that is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(
+        validation = Rule::new("self.all(r, !has(r.name) || self.filter(o, has(o.name) && o.name == r.name).size() == 1)")
+            .message("names in spec.repos must differ: each is a folder of the workspace")
+    )]
+    pub repos: Vec<Repo>,
+
+    /// Which entry of `repos` is the agent's working folder, counted from 0; the first when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 0, max = 7))]
+    pub main_repo_index: Option<u32>,
+
+    /// `true`: push all repositories when the agent is done, whatever their own `autoPush` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_push_on_complete: Option<bool>,
 
     /// Environment variables of the agent and its tools. They are visible to the agent: no secrets. Names that the product sets
     /// keep the product's value. Example: `{"CI": "true"}`
@@ -117,18 +186,52 @@ pub struct AgenticSessionSpec {
     )]
     pub environment_variables: Option<BTreeMap<String, EnvironmentValue>>,
 
-    /// The volume on which workspace, conversation and event spool are kept.
+    /// Secrets of the namespace that the runner gets, as environment and as files; the agent sees none of them.
+    /// `ambient-runner-secrets` and `ambient-non-vertex-integrations` when absent, both optional. Any other must exist and be among
+    /// `allowedSecrets` of the namespace's `ProjectSettings`. Of two that set a variable the earlier in the list counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    #[x_kube(
+        validation = Rule::new("self.all(s, self.filter(o, o == s).size() == 1)").message("spec.runnerSecrets must not name a Secret twice")
+    )]
+    pub runner_secrets: Option<Vec<ObjectName>>,
+
+    /// The volume that holds workspace and conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<Workspace>,
 
-    /// CPU, memory and ephemeral storage of the agent's container; 500m and 1Gi requested, 4Gi memory at most when absent.
+    /// CPU and memory of the agent's container. Without limits: 4Gi of memory; without requests: 500m and 1Gi, or the limit if lower.
     /// Example: `{"requests": {"cpu": "1"}, "limits": {"memory": "8Gi"}}`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
 
-    /// Who the session is for. Set by the gateway from the caller's identity; goes to traces.
+    /// Image and placement of the session's pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodOptions>,
+
+    /// What follows failures that are not the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+
+    /// Seconds after its end when the session is deleted, once its end is recorded and its events are delivered or given up; never when
+    /// absent. May be changed at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>")]
+    #[x_kube(
+        validation = Rule::new("self >= 0 && self <= 31536000").message("spec.ttlSecondsAfterFinished must be 0 to 31536000 seconds (a year); leave it out to keep the session")
+    )]
+    pub ttl_seconds_after_finished: Option<u32>,
+
+    /// Who the session is for. Set by the gateway from the caller's identity; goes to traces and is the author of commits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_context: Option<UserContext>,
+}
+
+impl AgenticSessionSpec {
+    /// The task, under whichever of its two names.
+    pub fn task(&self) -> Option<&str> {
+        self.prompt.as_deref().or(self.initial_prompt.as_deref())
+    }
 }
 
 /// Value of an environment variable.
@@ -136,232 +239,38 @@ pub struct AgenticSessionSpec {
 #[serde(transparent)]
 pub struct EnvironmentValue(#[schemars(length(max = 8192))] pub String);
 
-/// Which model works, and how.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct LlmSettings {
-    /// Name of the model as the model API knows it; the CLI's default when absent. Example: `claude-sonnet-5-5`
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256), regex(pattern = "^[^\\x00-\\x20-][^\\x00-\\x20]*$"))]
-    pub model: Option<String>,
-}
-
-/// The volume of a session: the claim `ambient-workspace-<name>`, deleted with the session.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Workspace {
-    /// Size of the volume; 5Gi when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(
-        validation = Rule::new("!(type(self) == string) || (self.size() <= 32 && isQuantity(self) && quantity(self).isGreaterThan(quantity('0')))")
-            .message("spec.workspace.size must be a positive quantity, such as 5Gi"),
-        validation = Rule::new("!(type(self) == int) || self > 0").message("spec.workspace.size must be a positive quantity, such as 5Gi")
-    )]
-    pub size: Option<Quantity>,
-
-    /// Storage class of the volume; the cluster's default when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub storage_class_name: Option<String>,
-}
-
-/// CPU, memory and ephemeral storage of the agent's container.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Resources {
-    /// What the scheduler sets aside.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub requests: Option<Amounts>,
-    /// What the container may use at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limits: Option<Amounts>,
-}
-
-/// Amounts of the three resources that sessions may set.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Amounts {
-    /// Processor time, in cores. Example: `500m`
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("type(self) == int ? self >= 0 : isQuantity(self) && !quantity(self).isLessThan(quantity('0'))").message("cpu must be a quantity that is not negative, such as 500m"))]
-    pub cpu: Option<Quantity>,
-    /// Memory, in bytes. Example: `4Gi`
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("type(self) == int ? self >= 0 : isQuantity(self) && !quantity(self).isLessThan(quantity('0'))").message("memory must be a quantity that is not negative, such as 4Gi"))]
-    pub memory: Option<Quantity>,
-    /// Disk space of the container outside the workspace, in bytes. Example: `2Gi`
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "ephemeral-storage")]
-    #[x_kube(validation = Rule::new("type(self) == int ? self >= 0 : isQuantity(self) && !quantity(self).isLessThan(quantity('0'))").message("ephemeral-storage must be a quantity that is not negative, such as 2Gi"))]
-    pub ephemeral_storage: Option<Quantity>,
-}
-
-impl From<&Amounts> for BTreeMap<String, Quantity> {
-    fn from(amounts: &Amounts) -> Self {
-        let Amounts {
-            cpu,
-            memory,
-            ephemeral_storage,
-        } = amounts;
-        [
-            ("cpu", cpu),
-            ("memory", memory),
-            ("ephemeral-storage", ephemeral_storage),
-        ]
-        .into_iter()
-        .filter_map(|(name, amount)| Some((name.to_owned(), amount.clone()?)))
-        .collect()
-    }
-}
-
-impl From<&Resources> for ResourceRequirements {
-    fn from(resources: &Resources) -> Self {
-        Self {
-            requests: resources.requests.as_ref().map(Into::into),
-            limits: resources.limits.as_ref().map(Into::into),
-            ..Self::default()
-        }
-    }
-}
+/// Name of an object in the session's namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct ObjectName(
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))] pub String,
+);
 
 /// Who a session is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UserContext {
     /// Who, as their identity provider names them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), regex(pattern = r"^[^\x00-\x1f]*$"))]
     pub user_id: Option<String>,
     /// Their name for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), regex(pattern = r"^[^\x00-\x1f]*$"))]
     pub display_name: Option<String>,
-}
-
-/// What became of the session. Written by the operator alone.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct AgenticSessionStatus {
-    /// Generation of the spec that this status speaks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Where the session is.
-    #[serde(default)]
-    pub phase: Phase,
-    /// Why it is there, one word. Example: `Timeout`
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Why it is there, for people, naming the object concerned and what to do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-    /// What is known in detail.
+    /// Groups that they belong to, 1,024 bytes together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<Condition>,
-    /// When the current run began to work.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<Time>,
-    /// When the current run ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub completion_time: Option<Time>,
-    /// Job of the current attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job_name: Option<String>,
-    /// Pod of the current attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod_name: Option<String>,
-    /// UID of the pod that may speak for the session now.
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "podUID")]
-    pub pod_uid: Option<String>,
-    /// Number of the current run, from 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i32>")]
-    pub run: Option<u32>,
-    /// Number of the current attempt, from 1, counted through all runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i32>")]
-    pub attempt: Option<u32>,
-    /// Number of the run's first attempt; with `attempt` and `freeRetries` it says how many tries are left.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i32>")]
-    pub first_attempt: Option<u32>,
-    /// How many of the run's attempts were ended by the cluster (eviction, preemption, a lost node) and do not count as tries.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i32>")]
-    pub free_retries: Option<u32>,
-    /// Seconds that the run's ended attempts worked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i64>")]
-    pub running_seconds: Option<u64>,
-    /// When the next attempt is made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next_attempt_time: Option<Time>,
-    /// Value of the annotation `ambient-code.io/start-requested-at` that was last acted upon; another value asks for the next run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
-    pub handled_start_request: Option<String>,
-    /// Id of the CLI's conversation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sdk_session_id: Option<String>,
-    /// Model responses in the main conversation, over the whole session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i64>")]
-    pub turns: Option<u64>,
-    /// Tokens, over the whole session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<TokenUsage>,
-    /// Cost in US dollars, over the whole session, by the product's price table; absent for a model that it does not have.
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "costUSD")]
-    pub cost_usd: Option<String>,
-    /// The agent's last answer, cut to what the termination report carries.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<String>,
-    /// Id of the session's trace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trace_id: Option<String>,
-    /// Number of the last record in the session's event log.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i64>")]
-    pub last_seq: Option<u64>,
-    /// Number of the last record that the gateway acknowledged.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i64>")]
-    pub acked_seq: Option<u64>,
+    #[schemars(length(max = 16))]
+    #[x_kube(
+        validation = Rule::new("self.map(g, bytes(g).size()).sum() <= 1024").message("spec.userContext.groups must have at most 1024 bytes together")
+    )]
+    pub groups: Vec<GroupName>,
 }
 
-/// Tokens by the API's four buckets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct TokenUsage {
-    /// Tokens read anew.
-    #[schemars(with = "i64")]
-    pub input_tokens: u64,
-    /// Tokens written.
-    #[schemars(with = "i64")]
-    pub output_tokens: u64,
-    /// Tokens read from the prompt cache.
-    #[schemars(with = "i64")]
-    pub cache_read_input_tokens: u64,
-    /// Tokens written to the prompt cache.
-    #[schemars(with = "i64")]
-    pub cache_creation_input_tokens: u64,
-}
-
-impl From<protocol::Usage> for TokenUsage {
-    fn from(usage: protocol::Usage) -> Self {
-        let protocol::Usage {
-            input_tokens,
-            output_tokens,
-            cache_read_input_tokens,
-            cache_creation_input_tokens,
-        } = usage;
-        Self {
-            input_tokens,
-            output_tokens,
-            cache_read_input_tokens,
-            cache_creation_input_tokens,
-        }
-    }
-}
+/// Name of a group of users.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct GroupName(#[schemars(length(max = 256), regex(pattern = r"^[^\x00-\x1f]*$"))] pub String);
 
 #[cfg(test)]
 mod tests {

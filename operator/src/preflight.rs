@@ -1,4 +1,4 @@
-//! What a cluster must have: a version with native sidecars, and our CRD.
+//! What a cluster must have: a version with native sidecars, and our CRDs.
 
 use std::time::Duration;
 
@@ -6,12 +6,10 @@ use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition, apimachinery::pkg::version::Info,
 };
 use kube::{Api, Client, ResourceExt as _};
-use protocol::names::annotation;
 use tokio::sync::watch;
 
 /// Native sidecars, on which a session's pod rests, are on from here.
 const OLDEST: (u32, u32) = (1, 29);
-const CRD: &str = "agenticsessions.vteam.ambient-code";
 const WHILE_WAITING: Duration = Duration::from_secs(2);
 const WHEN_READY: Duration = Duration::from_mins(1);
 
@@ -51,16 +49,17 @@ fn is_new_enough(info: &Info) -> bool {
 }
 
 /// Tells `waiting_for` what is missing, for as long as somebody listens.
-pub async fn watch_crd(client: Client, waiting_for: watch::Sender<Option<String>>) {
-    let crds: Api<CustomResourceDefinition> = Api::all(client);
-    let expected = crds::schema_digest();
+pub async fn watch_crds(client: Client, waiting_for: watch::Sender<Option<String>>) {
+    let installed: Api<CustomResourceDefinition> = Api::all(client);
+    let expected = crds::crds();
     loop {
-        let missing = match crds.get_opt(CRD).await {
-            Ok(crd) => what_is_missing(crd.as_ref(), &expected),
-            // One that cannot be asked now was there before: it is not unlearnt.
-            Err(_) if waiting_for.borrow().is_none() => None,
-            Err(error) => Some(format!("failed to read the CRD {CRD}: {error}")),
-        };
+        let known = waiting_for.borrow().is_none();
+        let mut missing = None;
+        for crd in &expected {
+            if missing.is_none() {
+                missing = missing_of(&installed, crd, known).await;
+            }
+        }
         let wait = if missing.is_some() { WHILE_WAITING } else { WHEN_READY };
         waiting_for.send_if_modified(|before| {
             let changed = *before != missing;
@@ -77,10 +76,24 @@ pub async fn watch_crd(client: Client, waiting_for: watch::Sender<Option<String>
     }
 }
 
-fn what_is_missing(crd: Option<&CustomResourceDefinition>, expected: &str) -> Option<String> {
+async fn missing_of(
+    installed: &Api<CustomResourceDefinition>,
+    expected: &CustomResourceDefinition,
+    known: bool,
+) -> Option<String> {
+    match installed.get_opt(&expected.name_any()).await {
+        Ok(crd) => what_is_missing(crd.as_ref(), expected),
+        // One that cannot be asked now was there before: it is not unlearnt.
+        Err(_) if known => None,
+        Err(error) => Some(format!("failed to read the CRD {}: {error}", expected.name_any())),
+    }
+}
+
+fn what_is_missing(crd: Option<&CustomResourceDefinition>, expected: &CustomResourceDefinition) -> Option<String> {
+    let name = expected.name_any();
     let Some(crd) = crd else {
         return Some(format!(
-            "the CRD {CRD} is not installed: install the one of this release"
+            "the CRD {name} is not installed: install the one of this release"
         ));
     };
     let established = crd.status.iter().flat_map(|s| s.conditions.iter().flatten());
@@ -88,15 +101,16 @@ fn what_is_missing(crd: Option<&CustomResourceDefinition>, expected: &str) -> Op
         .into_iter()
         .any(|c| c.type_ == "Established" && c.status == "True")
     {
-        return Some(format!("the CRD {CRD} is not established yet"));
+        return Some(format!("the CRD {name} is not established yet"));
     }
-    match crd.annotations().get(annotation::SCHEMA) {
-        Some(installed) if installed == expected => None,
-        installed => Some(format!(
-            "the CRD {CRD} is of another release (schema {}, expected {expected}): install the one of this release",
-            installed.map_or("unknown", |digest| digest)
-        )),
-    }
+    let (installed, expected) = (crds::schema_digest(crd), crds::schema_digest(expected));
+    (installed != expected).then(|| {
+        format!(
+            "the CRD {name} is of another release (schema {}, expected {}): install the one of this release",
+            installed.unwrap_or("unknown"),
+            expected.unwrap_or("unknown"),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -125,16 +139,15 @@ mod tests {
     fn a_crd_of_another_release_is_not_ours() {
         let established = serde_json::json!({"conditions": [{"type": "Established", "status": "True"}], "acceptedNames": {"kind": "AgenticSession", "plural": "agenticsessions"}});
         let mut crd = crds::session_crd();
-        assert!(what_is_missing(None, "d").unwrap().contains("not installed"));
-        assert!(
-            what_is_missing(Some(&crd), &crds::schema_digest())
-                .unwrap()
-                .contains("established")
-        );
+        let expected = crd.clone();
+        assert!(what_is_missing(None, &expected).unwrap().contains("not installed"));
+        assert!(what_is_missing(Some(&crd), &expected).unwrap().contains("established"));
         crd.status = serde_json::from_value(established).unwrap();
-        assert_eq!(what_is_missing(Some(&crd), &crds::schema_digest()), None);
+        assert_eq!(what_is_missing(Some(&crd), &expected), None);
+        let mut other = crd.clone();
+        other.metadata.annotations = None;
         assert!(
-            what_is_missing(Some(&crd), "another")
+            what_is_missing(Some(&other), &expected)
                 .unwrap()
                 .contains("another release")
         );

@@ -53,7 +53,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     // Whoever drops this future ends what it started.
     let mut background = JoinSet::new();
     let probes = CancellationToken::new();
-    background.spawn(preflight::watch_crd(client, tell));
+    background.spawn(preflight::watch_crds(client, tell));
     let serving = server::serve(listener, context.clone(), waiting_for.clone(), probes.clone());
     background.spawn(async {
         if let Err(error) = serving.await {

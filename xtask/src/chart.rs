@@ -21,11 +21,15 @@ const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
 /// Marks what Helm runs at certain times and what must not be applied together with the rest.
 const HOOK: &str = "helm.sh/hook";
 
-/// The definition as the chart installs it.
+/// The definitions as the chart installs them.
 pub fn definition() -> Result<String> {
-    let mut definition = serde_json::to_value(crds::session_crd())?;
-    definition["metadata"]["annotations"][KEEP.0] = json!(KEEP.1);
-    Ok(format!("{GENERATED}{}", yaml(&definition)?))
+    let mut documents = Vec::new();
+    for crd in crds::crds() {
+        let mut definition = serde_json::to_value(crd)?;
+        definition["metadata"]["annotations"][KEEP.0] = json!(KEEP.1);
+        documents.push(yaml(&definition)?);
+    }
+    Ok(format!("{GENERATED}{}", documents.join("---\n")))
 }
 
 /// The chart rendered for those who do not use Helm: path relative to the repository's root, and content.

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{chart, paths, reference, tools};
 
-/// The definition of `AgenticSession` for `kubectl apply`, relative to the repository's root.
-const DEFINITION: &str = "crds/agenticsessions.yaml";
+/// Where the definitions for `kubectl apply` are, relative to the repository's root.
+const DEFINITIONS: &str = "crds";
 /// Folders in which every file is generated; a file that no generator makes any more must go.
 const WHOLLY_GENERATED: [&str; 2] = ["manifests/base", "manifests/uninstall"];
 
@@ -63,14 +63,18 @@ pub fn check() -> Result<()> {
 }
 
 fn definitions(_root: &Path) -> Result<Files> {
-    Ok(Files::from([
-        (
-            DEFINITION.to_owned(),
-            format!("# Made by `cargo xtask generate`. Do not edit.\n{}", crds::crd_yaml()?),
-        ),
+    let mut files = Files::from([
         (chart::DEFINITION.to_owned(), chart::definition()?),
         (reference::REFERENCE.to_owned(), reference::reference()?),
-    ]))
+    ]);
+    for crd in crds::crds() {
+        let yaml = serde_saphyr::to_string(&crd)?;
+        files.insert(
+            format!("{DEFINITIONS}/{}.yaml", crd.spec.names.plural),
+            format!("# Made by `cargo xtask generate`. Do not edit.\n{yaml}"),
+        );
+    }
+    Ok(files)
 }
 
 fn manifests(root: &Path) -> Result<Files> {

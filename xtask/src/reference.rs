@@ -9,29 +9,44 @@ use serde_json::Value;
 pub const REFERENCE: &str = "docs/reference.md";
 
 const HEAD: &str = "\
-<!-- Made by `cargo xtask generate` from the definition. Do not edit. -->
+<!-- Made by `cargo xtask generate` from the definitions. Do not edit. -->
 
-# AgenticSession, `vteam.ambient-code/v1alpha1`
+# Reference of `vteam.ambient-code/v1alpha1`
 
-Every field that exists acts. The same text is in `kubectl explain agenticsession.spec`.
+Every field that exists acts. The same text is in `kubectl explain agenticsession.spec` and `kubectl explain projectsettings.spec`.
 What the phases and reasons mean is in the [guide](guide.md#phases).
+
+# AgenticSession
 
 `metadata.name` has at most 52 characters.
 ";
 
+const SETTINGS: &str = "
+# ProjectSettings
+
+One in a namespace, named `projectsettings`; see [operations](operations.md).
+";
+
 /// The reference as Markdown.
 pub fn reference() -> Result<String> {
-    let definition = serde_json::to_value(crds::session_crd())?;
-    let version = &definition["spec"]["versions"][0];
-    let schema = &version["schema"]["openAPIV3Schema"];
-    let mut text = HEAD.to_owned();
-    for part in ["spec", "status"] {
-        let schema = schema["properties"]
-            .get(part)
-            .with_context(|| format!("the definition has no {part}"))?;
-        object(&mut text, part, schema)?;
+    let mut text = String::new();
+    for (head, crd, parts) in [
+        (HEAD, crds::session_crd(), &["spec", "status"][..]),
+        (SETTINGS, crds::settings_crd(), &["spec"]),
+    ] {
+        text.push_str(head);
+        let definition = serde_json::to_value(&crd)?;
+        let version = &definition["spec"]["versions"][0];
+        for part in parts {
+            let schema = version["schema"]["openAPIV3Schema"]["properties"]
+                .get(part)
+                .with_context(|| format!("the definition has no {part}"))?;
+            object(&mut text, part, schema)?;
+        }
+        let short = crd.spec.names.short_names.iter().flatten().next();
+        let name = short.unwrap_or(&crd.spec.names.plural);
+        columns(&mut text, name, &version["additionalPrinterColumns"])?;
     }
-    columns(&mut text, &version["additionalPrinterColumns"])?;
     Ok(text)
 }
 
@@ -129,8 +144,11 @@ fn rules(schema: &Value) -> Vec<String> {
         .collect()
 }
 
-fn columns(text: &mut String, columns: &Value) -> Result<()> {
-    text.push_str("\n## Columns of `kubectl get as`\n\n| column | from | |\n| --- | --- | --- |\n");
+fn columns(text: &mut String, name: &str, columns: &Value) -> Result<()> {
+    write!(
+        text,
+        "\n## Columns of `kubectl get {name}`\n\n| column | from | |\n| --- | --- | --- |\n"
+    )?;
     for column in columns.as_array().into_iter().flatten() {
         let wide = if column["priority"].as_i64().unwrap_or_default() > 0 {
             "`-o wide`"

@@ -143,15 +143,19 @@ fn a_user_id_of_null_leaves_users_to_the_cluster() {
 #[test]
 fn the_definition_stays_when_the_chart_goes() {
     let objects = rendered(&[]);
-    let definition = objects
+    let installed: Vec<_> = objects
         .iter()
-        .find(|object| object["kind"] == "CustomResourceDefinition")
-        .unwrap();
-    assert_eq!(definition["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
-    assert_eq!(
-        definition["spec"],
-        serde_json::to_value(crds::session_crd()).unwrap()["spec"]
-    );
+        .filter(|object| object["kind"] == "CustomResourceDefinition")
+        .collect();
+    for expected in crds::crds() {
+        let expected = serde_json::to_value(expected).unwrap();
+        let definition = installed
+            .iter()
+            .find(|object| object["metadata"]["name"] == expected["metadata"]["name"])
+            .unwrap();
+        assert_eq!(definition["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+        assert_eq!(definition["spec"], expected["spec"]);
+    }
 }
 
 #[test]

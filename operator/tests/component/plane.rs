@@ -27,7 +27,7 @@ pub fn plane() -> &'static ControlPlane {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let plane = ControlPlane::start().expect("the control plane starts");
         apply(&plane, &crds::crd_yaml().unwrap());
-        kubectl(&plane, &["wait", "--for=condition=Established", "crd/agenticsessions.vteam.ambient-code", "--timeout=30s"], "");
+        kubectl(&plane, &["wait", "--for=condition=Established", "crd/agenticsessions.vteam.ambient-code", "crd/projectsettings.vteam.ambient-code", "--timeout=30s"], "");
         apply(&plane, &format!("{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}}}}}"));
         for role in documents("ClusterRole") {
             apply(&plane, role);

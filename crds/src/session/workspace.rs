@@ -1,0 +1,72 @@
+//! The volume of a session.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The volume of a session: the claim `ambient-workspace-<name>`, or one that exists.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.existingClaim) || (!has(self.size) && !has(self.storageClassName) && !has(self.retention))")
+        .message("spec.workspace.existingClaim is used as it is and always kept: leave out size, storageClassName and retention")
+)]
+pub struct Workspace {
+    /// Size of the volume; 5Gi when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(
+        validation = Rule::new("!(type(self) == string) || (self.size() <= 32 && isQuantity(self) && quantity(self).isGreaterThan(quantity('0')))")
+            .message("spec.workspace.size must be a positive quantity, such as 5Gi"),
+        validation = Rule::new("!(type(self) == int) || self > 0").message("spec.workspace.size must be a positive quantity, such as 5Gi")
+    )]
+    pub size: Option<Quantity>,
+
+    /// Storage class of the volume; the cluster's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+
+    /// Name of a claim that exists and is among `allowedClaims` of the namespace's `ProjectSettings`. The agent works in its folder
+    /// `workspace`, which sessions with the same claim share. A claim of the session's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub existing_claim: Option<String>,
+
+    /// What becomes of the claim when the session is deleted; `Delete` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+}
+
+/// What becomes of a session's claim when the session is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Retention {
+    /// It is deleted too.
+    #[default]
+    Delete,
+    /// It stays, and another session can take it as `existingClaim`.
+    Retain,
+}
+
+/// What the volumes of a namespace's sessions are like.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkspaceDefaults {
+    /// Size of the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(
+        validation = Rule::new("!(type(self) == string) || (self.size() <= 32 && isQuantity(self) && quantity(self).isGreaterThan(quantity('0')))")
+            .message("spec.workspace.size must be a positive quantity, such as 5Gi"),
+        validation = Rule::new("!(type(self) == int) || self > 0").message("spec.workspace.size must be a positive quantity, such as 5Gi")
+    )]
+    pub size: Option<Quantity>,
+
+    /// Storage class of the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+
+    /// What becomes of the claim when the session is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+}
