@@ -1,5 +1,7 @@
 //! What a model's tokens cost.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{NanoUsd, Usage};
@@ -58,15 +60,16 @@ impl Price {
             cache_write,
             tier,
         } = *self;
-        let prompt = usage.total() - usage.output_tokens;
+        let prompt = usage.total().saturating_sub(usage.output_tokens);
         let factor = tier.map_or(1, |tier| if prompt > tier.above { tier.factor } else { 1 });
         let hour = extras.hour_cache_writes.min(usage.cache_creation_input_tokens);
+        let times = |price: u64| price.saturating_mul(factor);
         [
-            (usage.input_tokens, input * factor),
-            (usage.output_tokens, output * factor),
-            (usage.cache_read_input_tokens, cache_read * factor),
-            (usage.cache_creation_input_tokens - hour, cache_write * factor),
-            (hour, input * factor * 2),
+            (usage.input_tokens, times(input)),
+            (usage.output_tokens, times(output)),
+            (usage.cache_read_input_tokens, times(cache_read)),
+            (usage.cache_creation_input_tokens - hour, times(cache_write)),
+            (hour, times(input).saturating_mul(2)),
             (extras.web_searches, WEB_SEARCH),
         ]
         .iter()
@@ -141,6 +144,44 @@ pub fn price(model: &str) -> Option<Price> {
         .map(|(_, price)| *price)
 }
 
+/// The prices that hold for a session: the admin's before the table's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prices(BTreeMap<String, Price>);
+
+/// Names that the CLI knows models by, and what they stand for.
+const ALIASES: [(&str, &str); 6] = [
+    ("default", "claude-opus-5-5"),
+    ("opus", "claude-opus-5-5"),
+    ("opusplan", "claude-opus-5-5"),
+    ("sonnet", "claude-sonnet-5-5"),
+    ("haiku", "claude-haiku-5-5"),
+    ("fable", "claude-fable-5-2"),
+];
+
+impl Prices {
+    /// The table, with these instead of or beside its own. A name holds as it is written, and for the spellings of
+    /// [`price`].
+    pub fn new(own: BTreeMap<String, Price>) -> Self {
+        Self(own)
+    }
+
+    /// The price of a model, as the API or a gateway names it.
+    pub fn of(&self, model: &str) -> Option<Price> {
+        let own = |name: &str| {
+            let mut known = self.0.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+            known.next().map(|(_, price)| *price)
+        };
+        own(model).or_else(|| own(plain(model))).or_else(|| price(model))
+    }
+
+    /// The price of a model as a session names it: the CLI's short names (`sonnet`, `opus[1m]`) are known too.
+    pub fn of_setting(&self, model: &str) -> Option<Price> {
+        let short = model.split('[').next().unwrap_or(model);
+        let alias = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(short));
+        self.of(model).or_else(|| self.of(alias?.1))
+    }
+}
+
 /// `eu.anthropic.claude-x-20250101-v1:0`, `anthropic/claude-x`, `claude-x@20250101`, `claude-x[1m]` → `claude-x`.
 fn plain(model: &str) -> &str {
     let name = model.rsplit('/').next().unwrap_or(model);
@@ -203,6 +244,46 @@ mod tests {
             cache_creation_input_tokens,
         };
         assert_eq!(price(model).unwrap().of(&usage), NanoUsd(nanos));
+    }
+
+    #[rstest]
+    #[case("claude-sonnet-4-5@20250929", Some(7))]
+    #[case("our-own", Some(8))]
+    #[case("OUR-OWN", Some(8))]
+    #[case("claude-opus-5-5", Some(4_000))]
+    #[case("somebody-elses", None)]
+    fn the_admins_price_comes_before_the_tables(#[case] model: &str, #[case] input: Option<u64>) {
+        let own = [("claude-sonnet-4-5", flat(7, 7, 7, 7)), ("our-own", flat(8, 8, 8, 8))];
+        let prices = Prices::new(own.map(|(name, price)| (name.to_owned(), price)).into());
+        assert_eq!(prices.of(model).map(|price| price.input), input);
+    }
+
+    #[rstest]
+    #[case("opus[1m]", Some(4_000))]
+    #[case("Haiku", Some(100))]
+    #[case("claude-sonnet-5", Some(2_000))]
+    #[case("gpt-oss", None)]
+    fn a_session_may_name_a_model_as_the_cli_does(#[case] model: &str, #[case] input: Option<u64>) {
+        let prices = Prices::default();
+        assert_eq!(prices.of_setting(model).map(|price| price.input), input);
+        assert!(prices.of("opus").is_none(), "the API knows no such name");
+    }
+
+    #[test]
+    fn a_price_beyond_all_measure_does_not_overflow() {
+        let dear = Price {
+            tier: Some(Tier {
+                above: 1,
+                factor: u64::MAX,
+            }),
+            ..flat(u64::MAX, u64::MAX, u64::MAX, u64::MAX)
+        };
+        let usage = Usage {
+            input_tokens: u64::MAX,
+            output_tokens: 5,
+            ..Usage::default()
+        };
+        assert_eq!(dear.of(&usage), NanoUsd(u64::MAX));
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use protocol::NanoUsd;
 use protocol::names::{env, path};
-use protocol::spec::{AgenticSpec, User};
+use protocol::price::Prices;
+use protocol::spec::{AgenticSpec, LiveLimits, User};
 use tokio::time::Duration;
 use uuid::Uuid;
 
@@ -62,6 +64,12 @@ pub struct Config {
     pub prompt: String,
     /// Model; the CLI's default when absent.
     pub model: Option<String>,
+    /// Model that the CLI falls back to.
+    pub fallback_model: Option<String>,
+    /// Prices of models.
+    pub prices: Prices,
+    /// Limits from the beginning; the file says the later ones.
+    pub limits: LiveLimits,
     /// Running time over all attempts of the run.
     pub timeout: Duration,
     /// The model API; absent when there is no credential.
@@ -139,6 +147,12 @@ pub struct LocalArgs {
     /// Running time, seconds.
     #[arg(long, requires = "local", default_value_t = DEFAULT_TIMEOUT)]
     pub timeout: u64,
+    /// Most US dollars that the session may cost, such as 2.50.
+    #[arg(long, requires = "local")]
+    pub max_cost_usd: Option<NanoUsd>,
+    /// Most tokens that the session may use, all kinds together.
+    #[arg(long, requires = "local")]
+    pub max_tokens: Option<u64>,
     /// Run; a higher one than before goes on after the end of the last.
     #[arg(long, requires = "local", default_value_t = 1)]
     pub run: u32,
@@ -178,6 +192,9 @@ impl Config {
             user: spec.user,
             prompt: required(env::PROMPT)?,
             model: var(env::LLM_MODEL),
+            fallback_model: spec.fallback_model,
+            prices: Prices::new(spec.prices),
+            limits: LiveLimits::default(),
             timeout: var(env::TIMEOUT).map_or(Ok(DEFAULT_TIMEOUT), |text| number(env::TIMEOUT, &text))?,
         };
         let agent = AgentConfig {
@@ -221,6 +238,13 @@ impl Config {
             user: None,
             prompt: args.prompt.ok_or(ConfigError::Missing("--prompt"))?,
             model: args.model,
+            fallback_model: None,
+            prices: Prices::default(),
+            limits: LiveLimits {
+                max_cost_usd: args.max_cost_usd,
+                max_tokens: args.max_tokens,
+                ..LiveLimits::default()
+            },
             timeout: args.timeout,
         };
         let agent = AgentConfig {
@@ -252,6 +276,9 @@ struct Session {
     user: Option<User>,
     prompt: String,
     model: Option<String>,
+    fallback_model: Option<String>,
+    prices: Prices,
+    limits: LiveLimits,
     timeout: u64,
 }
 
@@ -275,6 +302,9 @@ impl Session {
             used: self.used,
             prompt: self.prompt,
             model: self.model,
+            fallback_model: self.fallback_model,
+            prices: self.prices,
+            limits: self.limits,
             timeout: Duration::from_secs(self.timeout),
             agent,
             folders,

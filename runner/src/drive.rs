@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use protocol::record::{LogLevel, SessionBody, UserBody};
+use protocol::spec::LiveLimits;
 use protocol::{Outcome, identity, names};
 use secrecy::SecretString;
 use tokio::sync::{mpsc, watch};
@@ -20,6 +21,7 @@ use crate::config::{Config, Folders};
 use crate::history::History;
 use crate::journal::Journal;
 use crate::langfuse::Exporter;
+use crate::limits::Amount;
 use crate::plan::{Plan, messages_again, plan};
 use crate::proxy::{Metered, Proxy, ProxyConfig, ProxyError};
 use crate::redact::Redactor;
@@ -128,6 +130,8 @@ struct Attempt {
     /// Running time that the run may have, unless the limits file says otherwise.
     timeout: Duration,
     limits: Option<std::path::PathBuf>,
+    /// The limits as last read.
+    live: LiveLimits,
     begun: Instant,
     stop: watch::Receiver<bool>,
     metered: mpsc::Receiver<Metered>,
@@ -182,6 +186,7 @@ impl Attempt {
             used: config.used,
             timeout: config.timeout,
             limits: limits.clone(),
+            live: config.limits,
             begun,
             stop,
             metered,
@@ -195,7 +200,7 @@ impl Attempt {
             retry_after: None,
             trace_id,
         };
-        attempt.deadline = attempt.deadline();
+        attempt.read_limits();
         attempt.write_report(&End::new(Outcome::Running, ""));
         Ok(attempt)
     }
@@ -262,12 +267,39 @@ impl Attempt {
         let Some(upstream) = config.upstream.clone() else {
             return Err(no_credentials());
         };
+        self.every_model_has_a_price(config)?;
         let proxy = ProxyConfig {
             upstream,
             token: token.clone(),
+            prices: config.prices.clone(),
         };
-        self.proxy = Some(Proxy::start(proxy, self.meter.clone()).await?);
+        let proxy = Proxy::start(proxy, self.meter.clone()).await?;
+        let history = self.journal.history();
+        proxy.set_spent(Amount {
+            cost: history.cost_so_far(),
+            tokens: history.usage().total(),
+        });
+        proxy.set_limits((&self.live).into());
+        self.proxy = Some(proxy);
         Ok(())
+    }
+
+    /// A limit of dollars can hold only for models with a price.
+    fn every_model_has_a_price(&self, config: &Config) -> Result<(), End> {
+        let models = [config.model.as_deref(), config.fallback_model.as_deref()];
+        let unpriced = models
+            .into_iter()
+            .flatten()
+            .find(|model| config.prices.of_setting(model).is_none());
+        match unpriced {
+            Some(model) if self.live.max_cost_usd.is_some() => Err(End::new(
+                Outcome::ConfigError,
+                format!(
+                    "limits.maxCostUSD is set, and there is no price for the model {model:?}: name another model, or have the administrator add its price to ProjectSettings `prices`"
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     async fn open_agent(&mut self, config: &Config) -> Result<(), End> {
@@ -317,12 +349,20 @@ impl Attempt {
 
     /// What the rest of the run may take, by the limits as they are now.
     fn deadline(&self) -> Instant {
-        let live = self.limits.as_ref().and_then(|path| std::fs::read(path).ok());
-        let live = live.and_then(|bytes| serde_json::from_slice::<protocol::spec::LiveLimits>(&bytes).ok());
-        let timeout = live
-            .and_then(|limits| limits.timeout)
-            .map_or(self.timeout, Duration::from_secs);
+        let timeout = self.live.timeout.map_or(self.timeout, Duration::from_secs);
         self.begun + timeout.saturating_sub(self.used)
+    }
+
+    /// Reads the limits anew; a file that is not there, or not whole, changes nothing.
+    fn read_limits(&mut self) {
+        let read = self.limits.as_ref().and_then(|path| std::fs::read(path).ok());
+        if let Some(live) = read.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            self.live = live;
+        }
+        self.deadline = self.deadline();
+        if let Some(proxy) = &self.proxy {
+            proxy.set_limits((&self.live).into());
+        }
     }
 
     /// The next continuation message.

@@ -53,7 +53,15 @@ pub struct History {
     /// Rounds.
     pub rounds: u64,
     totals: Totals,
+    told: Told,
     last_round: Option<String>,
+}
+
+/// Tokens as the CLI counts them: of conversations before, and of the one that goes on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    before: Usage,
+    now: Usage,
 }
 
 /// Tokens and cost, as metered.
@@ -81,6 +89,13 @@ impl History {
         usage
     }
 
+    /// Tokens of the session as the CLI counts them; it knows nothing of what the agent's tools ask of the model API.
+    pub fn told(&self) -> Usage {
+        let mut usage = self.told.before;
+        usage += self.told.now;
+        usage
+    }
+
     /// Cost of the session; `None` when a model without a price answered.
     pub fn cost(&self) -> Option<NanoUsd> {
         let open: Option<NanoUsd> = self.totals.open.values().map(|open| open.cost_usd).sum();
@@ -89,6 +104,12 @@ impl History {
         } else {
             open.map(|open| self.totals.cost + open)
         }
+    }
+
+    /// What the priced part of the session has cost.
+    pub fn cost_so_far(&self) -> NanoUsd {
+        let open = self.totals.open.values().filter_map(|open| open.cost_usd);
+        self.totals.cost + open.sum()
     }
 
     /// Takes the next record. What was appended again was seen under its first seq.
@@ -153,6 +174,9 @@ impl History {
                 self.last_round = message_id;
             }
             Some(Event::Result(result)) => {
+                if let Ok(counted) = serde_json::from_str::<Counted>(line) {
+                    self.told.conversation(counted.total());
+                }
                 // A turn that failed has errors and no answer: the last answer stays.
                 if let Some(answer) = result.result {
                     self.result = answer;
@@ -160,6 +184,33 @@ impl History {
             }
             _ => {}
         }
+    }
+}
+
+/// What a result says of all models together, cumulative over the conversation.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Counted {
+    model_usage: HashMap<String, Usage>,
+}
+
+impl Counted {
+    fn total(&self) -> Usage {
+        let mut total = Usage::default();
+        for usage in self.model_usage.values() {
+            total += *usage;
+        }
+        total
+    }
+}
+
+impl Told {
+    /// A new conversation counts from zero.
+    fn conversation(&mut self, counted: Usage) {
+        if counted.total() < self.now.total() {
+            self.before += self.now;
+        }
+        self.now = counted;
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::record::{GapBody, LogBody, LogLevel, MAX_RECORD, NotJson, SessionBody, UserBody};
-use protocol::{Kind, Outcome, Record};
+use protocol::{Kind, Outcome, Record, Usage};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -28,6 +28,8 @@ pub struct Journal {
     exporter: Option<Exporter>,
     transcript: Transcript,
     attempt: u32,
+    /// Tokens by the meter and by the CLI, when they were last compared.
+    audited: (Usage, Usage),
 }
 
 impl Journal {
@@ -48,6 +50,7 @@ impl Journal {
             exporter,
             transcript,
             attempt,
+            audited: Default::default(),
         }
     }
 
@@ -122,6 +125,38 @@ impl Journal {
                 message: message.into(),
             },
         )
+    }
+
+    /// Compares the meter with what the CLI counts, and says so when the difference is a new one.
+    pub fn audit(&mut self) -> Result<(), SpoolError> {
+        let (metered, told) = (self.history.usage(), self.history.told());
+        let difference = (metered, told);
+        if std::mem::replace(&mut self.audited, difference) == difference || told == Usage::default() {
+            return Ok(());
+        }
+        let pairs = [
+            (metered.input_tokens, told.input_tokens),
+            (metered.output_tokens, told.output_tokens),
+            (metered.cache_read_input_tokens, told.cache_read_input_tokens),
+            (metered.cache_creation_input_tokens, told.cache_creation_input_tokens),
+        ];
+        let (metered, told) = (metered.total(), told.total());
+        if pairs.iter().any(|(metered, told)| metered < told) {
+            self.log(
+                LogLevel::Warning,
+                format!(
+                    "The CLI counts {told} tokens and the proxy metered {metered}: limits and cost may be too low."
+                ),
+            )?;
+        } else if metered > told {
+            self.log(
+                LogLevel::Info,
+                format!(
+                    "The proxy metered {metered} tokens and the CLI counts {told}: the rest are responses that were cut, and requests of the agent's own tools."
+                ),
+            )?;
+        }
+        Ok(())
     }
 
     /// Closes the last attempt that wrote here.

@@ -1,8 +1,12 @@
 //! How much the agent may spend, and what the proxy lets through under it.
+//!
+//! The driver reads the limits file and calls [`crate::proxy::Proxy::set_limits`] with `(&live).into()`, as often as it
+//! likes: nothing happens unless they changed. [`crate::proxy::Proxy::beyond_limits`] tells it to stop the turn.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::NanoUsd;
+use protocol::spec::LiveLimits;
 use tokio::sync::{Notify, watch};
 
 /// Most model calls at a time.
@@ -17,6 +21,15 @@ pub struct Limits {
     pub tokens: Option<u64>,
 }
 
+impl From<&LiveLimits> for Limits {
+    fn from(live: &LiveLimits) -> Self {
+        Self {
+            cost: live.max_cost_usd,
+            tokens: live.max_tokens,
+        }
+    }
+}
+
 /// What was, or may be, spent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
@@ -27,17 +40,16 @@ pub struct Amount {
 }
 
 impl Amount {
+    /// More than any limit: a request of unknown cost goes when nothing else is in flight, and nothing goes beside it.
+    pub const UNBOUNDED: Self = Self {
+        cost: NanoUsd(u64::MAX),
+        tokens: u64::MAX,
+    };
+
     fn plus(self, other: Self) -> Self {
         Self {
             cost: self.cost.saturating_add(other.cost),
             tokens: self.tokens.saturating_add(other.tokens),
-        }
-    }
-
-    fn minus(self, other: Self) -> Self {
-        Self {
-            cost: NanoUsd(self.cost.0.saturating_sub(other.cost.0)),
-            tokens: self.tokens.saturating_sub(other.tokens),
         }
     }
 }
@@ -71,7 +83,8 @@ pub enum Verdict {
 pub struct Ledger {
     limits: Limits,
     spent: Amount,
-    reserved: Amount,
+    /// Cost and tokens reserved; wider than an amount, so that the greatest can be added and taken away again.
+    reserved: (u128, u128),
     in_flight: usize,
 }
 
@@ -91,19 +104,29 @@ impl Ledger {
             return Verdict::Beyond;
         }
         let alone = self.in_flight == 0;
-        let fits = self.limits.hold(self.spent.plus(self.reserved).plus(want));
+        let fits = self.limits.hold(self.spent.plus(self.reserved()).plus(want));
         if self.in_flight >= MAX_IN_FLIGHT || !(alone || fits) {
             return Verdict::Wait;
         }
         self.in_flight += 1;
-        self.reserved = self.reserved.plus(want);
+        self.reserved.0 += u128::from(want.cost.0);
+        self.reserved.1 += u128::from(want.tokens);
         Verdict::Forward
+    }
+
+    fn reserved(&self) -> Amount {
+        let bounded = |sum: u128| u64::try_from(sum).unwrap_or(u64::MAX);
+        Amount {
+            cost: NanoUsd(bounded(self.reserved.0)),
+            tokens: bounded(self.reserved.1),
+        }
     }
 
     /// A request that was let through is over: its reservation is given back, what it cost is spent.
     pub fn settle(&mut self, reserved: Amount, cost: Amount) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.reserved = self.reserved.minus(reserved);
+        self.reserved.0 = self.reserved.0.saturating_sub(reserved.cost.0.into());
+        self.reserved.1 = self.reserved.1.saturating_sub(reserved.tokens.into());
         self.spent = self.spent.plus(cost);
     }
 }
@@ -163,14 +186,34 @@ impl Gate {
         }
     }
 
-    /// Other limits from now on.
+    /// Other limits from now on. The same ones again change nothing.
     pub fn set_limits(&self, limits: Limits) {
-        self.ledger().limits = limits;
-        self.beyond.send_replace(false);
+        let used_up = {
+            let mut ledger = self.ledger();
+            if ledger.limits == limits {
+                return;
+            }
+            ledger.limits = limits;
+            limits.are_used_up(ledger.spent)
+        };
+        if !used_up {
+            self.beyond.send_replace(false);
+        }
         self.changed.notify_waiters();
     }
 
+    /// The limits that hold.
+    pub fn limits(&self) -> Limits {
+        self.ledger().limits
+    }
+
+    /// What was spent so far.
+    pub fn spent(&self) -> Amount {
+        self.ledger().spent
+    }
+
     /// What was spent before.
+    /// Told once, before the first request.
     pub fn set_spent(&self, spent: Amount) {
         self.ledger().spent = spent;
         self.changed.notify_waiters();
@@ -254,6 +297,18 @@ mod tests {
         assert_eq!(ledger.ask(want), Verdict::Beyond);
     }
 
+    #[test]
+    fn a_request_of_unknown_cost_goes_alone() {
+        let mut ledger = Ledger::new(limit(1_000), tokens(0));
+        assert_eq!(ledger.ask(tokens(10)), Verdict::Forward);
+        assert_eq!(ledger.ask(Amount::UNBOUNDED), Verdict::Wait);
+        ledger.settle(tokens(10), tokens(10));
+        assert_eq!(ledger.ask(Amount::UNBOUNDED), Verdict::Forward);
+        assert_eq!(ledger.ask(tokens(1)), Verdict::Wait);
+        ledger.settle(Amount::UNBOUNDED, tokens(10));
+        assert_eq!(ledger.ask(tokens(1)), Verdict::Forward);
+    }
+
     #[tokio::test]
     async fn a_request_beyond_the_limit_is_held_until_the_limit_is_raised() {
         let gate = Gate::new(Ledger::new(limit(100), tokens(100)));
@@ -268,6 +323,13 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!(!held.is_finished());
+        for same_or_still_used_up in [100, 90] {
+            gate.set_limits(limit(same_or_still_used_up));
+            assert!(
+                *gate.beyond().borrow(),
+                "the driver must not miss it between two looks at its file"
+            );
+        }
         gate.set_limits(limit(200));
         drop(tokio::time::timeout(deadline, held).await.unwrap().unwrap());
         assert!(!*gate.beyond().borrow());

@@ -300,12 +300,11 @@ impl<'a> Converse<'a> {
         if Instant::now() >= self.attempt.deadline {
             return Some(timed_out());
         }
-        let refused = self
-            .attempt
-            .proxy
-            .as_ref()
-            .is_some_and(|proxy| proxy.witness().credential_refused);
-        refused.then(invalid_credentials)
+        let proxy = self.attempt.proxy.as_ref()?;
+        if *proxy.beyond_limits().borrow() {
+            return Some(budget_exceeded(proxy));
+        }
+        proxy.witness().credential_refused.then(invalid_credentials)
     }
 
     /// The turn ended by itself.
@@ -411,6 +410,26 @@ pub(super) fn timed_out() -> End {
     )
 }
 
+/// The end of a session that has used up its dollars or tokens.
+fn budget_exceeded(proxy: &crate::proxy::Proxy) -> End {
+    let (limits, spent) = (proxy.limits(), proxy.spent());
+    let mut used = Vec::new();
+    if let Some(limit) = limits.cost.filter(|limit| spent.cost >= *limit) {
+        used.push(format!("{} of maxCostUSD {limit}", spent.cost));
+    }
+    if let Some(limit) = limits.tokens.filter(|limit| spent.tokens >= *limit) {
+        used.push(format!("{} of maxTokens {limit}", spent.tokens));
+    }
+    End::new(
+        Outcome::BudgetExceeded,
+        format!(
+            "the session has used {}; its work is kept: raise the limit, then set the annotation {} to a new value for another run",
+            used.join(" and "),
+            protocol::names::annotation::START_REQUESTED_AT
+        ),
+    )
+}
+
 fn invalid_credentials() -> End {
     let [own, other] = protocol::names::RUNNER_SECRETS;
     End::new(
@@ -424,11 +443,16 @@ fn invalid_credentials() -> End {
 impl Attempt {
     /// What is due by the clock: the limits.
     fn tick(&mut self) {
-        self.deadline = self.deadline();
+        self.read_limits();
     }
 
     /// Records how a turn ended.
     pub(super) fn turn_ended(&mut self, outcome: Outcome) -> Result<(), End> {
+        // The numbers of the last response are told before its last bytes: they are here already.
+        while let Ok(event) = self.metered.try_recv() {
+            self.meter(event)?;
+        }
+        self.journal.audit()?;
         let turn = self.journal.history().turn;
         self.journal.session(&SessionBody::TurnEnded { turn, outcome })?;
         self.journal.turn_end();

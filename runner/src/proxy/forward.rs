@@ -7,9 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, he
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
-use protocol::{NanoUsd, Usage, price};
+use protocol::price::Prices;
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -17,13 +16,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Credential, Metered,
     answer::{self, Body},
+    asked::Asked,
     headers,
     meter::Meter,
     route::{Route, route},
     stream,
     witness::{Refusal, Seen, retry_after},
 };
-use crate::limits::{Amount, Gate, Permit};
+use crate::limits::{Gate, Permit};
 
 /// Most bytes of a request.
 const MAX_REQUEST: usize = 64 << 20;
@@ -45,20 +45,12 @@ pub struct Shared {
     pub events: mpsc::Sender<Metered>,
     pub seen: Seen,
     pub gate: Arc<Gate>,
+    pub prices: Arc<Prices>,
     pub room: Arc<Semaphore>,
     /// Nothing is forwarded any more.
     pub cut: CancellationToken,
     /// Model calls in flight.
     pub calls: TaskTracker,
-}
-
-/// What the meter must know of a request.
-#[derive(Debug, Default, Deserialize)]
-struct Asked {
-    #[serde(default)]
-    model: String,
-    #[serde(default)]
-    max_tokens: u64,
 }
 
 /// The header that a credential is sent in; `None`: it has bytes that no header can carry.
@@ -94,14 +86,16 @@ pub async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Response
         Ok(read) => read,
         Err(response) => return response,
     };
-    let asked: Asked = serde_json::from_slice(&body).unwrap_or_default();
-    let size = body.len() as u64;
+    let asked = match (route == Route::Messages).then(|| Asked::read(&body)).transpose() {
+        Ok(asked) => asked,
+        Err(refused) => return answer::error(StatusCode::BAD_REQUEST, &refused.to_string()),
+    };
     let Ok(outgoing) = shared.outgoing(&parts, body) else {
         return answer::error(StatusCode::BAD_REQUEST, "the request's path and query are no URL");
     };
-    match route {
-        Route::Messages => call(shared, outgoing, asked, size, room).await,
-        Route::CountTokens | Route::Models => plain(&shared, outgoing).await,
+    match asked {
+        Some(asked) => call(shared, outgoing, asked, room).await,
+        None => plain(&shared, outgoing).await,
     }
 }
 
@@ -207,10 +201,9 @@ async fn call(
     shared: Arc<Shared>,
     outgoing: reqwest::Request,
     asked: Asked,
-    size: u64,
     room: OwnedSemaphorePermit,
 ) -> Response<Body> {
-    let admitted = shared.gate.admit(asked.reservation(size));
+    let admitted = shared.gate.admit(asked.reservation(&shared.prices));
     let permit = shared.cut.run_until_cancelled(admitted).await;
     // It may have waited long: what held before need not hold now.
     let (Some(permit), None) = (permit, shared.closed()) else {
@@ -218,10 +211,13 @@ async fn call(
             .closed()
             .unwrap_or_else(|| answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"));
     };
+    if let Err(refused) = asked.allowed(&shared.gate.limits(), &shared.prices) {
+        return answer::error(StatusCode::BAD_REQUEST, &refused.to_string());
+    }
     let (head, answered) = oneshot::channel();
     shared
         .calls
-        .spawn(drive(Arc::clone(&shared), outgoing, asked, size, permit, head, room));
+        .spawn(drive(Arc::clone(&shared), outgoing, asked, permit, head, room));
     answered
         .await
         .unwrap_or_else(|_| answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"))
@@ -231,7 +227,6 @@ async fn drive(
     shared: Arc<Shared>,
     outgoing: reqwest::Request,
     asked: Asked,
-    size: u64,
     mut permit: Permit,
     mut head: oneshot::Sender<Response<Body>>,
     room: OwnedSemaphorePermit,
@@ -246,7 +241,7 @@ async fn drive(
     drop(room);
     match answered {
         // Given up before an answer: the API may have read the prompt all the same.
-        None => permit.charge = asked.amount(size, 0),
+        None => permit.charge = asked.prompt(&shared.prices),
         Some(Err(error)) => {
             shared.seen.unreachable();
             let _ = head.send(unreachable(&error));
@@ -258,8 +253,8 @@ async fn drive(
         Some(Ok(response)) => {
             shared.seen.answered(response.status().as_u16(), None);
             // What it costs at least, until the response tells.
-            permit.charge = asked.amount(size, 0);
-            let meter = Meter::new(asked.model, started_at);
+            permit.charge = asked.prompt(&shared.prices);
+            let meter = Meter::new(asked, Arc::clone(&shared.prices), started_at);
             let streamed = response
                 .headers()
                 .get(header::CONTENT_TYPE)
@@ -370,24 +365,4 @@ pub fn with_headers(status: StatusCode, headers: HeaderMap, body: Body) -> Respo
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
-}
-
-impl Asked {
-    /// What the request may cost at most: its body as input, `max_tokens` as output.
-    fn reservation(&self, size: u64) -> Amount {
-        self.amount(size, self.max_tokens)
-    }
-
-    fn amount(&self, size: u64, output: u64) -> Amount {
-        let usage = Usage {
-            input_tokens: size / 3,
-            output_tokens: output,
-            ..Usage::default()
-        };
-        let cost = price::price(&self.model).map_or(NanoUsd(0), |price| price.of(&usage));
-        Amount {
-            cost,
-            tokens: usage.total(),
-        }
-    }
 }

@@ -1,15 +1,17 @@
 //! The meter: what one response says of its tokens, while it streams by or as a whole.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use protocol::{
     NanoUsd, Usage,
-    price::{self, Extras},
+    price::{Extras, Prices},
     record::UsageBody,
 };
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
-use super::{answer, sse::Event};
+use super::{answer, asked::Asked, sse::Event};
 
 /// Bytes of a `content_block_delta` event around its text.
 const DELTA_ENVELOPE: usize = 72;
@@ -33,6 +35,9 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Meter {
     id: Option<String>,
+    asked: Asked,
+    prices: Arc<Prices>,
+    /// The model that answers, by its own words.
     model: String,
     usage: Usage,
     extras: Extras,
@@ -45,11 +50,13 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A response to a request for `model` that was forwarded at `started_at`.
-    pub fn new(model: String, started_at: Timestamp) -> Self {
+    /// A response to a request that was forwarded at `started_at`.
+    pub fn new(asked: Asked, prices: Arc<Prices>, started_at: Timestamp) -> Self {
         Self {
             id: None,
-            model,
+            model: asked.model.clone(),
+            asked,
+            prices,
             usage: Usage::default(),
             extras: Extras::default(),
             started_at,
@@ -149,8 +156,16 @@ impl Meter {
         }
     }
 
+    /// A gateway may answer in the name of a model that nobody knows; what was asked for has a price then.
     fn cost(&self, usage: &Usage) -> Option<NanoUsd> {
-        price::price(&self.model).map(|price| price.with(usage, &self.extras))
+        if self.asked.unpriced_feature().is_some() {
+            return None;
+        }
+        let price = self
+            .prices
+            .of(&self.model)
+            .or_else(|| self.prices.of(&self.asked.model))?;
+        Some(price.with(usage, &self.extras))
     }
 
     fn begin(&mut self, message: Message) {
@@ -252,6 +267,11 @@ fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::E
 mod tests {
     use super::*;
 
+    fn meter() -> Meter {
+        let asked = Asked::read(br#"{"model":"asked","max_tokens":100}"#).unwrap();
+        Meter::new(asked, Arc::default(), at(1))
+    }
+
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
@@ -269,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_stream_tells_its_start_its_first_token_and_its_numbers() {
-        let mut meter = Meter::new("asked".into(), at(1));
+        let mut meter = meter();
         assert_eq!(meter.event(&event("message_start", START), at(2)), Step::Opened);
         let opening = meter.opening();
         assert!(opening.open && !opening.estimated && opening.ended_at.is_none());
@@ -301,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_cut_stream_is_closed_with_an_estimate_from_the_bytes_seen() {
-        let mut meter = Meter::new("asked".into(), at(1));
+        let mut meter = meter();
         meter.event(&event("message_start", START), at(2));
         let delta = Event {
             length: DELTA_ENVELOPE + 300,
@@ -315,7 +335,7 @@ mod tests {
 
     #[test]
     fn events_without_a_name_are_told_by_their_type() {
-        let mut meter = Meter::new("asked".into(), at(1));
+        let mut meter = meter();
         assert_eq!(meter.event(&event("", START), at(2)), Step::Opened);
         assert_eq!(
             meter.event(&event("", r#"{"type":"message_stop"}"#), at(2)),
@@ -325,14 +345,14 @@ mod tests {
 
     #[test]
     fn an_error_in_the_stream_stands_for_its_status() {
-        let mut meter = Meter::new("asked".into(), at(1));
+        let mut meter = meter();
         let overloaded = r#"{"type":"error","error":{"type":"overloaded_error","message":"x"}}"#;
         assert_eq!(meter.event(&event("error", overloaded), at(2)), Step::Failed(529));
     }
 
     #[test]
     fn a_start_that_cannot_be_read_is_metered_by_its_bytes() {
-        let mut meter = Meter::new("asked".into(), at(1));
+        let mut meter = meter();
         assert_eq!(meter.event(&event("message_start", "oops"), at(2)), Step::Opened);
         meter.seen(30);
         let closing = meter.closing(at(3));
@@ -346,8 +366,20 @@ mod tests {
     }
 
     #[test]
+    fn a_response_in_an_unknown_name_costs_what_was_asked_for() {
+        let asked = Asked::read(br#"{"model":"claude-opus-5-5","max_tokens":100}"#).unwrap();
+        let mut meter = Meter::new(asked, Arc::default(), at(1));
+        meter.whole(br#"{"id":"m","model":"our-alias","usage":{"output_tokens":7}}"#, at(2));
+        let closing = meter.closing(at(2));
+        assert_eq!(
+            (closing.model.as_str(), closing.cost_usd),
+            ("our-alias", Some(NanoUsd(140_000)))
+        );
+    }
+
+    #[test]
     fn a_whole_response_is_read_at_once() {
-        let mut meter = Meter::new("asked".into(), at(1));
+        let mut meter = meter();
         meter.whole(
             br#"{"usage":{"output_tokens":7,"input_tokens":3},"id":"msg_2","model":"m","content":[]}"#,
             at(2),

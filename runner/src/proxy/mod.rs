@@ -5,6 +5,7 @@
 //! [`forward`] does it, [`stream`] passes a streamed answer on while [`meter`] reads it.
 
 mod answer;
+mod asked;
 mod client;
 mod forward;
 mod headers;
@@ -19,7 +20,7 @@ mod witness;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use protocol::record::UsageBody;
+use protocol::{price::Prices, record::UsageBody};
 use secrecy::SecretString;
 use tokio::{
     net::TcpListener,
@@ -55,6 +56,8 @@ pub struct ProxyConfig {
     pub upstream: Upstream,
     /// What the agent must show, as `x-api-key` or bearer; made per run.
     pub token: SecretString,
+    /// The prices that hold.
+    pub prices: Prices,
 }
 
 /// One metered response, told when it opens (`body.open`) and when it ends.
@@ -97,7 +100,11 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a free port of 127.0.0.1 and serves until dropped.
     pub async fn start(config: ProxyConfig, events: mpsc::Sender<Metered>) -> Result<Self, ProxyError> {
-        let ProxyConfig { upstream, token } = config;
+        let ProxyConfig {
+            upstream,
+            token,
+            prices,
+        } = config;
         let base =
             client::base_url(&upstream.base_url).ok_or_else(|| ProxyError::BaseUrl(upstream.base_url.clone()))?;
         let shared = Arc::new(Shared {
@@ -109,6 +116,7 @@ impl Proxy {
             events,
             seen: Seen::default(),
             gate: Gate::new(Ledger::default()),
+            prices: Arc::new(prices),
             room: Arc::new(Semaphore::new(forward::ROOM)),
             cut: CancellationToken::new(),
             calls: TaskTracker::new(),
@@ -133,6 +141,16 @@ impl Proxy {
     /// What the session may spend from now on. Without a call there is no limit.
     pub fn set_limits(&self, limits: Limits) {
         self.shared.gate.set_limits(limits);
+    }
+
+    /// What was spent so far, earlier attempts included.
+    pub fn spent(&self) -> Amount {
+        self.shared.gate.spent()
+    }
+
+    /// The limits that hold.
+    pub fn limits(&self) -> Limits {
+        self.shared.gate.limits()
     }
 
     /// What earlier attempts have spent; told once, before the agent starts.

@@ -108,6 +108,7 @@ impl Rig {
         let config = ProxyConfig {
             upstream,
             token: TOKEN.into(),
+            prices: Prices::default(),
         };
         Self {
             proxy: Proxy::start(config, sender).await.unwrap(),
@@ -499,7 +500,7 @@ async fn a_response_that_is_not_streamed_is_metered_before_it_is_passed_on() {
     assert!(opening.open && !closing.open);
     assert_eq!(
         (closing.message_id.as_str(), closing.usage.total(), closing.cost_usd),
-        ("msg_9", 7, None)
+        ("msg_9", 7, Some(NanoUsd(3 * 4_000 + 4 * 20_000)))
     );
 }
 
@@ -556,6 +557,7 @@ async fn a_base_url_that_is_none_is_refused_by_name() {
             credential: Credential::ApiKey(KEY.into()),
         },
         token: TOKEN.into(),
+        prices: Prices::default(),
     };
     let error = Proxy::start(config, mpsc::channel(1).0).await.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("ANTHROPIC_BASE_URL \"api.example.com\""));

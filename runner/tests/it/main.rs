@@ -7,6 +7,7 @@
     reason = "a helper that fails fails its test"
 )]
 
+mod budget;
 mod common;
 mod crash;
 mod drain;

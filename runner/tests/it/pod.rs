@@ -45,6 +45,9 @@ fn config(session: &Session, prompt: &str) -> Config {
         used: Duration::ZERO,
         prompt: prompt.to_owned(),
         model: None,
+        fallback_model: None,
+        prices: protocol::price::Prices::default(),
+        limits: protocol::spec::LiveLimits::default(),
         timeout: DEADLINE,
         upstream: Some(Upstream {
             base_url: session.model.url(),
@@ -70,11 +73,14 @@ fn config(session: &Session, prompt: &str) -> Config {
     }
 }
 
-async fn drive(config: Config) -> Outcome {
-    let (_told, stop) = watch::channel(false);
-    timeout(DEADLINE, runner::drive::drive(config, stop))
-        .await
-        .expect("the attempt ends")
+/// Boxed: the future of a whole attempt is a large one.
+fn drive(config: Config) -> impl Future<Output = Outcome> {
+    let (told, stop) = watch::channel(false);
+    let driven = Box::pin(runner::drive::drive(config, stop));
+    async move {
+        let _told = told;
+        timeout(DEADLINE, driven).await.expect("the attempt ends")
+    }
 }
 
 #[tokio::test]

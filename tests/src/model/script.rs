@@ -202,8 +202,11 @@ pub fn texts(message: &Value) -> Vec<&str> {
 }
 
 fn directive(text: &str) -> Option<&str> {
-    let (_, after) = text.rsplit_once(DIRECTIVE)?;
-    after.starts_with('{').then_some(after)
+    // One inside a script, for a sub-agent, has its quotes escaped.
+    let rules = |after: &&str| after.starts_with('{') && !after.starts_with("{\\");
+    text.rmatch_indices(DIRECTIVE)
+        .map(|(at, _)| &text[at + DIRECTIVE.len()..])
+        .find(rules)
 }
 
 /// A prompt that says `text` to a reader and `steps` to the mock.
@@ -219,6 +222,17 @@ mod tests {
 
     fn user(text: &str) -> Value {
         json!({ "role": "user", "content": [{ "type": "text", "text": text }] })
+    }
+
+    #[test]
+    fn a_script_for_a_sub_agent_stands_within_its_callers() {
+        let inner = prompt("Part.", &json!([{ "text": "inner" }]));
+        let outer = prompt(
+            "All.",
+            &json!([{ "text": "outer", "tools": [{ "name": "Agent", "input": { "prompt": inner } }] }]),
+        );
+        assert_eq!(step_text(&[user(&outer)]).unwrap(), "outer");
+        assert_eq!(step_text(&[user(&inner)]).unwrap(), "inner");
     }
 
     fn assistant() -> Value {
