@@ -87,9 +87,8 @@ impl Gateway {
 /// All routes.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
-        .route("/health", get(api::health::health))
         .route("/api/projects/{project}/sessions/{session}/ws", get(ingest::connect))
-        .nest("/api/projects", api::projects::router())
+        .merge(api::router())
         .method_not_allowed_fallback(async || api::ApiError::method_not_allowed())
         .fallback(async || api::ApiError::not_found("there is nothing at this path"))
         .layer(DefaultBodyLimit::max(body::MAX_BODY))

@@ -7,6 +7,7 @@ use crds::{
     session::{LlmSettings, UserContext},
 };
 use kube::core::ObjectMeta;
+use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
 use super::ApiError;
@@ -14,6 +15,18 @@ use crate::auth::kubernetes::Identity;
 
 /// Longest value of the fields of `userContext`, characters.
 const MAX_USER: usize = 256;
+
+/// A session to create: the fields of an `AgenticSession`'s spec, with labels and annotations beside them.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "a form for the API's document; bodies are read field by field")]
+pub(super) struct NewSession {
+    #[serde(flatten)]
+    spec: AgenticSessionSpec,
+    /// Labels of the session.
+    labels: Option<BTreeMap<String, String>>,
+    /// Annotations of the session.
+    annotations: Option<BTreeMap<String, String>>,
+}
 
 /// The session that `body` asks for, without a name.
 pub fn session(body: &[u8], caller: &Identity) -> Result<AgenticSession, ApiError> {

@@ -2,9 +2,64 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::{auth::kubernetes::Refusal, sessions, store::StoreError};
+
+/// Why a request was not done, in the form of the Kubernetes API.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "Kubernetes' own names")]
+pub(super) struct Status {
+    /// Always `Status`.
+    kind: &'static str,
+    /// Always `v1`.
+    api_version: &'static str,
+    /// Empty.
+    metadata: Empty,
+    /// Always `Failure`.
+    status: &'static str,
+    /// Why, one word.
+    reason: String,
+    /// Why, for people, and what to do.
+    message: String,
+    /// The HTTP status.
+    code: u16,
+    /// The message once more, where clients of the platform look for it.
+    error: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Empty {}
+
+/// What an HTTP status means here, for the API's document.
+pub(super) fn meaning(code: u16) -> &'static str {
+    match code {
+        400 => "The request is not understood, or asks for what there is not; the message names it.",
+        401 => "No token, or one that the cluster does not accept.",
+        403 => "The caller may not do this; the message names the right that is missing.",
+        404 => "There is no such thing.",
+        408 => "The body took too long to arrive.",
+        409 => "Not in this state; the message says what to do first.",
+        413 => "The body is too long.",
+        416 => "The file has no such bytes.",
+        422 => "The cluster's rules for sessions refuse it; the message names the field and the rule.",
+        429 => "Too much at once: try again later.",
+        502 => "The session's runner left before it answered.",
+        503 => "The cluster or the event log cannot be reached: try again.",
+        504 => "The session's runner did not answer in time.",
+        _ => "It was not done.",
+    }
+}
+
+/// A refusal of this HTTP status.
+pub(super) fn example(code: u16) -> Value {
+    let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let reason = code.canonical_reason().unwrap_or_default().replace(' ', "");
+    serde_json::to_value(ApiError::new(code, &reason, meaning(code.as_u16())).status()).unwrap_or_default()
+}
 
 /// An answer that is not the one asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,25 +112,34 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "Timeout", message)
     }
 
-    fn unavailable(message: impl Into<String>) -> Self {
+    /// Not in this state.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "Conflict", message)
+    }
+
+    /// Not now.
+    pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
+    }
+
+    fn status(self) -> Status {
+        Status {
+            kind: "Status",
+            api_version: "v1",
+            metadata: Empty {},
+            status: "Failure",
+            reason: self.reason,
+            error: self.message.clone(),
+            message: self.message,
+            code: self.code.as_u16(),
+        }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let Self { code, reason, message } = self;
-        let body = json!({
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": {},
-            "status": "Failure",
-            "reason": reason,
-            "message": message,
-            "code": code.as_u16(),
-            "error": message,
-        });
-        let mut response = (code, axum::Json(body)).into_response();
+        let code = self.code;
+        let mut response = (code, axum::Json(self.status())).into_response();
         if code == StatusCode::UNAUTHORIZED {
             response
                 .headers_mut()

@@ -15,6 +15,7 @@ use http::{
 use serde_json::json;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
+use super::ApiError;
 use crate::{
     Gateway,
     auth::kubernetes::{Refusal, Verb},
@@ -33,14 +34,31 @@ const PIECE: usize = 256 << 10;
 /// Items written at once when they are there.
 const CHUNK: usize = 64;
 
-/// The seq after which a client wants to go on: that of `Last-Event-ID` if it is of this session, else the start.
-pub fn cursor(headers: &HeaderMap, uid: &str) -> u64 {
-    let id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
-    let parts = id.and_then(|id| id.rsplit_once('/'));
-    parts
-        .filter(|(session, _)| *session == uid)
-        .and_then(|(_, seq)| seq.parse().ok())
-        .unwrap_or_default()
+/// The seq after which a client wants to go on, by `Last-Event-ID`.
+pub fn cursor(headers: &HeaderMap, uid: &str) -> Result<u64, ApiError> {
+    let Some(id) = headers.get("last-event-id") else {
+        return Ok(0);
+    };
+    after(id.to_str().unwrap_or("?"), uid)
+        .ok_or_else(|| ApiError::bad_request(format!("Last-Event-ID {id:?} is not an event's id: {CURSOR_FORM}")))
+}
+
+/// The form of a cursor, for people.
+pub(super) const CURSOR_FORM: &str =
+    "send the id of the last event as it was received, `<session uid>/<seq>`, or nothing to begin at the start";
+
+/// The seq of a cursor if it is of this session, else the start; `None` when it is no cursor. Browsers send an empty one
+/// when they have seen no id.
+pub(super) fn after(cursor: &str, uid: &str) -> Option<u64> {
+    if cursor.is_empty() {
+        return Some(0);
+    }
+    let (session, seq) = cursor.rsplit_once('/')?;
+    let seq = seq
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| seq.parse().ok())??;
+    (!session.is_empty()).then_some(if session == uid { seq } else { 0 })
 }
 
 /// A long record of which pieces are being written.
@@ -244,12 +262,23 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_of_another_session_means_from_the_start() {
+    fn a_cursor_of_another_session_means_from_the_start_and_garbage_is_refused() {
         let headers = |id: &str| HeaderMap::from_iter([("last-event-id".parse().unwrap(), id.parse().unwrap())]);
-        assert_eq!(cursor(&headers("u-1/41"), "u-1"), 41);
-        for other in ["u-2/41", "41", "u-1/x", "u-1/-1", ""] {
-            assert_eq!(cursor(&headers(other), "u-1"), 0, "{other}");
+        assert_eq!(cursor(&headers("u-1/41"), "u-1"), Ok(41));
+        assert_eq!(cursor(&headers("u-2/41"), "u-1"), Ok(0));
+        assert_eq!(cursor(&headers(""), "u-1"), Ok(0));
+        assert_eq!(cursor(&HeaderMap::new(), "u-1"), Ok(0));
+        for garbage in [
+            "41",
+            "u-1/x",
+            "u-1/-1",
+            "u-1/+1",
+            "/41",
+            "u-1/",
+            "u-1/99999999999999999999",
+        ] {
+            let refusal = format!("{:?}", cursor(&headers(garbage), "u-1").unwrap_err());
+            assert!(refusal.contains("<session uid>/<seq>"), "{garbage}: {refusal}");
         }
-        assert_eq!(cursor(&HeaderMap::new(), "u-1"), 0);
     }
 }

@@ -3,13 +3,42 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
 
-use super::ApiError;
+use super::{
+    ApiError,
+    openapi::{self, Api},
+};
 use crate::Gateway;
 
-/// `GET /health`: 200 while the event log answers.
-pub async fn health(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, ApiError> {
+/// That the gateway works.
+#[derive(Serialize, JsonSchema)]
+pub struct Health {
+    /// Always `healthy`.
+    status: &'static str,
+    /// Version of the gateway.
+    version: &'static str,
+}
+
+/// `/health`.
+pub fn routes(api: Api) -> Api {
+    let health = openapi::get("getHealth", "Whether the gateway works", health)
+        .open()
+        .answers::<Health>(
+            200,
+            "The event log answers",
+            json!({"status": "healthy", "version": "0.1.0"}),
+        )
+        .refuses(&[503]);
+    api.route("/health", [health])
+}
+
+async fn health(State(gateway): State<Arc<Gateway>>) -> Result<Json<Health>, ApiError> {
     gateway.log.state("").await?;
-    Ok(Json(json!({"status": "healthy", "version": env!("CARGO_PKG_VERSION")})))
+    Ok(Json(Health {
+        status: "healthy",
+        version: env!("CARGO_PKG_VERSION"),
+    }))
 }

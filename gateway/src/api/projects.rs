@@ -2,61 +2,118 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json, Router,
-    extract::{FromRequest as _, Path, Request, State},
-    response::IntoResponse as _,
-    response::Response,
-    routing::get,
-};
+use axum::{Json, extract::State, response::IntoResponse as _, response::Response};
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use kube::{ResourceExt as _, api::DynamicObject};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{ApiError, create, events};
+use super::{
+    ApiError, Create, Delete, Get, List, OfProject, OfSession, create, events,
+    openapi::{self, Api},
+};
 use crate::{
     Gateway,
-    auth::{
-        self,
-        kubernetes::{Caller, Verb},
-    },
     body::Held,
     follow::{Follower, Sources},
-    sessions::{self, Target, View, is_namespace},
+    sessions::{self, Target, View},
 };
 
 /// Names tried for a session before giving up.
 const NAME_TRIES: usize = 3;
 
 /// The routes below `/api/projects`.
-pub fn router() -> Router<Arc<Gateway>> {
-    Router::new()
-        .route("/{project}/agentic-sessions", get(list).post(create_session))
-        .route("/{project}/agentic-sessions/{session}", get(read).delete(delete))
-        .route("/{project}/agentic-sessions/{session}/events", get(follow))
+pub fn routes(api: Api) -> Api {
+    let list = openapi::get("listSessions", "The sessions of a project", list).answers::<SessionList>(
+        200,
+        "The sessions",
+        json!({"items": [example()]}),
+    );
+    let create = openapi::post("createSession", "Create a session", create_session)
+        .says("The gateway chooses the name. A field that the session cannot honour is refused by name, never dropped.")
+        .body::<create::NewSession>(
+            true,
+            json!({"prompt": "Write a haiku about etcd into haiku.txt.", "llmSettings": {"model": "claude-sonnet-5-5"}, "timeout": 300}),
+        )
+        .answers::<Created>(
+            201,
+            "The session exists",
+            json!({"message": CREATED, "name": "agentic-session-1700000000-0a1b2c3d4e5f", "uid": "6c5f4f2e-0d51-4f0a-8f6b-3f1f5a0f7c11"}),
+        )
+        .refuses(&[409, 422]);
+    let read =
+        openapi::get("getSession", "A session", read).answers::<crds::AgenticSession>(200, "The session", example());
+    let delete = openapi::delete(
+        "deleteSession",
+        "Delete a session, its workspace and its events",
+        delete,
+    )
+    .answers_with(204, "The session is being deleted", &[])
+    .refuses(&[409]);
+    let follow = openapi::get("followSession", "The events of a session, as they happen", follow)
+        .says(
+            "Server-sent events, from the session's first record or the one after `Last-Event-ID` on, to the session's end. \
+             `id` is `<session uid>/<seq>`, `event` the record's kind, `data` the record. `delta`, `phase`, `gap` and the last \
+             event `close` carry no id.",
+        )
+        .header("Last-Event-ID", "The id of the last event that was received.", "6c5f4f2e-0d51-4f0a-8f6b-3f1f5a0f7c11/41")
+        .answers_with(200, "The events", &["text/event-stream"])
+        .refuses(&[400]);
+    api.route("/api/projects/{project}/agentic-sessions", [list, create])
+        .route("/api/projects/{project}/agentic-sessions/{session}", [read, delete])
+        .route("/api/projects/{project}/agentic-sessions/{session}/events", [follow])
+}
+
+const CREATED: &str = "Agentic session created successfully";
+
+/// A session, for the document.
+pub(super) fn example() -> Value {
+    json!({
+        "apiVersion": "vteam.ambient-code/v1alpha1", "kind": "AgenticSession",
+        "metadata": {
+            "name": "agentic-session-1700000000-0a1b2c3d4e5f", "namespace": "team-a",
+            "uid": "6c5f4f2e-0d51-4f0a-8f6b-3f1f5a0f7c11",
+        },
+        "spec": {"prompt": "Write a haiku about etcd into haiku.txt.", "timeout": 300},
+        "status": {"phase": "Completed", "reason": "Completed", "turns": 2, "costUSD": "0.013", "result": "Done."},
+    })
+}
+
+/// Sessions of a project.
+#[derive(Serialize, JsonSchema)]
+struct SessionList {
+    /// The sessions.
+    #[schemars(with = "Vec<crds::AgenticSession>")]
+    items: Vec<DynamicObject>,
+}
+
+/// That a session was created.
+#[derive(Serialize, JsonSchema)]
+struct Created {
+    /// For people.
+    message: &'static str,
+    /// Name of the session.
+    name: String,
+    /// UID of the session.
+    uid: Option<String>,
 }
 
 async fn list(
     State(gateway): State<Arc<Gateway>>,
-    Path(project): Path<String>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    allowed(&gateway, &headers, Verb::List, &project, None).await?;
+    OfProject { project, .. }: OfProject<List>,
+) -> Result<Json<SessionList>, ApiError> {
     let mut items = gateway.sessions.list(&project).await?;
     items.iter_mut().for_each(shorten);
-    Ok(Json(json!({"items": items})))
+    Ok(Json(SessionList { items }))
 }
 
 async fn create_session(
     State(gateway): State<Arc<Gateway>>,
-    Path(project): Path<String>,
-    headers: HeaderMap,
-    request: Request,
+    OfProject { project, caller, .. }: OfProject<Create>,
+    body: Held,
 ) -> Result<Response, ApiError> {
-    // Before anything of the body is read.
-    let caller = allowed(&gateway, &headers, Verb::Create, &project, None).await?;
-    let body = Held::from_request(request, &gateway).await?;
     let mut session = create::session(&body, &caller.identity)?;
     drop(body);
     let mut tries = 0;
@@ -69,21 +126,18 @@ async fn create_session(
             created => break created?,
         }
     };
-    let answer = json!({
-        "message": "Agentic session created successfully",
-        "name": created.name_any(),
-        "uid": created.uid(),
-    });
+    let answer = Created {
+        message: CREATED,
+        name: created.name_any(),
+        uid: created.uid(),
+    };
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
 
 async fn read(
     State(gateway): State<Arc<Gateway>>,
-    Path((project, session)): Path<(String, String)>,
-    headers: HeaderMap,
+    OfSession { target, .. }: OfSession<Get>,
 ) -> Result<Json<DynamicObject>, ApiError> {
-    let target = target(&project, &session)?;
-    allowed(&gateway, &headers, Verb::Get, &project, Some(&session)).await?;
     let mut session = existing(&gateway, &target).await?;
     shorten(&mut session);
     Ok(Json(session))
@@ -91,11 +145,8 @@ async fn read(
 
 async fn delete(
     State(gateway): State<Arc<Gateway>>,
-    Path((project, session)): Path<(String, String)>,
-    headers: HeaderMap,
+    OfSession { target, .. }: OfSession<Delete>,
 ) -> Result<StatusCode, ApiError> {
-    let target = target(&project, &session)?;
-    allowed(&gateway, &headers, Verb::Delete, &project, Some(&session)).await?;
     if gateway.sessions.delete(&target).await? {
         Ok(StatusCode::NO_CONTENT)
     } else {
@@ -105,51 +156,23 @@ async fn delete(
 
 async fn follow(
     State(gateway): State<Arc<Gateway>>,
-    Path((project, session)): Path<(String, String)>,
+    OfSession { target, token, .. }: OfSession<Get>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let target = target(&project, &session)?;
-    allowed(&gateway, &headers, Verb::Get, &project, Some(&session)).await?;
     let view = View::from(&existing(&gateway, &target).await?);
-    let sources = Sources {
-        log: gateway.log.clone(),
-        channel: gateway.live.channel(&view.uid),
-        seen: gateway.watched.follow(&target, view.clone()),
-        shutdown: gateway.shutdown.clone(),
-    };
-    let cursor = events::cursor(&headers, &view.uid);
-    let follower = Follower::new(sources, view, cursor);
-    let token = auth::bearer(&headers).unwrap_or_default().to_owned();
+    let cursor = events::cursor(&headers, &view.uid)?;
+    let follower = follower(&gateway, &target, view, cursor);
     Ok(events::response(gateway, follower, target, token))
 }
 
-/// The caller, if it may do this.
-async fn allowed(
-    gateway: &Gateway,
-    headers: &HeaderMap,
-    verb: Verb,
-    namespace: &str,
-    name: Option<&str>,
-) -> Result<Caller, ApiError> {
-    let token = auth::bearer(headers).ok_or_else(|| {
-        ApiError::unauthorized("no token: send a Kubernetes token in the header `Authorization: Bearer <token>`")
-    })?;
-    if !is_namespace(namespace) {
-        return Err(ApiError::not_found(format!(
-            "no namespace can have the name {namespace:?}"
-        )));
-    }
-    let caller = gateway.reviews.authenticate(token).await?;
-    gateway.reviews.authorize(&caller, verb, namespace, name).await?;
-    Ok(caller)
-}
-
-fn target(namespace: &str, name: &str) -> Result<Target, ApiError> {
-    Target::new(namespace, name).ok_or_else(|| {
-        ApiError::not_found(format!(
-            "no session can have the name {name:?} in namespace {namespace:?}"
-        ))
-    })
+fn follower(gateway: &Gateway, target: &Target, view: View, cursor: u64) -> Follower {
+    let sources = Sources {
+        log: gateway.log.clone(),
+        channel: gateway.live.channel(&view.uid),
+        seen: gateway.watched.follow(target, view.clone()),
+        shutdown: gateway.shutdown.clone(),
+    };
+    Follower::new(sources, view, cursor)
 }
 
 async fn existing(gateway: &Gateway, target: &Target) -> Result<DynamicObject, ApiError> {
@@ -163,10 +186,9 @@ fn none(target: &Target) -> ApiError {
 /// The platform's form of a name, with 48 random bits: two creates within a second have two names.
 fn new_name(namespace: &str) -> Result<Target, ApiError> {
     let random = &uuid::Uuid::new_v4().simple().to_string()[20..];
-    target(
-        namespace,
-        &format!("agentic-session-{}-{random}", Timestamp::now().as_second()),
-    )
+    let name = format!("agentic-session-{}-{random}", Timestamp::now().as_second());
+    Target::new(namespace, &name)
+        .ok_or_else(|| ApiError::not_found(format!("no namespace can have the name {namespace:?}")))
 }
 
 fn is_taken(error: &sessions::Error) -> bool {

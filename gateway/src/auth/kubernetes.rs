@@ -33,6 +33,8 @@ pub enum Verb {
     List,
     /// Create one.
     Create,
+    /// Change one, or speak with its agent.
+    Update,
     /// Delete one.
     Delete,
 }
@@ -44,6 +46,7 @@ impl Verb {
             Self::Get => "get",
             Self::List => "list",
             Self::Create => "create",
+            Self::Update => "update",
             Self::Delete => "delete",
         }
     }

@@ -72,6 +72,21 @@ async fn a_client_goes_on_after_its_last_event_and_from_the_start_of_another_ses
 }
 
 #[tokio::test]
+async fn a_last_event_id_that_is_none_is_refused_with_its_form() {
+    let served = served().await;
+    let url = served.url("/api/projects/team-a/agentic-sessions/s/events");
+    let answer = crate::support::sse::http()
+        .get(url)
+        .bearer_auth("token")
+        .header("last-event-id", "yesterday")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 400);
+    assert!(answer.text().await.unwrap().contains("<session uid>/<seq>"));
+}
+
+#[tokio::test]
 async fn phases_and_pieces_of_messages_are_live_and_carry_no_id() {
     let served = served().await;
     let mut events = Events::of(&served, "s", "token", None).await;
