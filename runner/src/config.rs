@@ -11,6 +11,7 @@ use tokio::time::Duration;
 use uuid::Uuid;
 
 use crate::agent::Place;
+use crate::cli::options::{Options, OptionsError};
 use crate::langfuse::{self, LangfuseConfig};
 use crate::proxy::{Credential, Upstream};
 use crate::redact::Held;
@@ -22,6 +23,8 @@ const PUBLIC_API: &str = "https://api.anthropic.com";
 const CLI_IN_CONTAINER: &str = "claude";
 /// Running time when nothing else is said.
 const DEFAULT_TIMEOUT: u64 = 3_600;
+/// The control socket in the state folder, without Kubernetes.
+pub const CONTROL: &str = "control.sock";
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,9 @@ pub enum ConfigError {
         /// What it should be.
         expected: &'static str,
     },
+    /// A choice of the author's cannot work.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
     /// A path cannot be made.
     #[error("failed to prepare {0}")]
     Path(PathBuf, #[source] std::io::Error),
@@ -60,18 +66,14 @@ pub struct Config {
     pub run: u32,
     /// Running time that earlier attempts of the run used.
     pub used: Duration,
-    /// The task.
+    /// The task; an interactive session may have none.
     pub prompt: String,
-    /// Model; the CLI's default when absent.
-    pub model: Option<String>,
-    /// Model that the CLI falls back to.
-    pub fallback_model: Option<String>,
+    /// What the author chose of the CLI.
+    pub options: Options,
     /// Prices of models.
     pub prices: Prices,
-    /// Limits from the beginning; the file says the later ones.
+    /// Limits, as long as no file says others.
     pub limits: LiveLimits,
-    /// Running time over all attempts of the run.
-    pub timeout: Duration,
     /// The model API; absent when there is no credential.
     pub upstream: Option<Upstream>,
     /// The gateway.
@@ -121,6 +123,8 @@ pub struct Folders {
     pub report: PathBuf,
     /// Limits that may change while we run.
     pub limits: Option<PathBuf>,
+    /// Socket of `runner send`, `interrupt`, `status` and the like.
+    pub control: PathBuf,
 }
 
 /// Without Kubernetes.
@@ -147,12 +151,25 @@ pub struct LocalArgs {
     /// Running time, seconds.
     #[arg(long, requires = "local", default_value_t = DEFAULT_TIMEOUT)]
     pub timeout: u64,
-    /// Most US dollars that the session may cost, such as 2.50.
+    /// Stay for messages, given with `runner send`, until the session is ended.
     #[arg(long, requires = "local")]
+    pub interactive: bool,
+    /// How long an interactive session may be idle, seconds; 0: for ever.
+    #[arg(long, requires = "local")]
+    pub inactivity_timeout: Option<u64>,
+    /// Most rounds that the session may have.
+    #[arg(long, requires = "local")]
+    pub max_turns: Option<u32>,
+    /// Most US dollars that the session may cost, such as 2.50.
+    #[arg(long, requires = "local", value_name = "USD")]
     pub max_cost_usd: Option<NanoUsd>,
     /// Most tokens that the session may use, all kinds together.
     #[arg(long, requires = "local")]
     pub max_tokens: Option<u64>,
+    /// File with limits that may change while the session runs: one JSON object with `timeout`, `inactivityTimeout`,
+    /// `maxTurns`, `maxCostUSD`, `maxTokens`; it replaces the limits of the command line.
+    #[arg(long, requires = "local")]
+    pub limits: Option<PathBuf>,
     /// Run; a higher one than before goes on after the end of the last.
     #[arg(long, requires = "local", default_value_t = 1)]
     pub run: u32,
@@ -169,17 +186,8 @@ impl Config {
     pub fn from_env(var: Lookup<'_>) -> Result<Self, ConfigError> {
         let required = |name: &'static str| var(name).ok_or(ConfigError::Missing(name));
         let uid = required(env::AGENTIC_SESSION_UID)?;
-        let spec: AgenticSpec = match var(env::AGENTIC_SPEC_JSON) {
-            None => AgenticSpec {
-                run: 1,
-                ..AgenticSpec::default()
-            },
-            Some(text) => serde_json::from_str(&text).map_err(|_| ConfigError::Invalid {
-                name: env::AGENTIC_SPEC_JSON,
-                value: text,
-                expected: "an object with `run`",
-            })?,
-        };
+        let spec = spec(var)?;
+        let interactive = flag(var(env::INTERACTIVE));
         let data = PathBuf::from(path::DATA);
         let session = Session {
             name: required(env::AGENTIC_SESSION_NAME)?,
@@ -189,13 +197,18 @@ impl Config {
             attempt: Some(number(env::ATTEMPT, &required(env::ATTEMPT)?)?),
             run: spec.run,
             used: Duration::from_secs(spec.used_seconds),
-            user: spec.user,
-            prompt: required(env::PROMPT)?,
-            model: var(env::LLM_MODEL),
-            fallback_model: spec.fallback_model,
-            prices: Prices::new(spec.prices),
-            limits: LiveLimits::default(),
-            timeout: var(env::TIMEOUT).map_or(Ok(DEFAULT_TIMEOUT), |text| number(env::TIMEOUT, &text))?,
+            user: spec.user.clone(),
+            prompt: if interactive {
+                var(env::PROMPT).unwrap_or_default()
+            } else {
+                required(env::PROMPT)?
+            },
+            limits: LiveLimits {
+                timeout: Some(var(env::TIMEOUT).map_or(Ok(DEFAULT_TIMEOUT), |text| number(env::TIMEOUT, &text))?),
+                ..LiveLimits::default()
+            },
+            prices: Prices::new(spec.prices.clone()),
+            options: options(spec, interactive, var(env::LLM_MODEL), var)?,
         };
         let agent = AgentConfig {
             place: Place::Container(path::SHIM_SOCKET.into()),
@@ -209,6 +222,7 @@ impl Config {
             transcripts: data.join(path::transcripts_dir(&uid)),
             report: path::TERMINATION_LOG.into(),
             limits: Some(path::LIMITS.into()),
+            control: path::CONTROL_SOCKET.into(),
         };
         Ok(session.with(agent, folders, var))
     }
@@ -227,6 +241,7 @@ impl Config {
         let state = made(state)?;
         let workspace = made(args.workspace.unwrap_or_else(|| ".".into()))?;
         let config_dir = made(state.join("claude"))?;
+        let spec = spec(var)?;
         let session = Session {
             name: args.name,
             namespace: "local".to_owned(),
@@ -236,16 +251,19 @@ impl Config {
             run: args.run,
             used: Duration::ZERO,
             user: None,
-            prompt: args.prompt.ok_or(ConfigError::Missing("--prompt"))?,
-            model: args.model,
-            fallback_model: None,
-            prices: Prices::default(),
+            prompt: match args.prompt {
+                None if args.interactive => String::new(),
+                prompt => prompt.ok_or(ConfigError::Missing("--prompt"))?,
+            },
             limits: LiveLimits {
+                timeout: Some(args.timeout),
+                inactivity_timeout: args.inactivity_timeout,
+                max_turns: args.max_turns,
                 max_cost_usd: args.max_cost_usd,
                 max_tokens: args.max_tokens,
-                ..LiveLimits::default()
             },
-            timeout: args.timeout,
+            prices: Prices::new(spec.prices.clone()),
+            options: options(spec, args.interactive, args.model, var)?,
         };
         let agent = AgentConfig {
             place: Place::Child,
@@ -257,8 +275,9 @@ impl Config {
         let folders = Folders {
             transcripts: config_dir.join("projects"),
             report: state.join("report.json"),
+            control: state.join(CONTROL),
             state,
-            limits: None,
+            limits: args.limits,
         };
         Ok(session.with(agent, folders, var))
     }
@@ -275,11 +294,9 @@ struct Session {
     used: Duration,
     user: Option<User>,
     prompt: String,
-    model: Option<String>,
-    fallback_model: Option<String>,
     prices: Prices,
     limits: LiveLimits,
-    timeout: u64,
+    options: Options,
 }
 
 impl Session {
@@ -301,15 +318,62 @@ impl Session {
             run: self.run,
             used: self.used,
             prompt: self.prompt,
-            model: self.model,
-            fallback_model: self.fallback_model,
             prices: self.prices,
             limits: self.limits,
-            timeout: Duration::from_secs(self.timeout),
+            options: self.options,
             agent,
             folders,
         }
     }
+}
+
+/// The CLI's choices from all their places.
+fn options(
+    spec: AgenticSpec,
+    interactive: bool,
+    model: Option<String>,
+    var: Lookup<'_>,
+) -> Result<Options, ConfigError> {
+    let options = Options {
+        interactive,
+        model,
+        fallback_model: spec.fallback_model,
+        max_tokens: var(env::LLM_MAX_TOKENS)
+            .map(|text| number(env::LLM_MAX_TOKENS, &text))
+            .transpose()?,
+        temperature: var(env::LLM_TEMPERATURE)
+            .map(|text| {
+                text.parse().map_err(|_| ConfigError::Invalid {
+                    name: env::LLM_TEMPERATURE,
+                    value: text,
+                    expected: "a number from 0 to 1",
+                })
+            })
+            .transpose()?,
+        tools: spec.tools,
+        append_system_prompt: spec.append_system_prompt,
+        additional_args: spec.additional_args,
+    };
+    options.check()?;
+    Ok(options)
+}
+
+fn spec(var: Lookup<'_>) -> Result<AgenticSpec, ConfigError> {
+    match var(env::AGENTIC_SPEC_JSON) {
+        None => Ok(AgenticSpec {
+            run: 1,
+            ..AgenticSpec::default()
+        }),
+        Some(text) => serde_json::from_str(&text).map_err(|_| ConfigError::Invalid {
+            name: env::AGENTIC_SPEC_JSON,
+            value: text,
+            expected: "an object with `run`",
+        }),
+    }
+}
+
+fn flag(value: Option<String>) -> bool {
+    matches!(value.as_deref(), Some("true" | "1"))
 }
 
 fn number<T: std::str::FromStr>(name: &'static str, value: &str) -> Result<T, ConfigError> {
@@ -367,7 +431,7 @@ const SECRETS: [&str; 6] = [
 
 /// Variables of a pod whose values are no secrets, the agent's task and names among them: what is not named here came from
 /// a Secret, or from nobody knows where.
-const PUBLIC: [&str; 24] = [
+const PUBLIC: [&str; 28] = [
     env::PROMPT,
     env::SESSION_ID,
     env::WEBSOCKET_URL,
@@ -382,6 +446,10 @@ const PUBLIC: [&str; 24] = [
     env::POD_UID,
     env::ATTEMPT,
     env::LLM_MODEL,
+    env::LLM_TEMPERATURE,
+    env::LLM_MAX_TOKENS,
+    env::INTERACTIVE,
+    env::REPOS_JSON,
     env::TIMEOUT,
     env::WORKSPACE_PATH,
     env::AGENTIC_SPEC_JSON,
@@ -457,7 +525,7 @@ mod tests {
     fn a_pod_is_read_from_its_environment() {
         let config = config(&pod()).unwrap();
         assert_eq!((config.attempt, config.run, config.used.as_secs()), (Some(3), 2, 40));
-        assert_eq!(config.timeout.as_secs(), 90);
+        assert_eq!(config.limits.timeout, Some(90));
         assert_eq!(
             config.folders.state.to_str(),
             Some("/data/sessions/6fa459ea-ee8a-3ca4-894e-db77e160355e/state")

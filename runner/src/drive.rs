@@ -3,12 +3,14 @@
 mod converse;
 mod finish;
 mod ladder;
+mod live;
+mod orders;
+mod verdict;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use protocol::record::{LogLevel, SessionBody, UserBody};
-use protocol::spec::LiveLimits;
 use protocol::{Outcome, identity, names};
 use secrecy::SecretString;
 use tokio::sync::{mpsc, watch};
@@ -17,22 +19,26 @@ use uuid::Uuid;
 
 use crate::agent::{Agent, AgentError};
 use crate::cli::command::Conversation;
+use crate::cli::outcome;
 use crate::config::{Config, Folders};
+use crate::control::Control;
 use crate::history::History;
 use crate::journal::Journal;
 use crate::langfuse::Exporter;
 use crate::limits::Amount;
 use crate::plan::{Plan, messages_again, plan};
-use crate::proxy::{Metered, Proxy, ProxyConfig, ProxyError};
+use crate::proxy::{Metered, Proxy, ProxyConfig, ProxyError, Witness};
 use crate::redact::Redactor;
 use crate::report::ReportFile;
 use crate::spool::{Spool, SpoolError};
+use crate::status::Status;
 use crate::transcript::Transcript;
 use crate::uplink::Uplink;
 use crate::workspace::state::{self, Guard, Keeper, StateError};
 use crate::workspace::transcripts;
 
 use converse::{Converse, Episode};
+use live::Live;
 
 /// How often the agent is started again within an attempt.
 const RESTARTS: u32 = 3;
@@ -127,11 +133,8 @@ struct Attempt {
     run: u32,
     /// Running time of the run until this attempt began.
     used: Duration,
-    /// Running time that the run may have, unless the limits file says otherwise.
-    timeout: Duration,
-    limits: Option<std::path::PathBuf>,
-    /// The limits as last read.
-    live: LiveLimits,
+    live: Live,
+    interactive: bool,
     begun: Instant,
     stop: watch::Receiver<bool>,
     metered: mpsc::Receiver<Metered>,
@@ -143,6 +146,14 @@ struct Attempt {
     deadline: Instant,
     /// Continuation messages sent in this attempt.
     continuations: u32,
+    /// How often the agent was lost since a turn went well.
+    losses: u32,
+    /// When somebody last had a part in an interactive session, or a turn worked.
+    active: Instant,
+    /// Version of the CLI that this attempt has met.
+    cli_version: Option<String>,
+    control: Option<Control>,
+    status: watch::Sender<Status>,
     /// What the end record will say.
     ending: Outcome,
     /// Seconds that the model API asked to wait.
@@ -176,7 +187,24 @@ impl Attempt {
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (meter, metered) = mpsc::channel(64);
         let trace_id = journal.trace_id();
+        let status = watch::Sender::new(Status {
+            session: config.name.clone(),
+            run: config.run,
+            attempt: journal.attempt(),
+            interactive: config.options.interactive,
+            ..Status::default()
+        });
+        let control = Control::listen(&config.folders.control, status.subscribe())
+            .inspect_err(|error| tracing::warn!(%error, path = %config.folders.control.display(), "no control socket"))
+            .ok();
         let mut attempt = Self {
+            live: Live::new(config.limits, limits.clone()),
+            interactive: config.options.interactive,
+            losses: 0,
+            active: begun,
+            cli_version: None,
+            control,
+            status,
             journal,
             keeper: guard.keep(),
             report,
@@ -184,9 +212,6 @@ impl Attempt {
             uid: config.uid.clone(),
             run: config.run,
             used: config.used,
-            timeout: config.timeout,
-            limits: limits.clone(),
-            live: config.limits,
             begun,
             stop,
             metered,
@@ -200,35 +225,27 @@ impl Attempt {
             retry_after: None,
             trace_id,
         };
-        attempt.read_limits();
+        attempt.live.read();
+        attempt.deadline = attempt.deadline();
         attempt.write_report(&End::new(Outcome::Running, ""));
         Ok(attempt)
     }
 
     /// Decides what is left to do and has the CLI do it.
     async fn work(&mut self, config: &Config) -> Result<End, End> {
-        let (conversation, mut say) = match self.plan(config) {
-            Plan::Finish(Outcome::Succeeded) => return Ok(End::new(Outcome::Succeeded, "")),
-            Plan::Finish(outcome) => return Ok(End::new(outcome, self.journal.history().result.clone())),
-            Plan::Begin { again } if again.is_empty() => (Conversation::New(Uuid::new_v4()), Say::Prompt),
-            Plan::Begin { again } => (Conversation::New(Uuid::new_v4()), Say::Again(again)),
-            Plan::Resume {
-                conversation: id,
-                again,
-            } if again.is_empty() => (Conversation::Resumed { id, interrupted: true }, Say::NothingYet),
-            Plan::Resume {
-                conversation: id,
-                again,
-            } => (Conversation::Resumed { id, interrupted: false }, Say::Again(again)),
-            Plan::Continue { conversation: id } => {
-                (Conversation::Resumed { id, interrupted: false }, Say::Continuation)
-            }
-        };
         let token = SecretString::from(format!("run-{}", Uuid::new_v4()));
-        self.start_proxy(config, &token).await?;
-        let mut conversation = conversation;
-        let mut restarts = 0;
+        let mut refused = false;
         loop {
+            let (conversation, say) = if std::mem::take(&mut refused) {
+                let again = messages_again(self.journal.history(), self.interactive);
+                (Conversation::New(Uuid::new_v4()), Say::Again(again))
+            } else {
+                match self.opening(config)? {
+                    Opening::Work(conversation, say) => (conversation, say),
+                    Opening::Finish(end) => return Ok(end),
+                }
+            };
+            self.start_proxy(config, &token).await?;
             if self.agent.is_none() {
                 self.open_agent(config).await?;
             }
@@ -237,25 +254,74 @@ impl Attempt {
                 Episode::ResumeRefused => {
                     self.journal.log(
                         LogLevel::Warning,
-                        "The earlier conversation could not be resumed: its transcript is not there. A new one begins with the same message.",
+                        "The earlier conversation could not be resumed: its transcript is not there. A new one begins with the messages of the turn that was open.",
                     )?;
-                    conversation = Conversation::New(Uuid::new_v4());
-                    say = Say::Again(messages_again(self.journal.history()));
+                    refused = true;
                 }
-                Episode::AgentLost { out_of_memory, why } => {
-                    restarts += 1;
-                    self.agent_lost(restarts, out_of_memory, &why).await?;
-                    let id = self.journal.history().conversation.unwrap_or(conversation.id());
-                    conversation = Conversation::Resumed { id, interrupted: true };
-                    say = Say::NothingYet;
-                }
+                Episode::AgentLost { out_of_memory, why } => self.agent_lost(out_of_memory, &why).await?,
+                Episode::Forced => self.clear_agent().await,
             }
         }
     }
 
+    /// What the CLI is to be started for, if it is.
+    fn opening(&mut self, config: &Config) -> Result<Opening, End> {
+        self.conclude_what_is_recorded()?;
+        let plan = self.plan(config);
+        let resumed = |id, interrupted| Conversation::Resumed { id, interrupted };
+        let fresh = || Conversation::New(Uuid::new_v4());
+        let (conversation, say) = match plan {
+            Plan::Finish(Outcome::Succeeded) => return Ok(Opening::Finish(End::new(Outcome::Succeeded, ""))),
+            Plan::Finish(outcome) => {
+                let said = self.journal.history().result.clone();
+                return Ok(Opening::Finish(End::new(outcome, said)));
+            }
+            Plan::Wait { conversation } => {
+                let conversation = conversation.map_or_else(fresh, |id| resumed(id, false));
+                return Ok(Opening::Work(conversation, Say::Nothing));
+            }
+            Plan::Begin { again } if again.is_empty() && config.prompt.is_empty() => {
+                return Ok(Opening::Work(fresh(), Say::Nothing));
+            }
+            Plan::Begin { again } if again.is_empty() => (fresh(), Say::Prompt),
+            Plan::Begin { again } => (fresh(), Say::Again(again)),
+            Plan::Resume {
+                conversation: id,
+                interrupted,
+                again,
+            } if again.is_empty() => (resumed(id, interrupted), Say::NothingYet),
+            Plan::Resume {
+                conversation: id,
+                interrupted,
+                again,
+            } => (resumed(id, interrupted), Say::Again(again)),
+            Plan::Continue { conversation: id } => (resumed(id, false), Say::Continuation),
+        };
+        Ok(match self.rounds_used_up() {
+            Some(end) => Opening::Finish(end),
+            None => Opening::Work(conversation, say),
+        })
+    }
+
+    /// Writes that a turn is over whose result, or whose stop, is recorded, for a runner that died in between.
+    fn conclude_what_is_recorded(&mut self) -> Result<(), End> {
+        let history = self.journal.history();
+        if !history.open_turn() {
+            return Ok(());
+        }
+        let turn = history.turn;
+        let untaken = history.untaken().any(|message| message.turn == turn);
+        let ended = match (history.stopped(), history.stream.concluded()) {
+            (Some(cause), _) if !untaken => Some(cause),
+            (None, Some(result)) if !untaken => Some(outcome(result, &Witness::default())),
+            _ => None,
+        };
+        ended.map_or(Ok(()), |outcome| self.turn_ended(turn, outcome))
+    }
+
     fn plan(&self, config: &Config) -> Plan {
         let folder = &config.folders.transcripts;
-        plan(self.journal.history(), config.run, |uuid| {
+        plan(self.journal.history(), config.run, self.interactive, |uuid| {
             transcripts::holds(folder, uuid).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the transcripts could not be searched");
                 false
@@ -264,6 +330,9 @@ impl Attempt {
     }
 
     async fn start_proxy(&mut self, config: &Config, token: &SecretString) -> Result<(), End> {
+        if self.proxy.is_some() {
+            return Ok(());
+        }
         let Some(upstream) = config.upstream.clone() else {
             return Err(no_credentials());
         };
@@ -279,20 +348,23 @@ impl Attempt {
             cost: history.cost_so_far(),
             tokens: history.usage().total(),
         });
-        proxy.set_limits((&self.live).into());
+        proxy.set_limits(self.live.budget());
         self.proxy = Some(proxy);
         Ok(())
     }
 
     /// A limit of dollars can hold only for models with a price.
     fn every_model_has_a_price(&self, config: &Config) -> Result<(), End> {
-        let models = [config.model.as_deref(), config.fallback_model.as_deref()];
+        let models = [
+            config.options.model.as_deref(),
+            config.options.fallback_model.as_deref(),
+        ];
         let unpriced = models
             .into_iter()
             .flatten()
             .find(|model| config.prices.of_setting(model).is_none());
         match unpriced {
-            Some(model) if self.live.max_cost_usd.is_some() => Err(End::new(
+            Some(model) if self.live.now().max_cost_usd.is_some() => Err(End::new(
                 Outcome::ConfigError,
                 format!(
                     "limits.maxCostUSD is set, and there is no price for the model {model:?}: name another model, or have the administrator add its price to ProjectSettings `prices`"
@@ -307,7 +379,7 @@ impl Attempt {
         let opened = tokio::select! {
             opened = Agent::open(&config.agent.place) => opened,
             _ = stop.wait_for(|stop| *stop) => return Err(End::new(Outcome::Stopped, "told to stop while the agent was started")),
-            () = sleep_until(self.deadline()) => return Err(converse::timed_out()),
+            () = sleep_until(self.deadline()) => return Err(verdict::timed_out()),
         };
         let agent = opened.map_err(|error| End::new(Outcome::AgentLost, chain(&error)))?;
         let missing = &agent.hello().missing;
@@ -324,8 +396,9 @@ impl Attempt {
         Ok(())
     }
 
-    async fn agent_lost(&mut self, restarts: u32, out_of_memory: bool, why: &str) -> Result<(), End> {
-        if restarts > RESTARTS {
+    async fn agent_lost(&mut self, out_of_memory: bool, why: &str) -> Result<(), End> {
+        self.losses += 1;
+        if self.losses > RESTARTS {
             let outcome = if out_of_memory {
                 Outcome::OutOfMemory
             } else {
@@ -333,36 +406,27 @@ impl Attempt {
             };
             return Err(End::new(
                 outcome,
-                format!("the agent was lost {restarts} times; the last time: {why}"),
+                format!("the agent was lost {} times; the last time: {why}", self.losses),
             ));
         }
-        // The container may live on, and with it the tools of the CLI that died. A shim takes one connection, so it is
-        // kept as long as there is one.
+        self.clear_agent().await;
+        self.journal.session(&SessionBody::AgentRestarted { out_of_memory })?;
+        Ok(())
+    }
+
+    /// The container may live on, and with it the tools of the CLI that died. A shim takes one connection, so it is kept as
+    /// long as there is one.
+    async fn clear_agent(&mut self) {
         if let Some(agent) = &mut self.agent
             && !agent.clear(ladder::KILLED).await
         {
             self.agent = None;
         }
-        self.journal.session(&SessionBody::AgentRestarted { out_of_memory })?;
-        Ok(())
     }
 
-    /// What the rest of the run may take, by the limits as they are now.
+    /// When the running time is used up, by the limits as last read.
     fn deadline(&self) -> Instant {
-        let timeout = self.live.timeout.map_or(self.timeout, Duration::from_secs);
-        self.begun + timeout.saturating_sub(self.used)
-    }
-
-    /// Reads the limits anew; a file that is not there, or not whole, changes nothing.
-    fn read_limits(&mut self) {
-        let read = self.limits.as_ref().and_then(|path| std::fs::read(path).ok());
-        if let Some(live) = read.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-            self.live = live;
-        }
-        self.deadline = self.deadline();
-        if let Some(proxy) = &self.proxy {
-            proxy.set_limits((&self.live).into());
-        }
+        self.begun + self.live.timeout().saturating_sub(self.used)
     }
 
     /// The next continuation message.
@@ -401,6 +465,16 @@ enum Say {
     Continuation,
     /// Nothing, as long as it goes on by itself.
     NothingYet,
+    /// Nothing: it waits for messages.
+    Nothing,
+}
+
+/// How an attempt goes on.
+enum Opening {
+    /// The CLI is started.
+    Work(Conversation, Say),
+    /// There is nothing for it to do.
+    Finish(End),
 }
 
 fn open_journal(config: &Config) -> Result<Journal, End> {
@@ -442,7 +516,7 @@ fn hello(config: &Config, journal: &Journal) -> protocol::frame::Hello {
         pod_uid: config.pod_uid.clone(),
         spool: journal.spool().id().to_owned(),
         next_seq: journal.spool().next_seq(),
-        cli_version: None,
+        cli_version: journal.history().cli_version.clone(),
     }
 }
 

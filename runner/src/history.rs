@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use protocol::record::{SessionBody, UsageBody, UserBody};
 use protocol::{Kind, NanoUsd, Outcome, Record, Usage};
 use serde::Deserialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::cli::Turn;
 use crate::cli::wire::{self, Event};
 
 /// A user message that was *sent*: its record was on disk before it was written to the CLI.
@@ -31,6 +33,26 @@ pub struct Ended {
     pub run: u32,
 }
 
+/// A turn that we stopped or were about to, or behind which the session was to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopping {
+    /// The turn.
+    pub turn: u32,
+    /// Why.
+    pub cause: Outcome,
+    /// Run in which it was said.
+    pub run: u32,
+}
+
+/// A command that was carried out or refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Why it was not carried out.
+    pub error: Option<String>,
+    /// Seq of the record that says so.
+    pub seq: u64,
+}
+
 /// The session so far.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -40,14 +62,20 @@ pub struct History {
     pub run: u32,
     /// The last turn that ended.
     pub ended: Option<Ended>,
-    /// A turn that we stopped or were about to, and why.
-    pub stopping: Option<(u32, Outcome)>,
+    /// The last word about stopping.
+    pub stopping: Option<Stopping>,
     /// The CLI's conversation.
     pub conversation: Option<Uuid>,
     /// The first message of the session: what a new conversation begins with.
     pub first: Option<Message>,
-    /// Messages of the last turn.
+    /// Messages of the last turn, and earlier ones that were not taken.
     pub messages: Vec<Message>,
+    /// Commands that were carried out or refused, by id.
+    pub commands: HashMap<String, Done>,
+    /// The last turn as the CLI's stream shows it.
+    pub stream: Turn,
+    /// Version of the CLI that worked last.
+    pub cli_version: Option<String>,
     /// The last result's text.
     pub result: String,
     /// Rounds.
@@ -78,6 +106,19 @@ impl History {
     /// Whether the last turn has begun and not ended.
     pub fn open_turn(&self) -> bool {
         self.turn > 0 && self.ended.as_ref().is_none_or(|ended| ended.turn < self.turn)
+    }
+
+    /// Why the last turn was stopped, or was about to be.
+    pub fn stopped(&self) -> Option<Outcome> {
+        self.stopping
+            .as_ref()
+            .filter(|stopping| stopping.turn >= self.turn)
+            .map(|stopping| stopping.cause)
+    }
+
+    /// Messages that were sent and not seen to be taken.
+    pub fn untaken(&self) -> impl Iterator<Item = &Message> {
+        self.messages.iter().filter(|message| !message.taken)
     }
 
     /// Tokens of the session.
@@ -119,19 +160,25 @@ impl History {
         }
         let body = record.body.get();
         match record.kind {
-            Kind::User => parsed(body, |body| self.sent(record.turn, body)),
-            Kind::Session => parsed(body, |body| self.session(body)),
+            Kind::User => parsed(body, |body| self.sent(record.turn, record.seq, body)),
+            Kind::Session => parsed(body, |body| self.session(record.seq, body)),
             Kind::Usage => parsed(body, |body| self.totals.add(body)),
             Kind::Cli => self.cli(body),
             Kind::Log | Kind::Git | Kind::Gap | Kind::End => {}
         }
     }
 
-    fn sent(&mut self, turn: u32, body: UserBody) {
+    fn turn_begins(&mut self, turn: u32) {
         if turn > self.turn {
             self.turn = turn;
-            self.messages.clear();
+            self.messages.retain(|message| !message.taken);
+            self.stream.next();
         }
+    }
+
+    fn sent(&mut self, turn: u32, seq: u64, body: UserBody) {
+        self.turn_begins(turn);
+        self.commands.insert(body.command.clone(), Done { error: None, seq });
         let message = Message {
             body,
             turn,
@@ -141,7 +188,7 @@ impl History {
         self.messages.push(message);
     }
 
-    fn session(&mut self, body: SessionBody) {
+    fn session(&mut self, seq: u64, body: SessionBody) {
         match body {
             SessionBody::AttemptStarted { run, .. } => self.run = run,
             SessionBody::CliStarted { cli_session_id, .. } | SessionBody::ConversationReset { cli_session_id } => {
@@ -152,28 +199,40 @@ impl History {
                     message.taken |= uuids.contains(&message.body.uuid);
                 }
             }
-            SessionBody::Stopping { turn, cause } => self.stopping = Some((turn, cause)),
+            SessionBody::Stopping { turn, cause } => {
+                let run = self.run;
+                self.stopping = Some(Stopping { turn, cause, run });
+            }
+            SessionBody::TurnStarted { turn } => self.turn_begins(turn),
+            SessionBody::CommandDone { id, error } => {
+                self.commands.insert(id, Done { error, seq });
+            }
             SessionBody::TurnEnded { turn, outcome } => {
+                if turn < self.turn {
+                    // The next turn was opened while this one was stopped: its lines come from now on.
+                    self.stream.next();
+                }
                 self.ended = Some(Ended {
                     turn,
                     outcome,
                     run: self.run,
                 });
             }
-            SessionBody::AgentRestarted { .. }
-            | SessionBody::CommandDone { .. }
-            | SessionBody::TurnStarted { .. }
-            | SessionBody::PermissionAnswered { .. } => {}
+            SessionBody::AgentRestarted { .. } | SessionBody::PermissionAnswered { .. } => {}
         }
     }
 
     fn cli(&mut self, line: &str) {
-        match wire::event(line) {
-            Some(Event::Assistant { message_id, main: true }) if self.last_round != message_id => {
+        let Some(event) = wire::event(line) else { return };
+        self.stream.observe(&event, Instant::now());
+        match event {
+            Event::Assistant {
+                message_id, main: true, ..
+            } if self.last_round != message_id => {
                 self.rounds += 1;
                 self.last_round = message_id;
             }
-            Some(Event::Result(result)) => {
+            Event::Result(result) => {
                 if let Ok(counted) = serde_json::from_str::<Counted>(line) {
                     self.told.conversation(counted.total());
                 }
@@ -182,6 +241,9 @@ impl History {
                     self.result = answer;
                 }
             }
+            Event::Init {
+                version: Some(version), ..
+            } => self.cli_version = Some(version),
             _ => {}
         }
     }

@@ -100,15 +100,9 @@ impl Journal {
 
     /// Writes that a message is sent. It opens a turn unless one is open.
     pub fn user(&mut self, body: &UserBody) -> Result<u64, SpoolError> {
-        let turn = self.history.turn + u32::from(!self.history.open_turn() || self.stopped());
+        let opens = !self.history.open_turn() || self.history.stopped().is_some();
+        let turn = self.history.turn + u32::from(opens);
         self.put(Kind::User, turn, raw(Kind::User, body)?)
-    }
-
-    fn stopped(&self) -> bool {
-        self.history
-            .stopping
-            .as_ref()
-            .is_some_and(|(turn, _)| *turn >= self.history.turn)
     }
 
     /// Writes what happened to the session.
@@ -176,6 +170,8 @@ impl Journal {
                 // An uplink that is gone asks again after its next welcome.
                 let _ = done.send(gap);
             }
+            // Nobody is there to take them any more; the gateway asks the next attempt.
+            Request::Command(_) | Request::CheckLease => {}
         }
         Ok(())
     }

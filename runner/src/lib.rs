@@ -5,7 +5,9 @@
 pub mod address;
 pub mod agent;
 pub mod cli;
+pub mod command;
 pub mod config;
+pub mod control;
 pub mod drain;
 pub mod drive;
 pub mod history;
@@ -17,6 +19,7 @@ pub mod proxy;
 pub mod redact;
 pub mod report;
 pub mod spool;
+pub mod status;
 pub mod transcript;
 pub mod uplink;
 pub mod workspace;

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use protocol::names::{env, path};
 use runner::agent::shim::{self, Door};
 use runner::config::{Config, LocalArgs, held_in_pod};
+use runner::control::client::{self, Word};
 use runner::drain::{DrainConfig, drain};
 use runner::drive::{drive, refuse};
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +42,8 @@ enum Command {
     },
     /// Deliver the records that a dead attempt left on the session's claim.
     Drain,
+    #[command(flatten)]
+    Word(Word),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +79,18 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
                 Door::Socket(&socket)
             };
             return Ok(shim::serve(door).await?);
+        }
+        Some(Command::Word(word)) => {
+            return Ok(match client::say(word).await {
+                Ok(answer) => {
+                    print!("{answer}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    eprintln!("{error}");
+                    ExitCode::FAILURE
+                }
+            });
         }
         Some(Command::Drain) => {
             let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());

@@ -8,12 +8,13 @@ mod tests;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use protocol::Record;
-use protocol::frame::{Hello, close};
+use protocol::frame::{CommandResult, Hello, close};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep};
 
+use crate::command::Command;
 use crate::config::Gateway;
 use crate::spool::{Progress, Reader};
 
@@ -21,6 +22,8 @@ use connection::{Connection, Lost};
 
 /// Pieces that wait for the network; more are dropped, because they are live only.
 const DELTAS: usize = 256;
+/// Requests that wait for the session.
+const REQUESTS: usize = 256;
 /// First and longest pause between two connections.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -37,6 +40,10 @@ pub enum Request {
     },
     /// The seq of this record is taken by another; it gets a new one.
     AppendAgain(Box<Record>),
+    /// Something for the session itself. What is not taken before the end is asked for again in the next attempt.
+    Command(Command),
+    /// The gateway says that another pod drives the session, or none: the lease is to be looked at.
+    CheckLease,
 }
 
 /// How far the gateway is.
@@ -53,6 +60,7 @@ pub struct Uplink {
     status: watch::Receiver<Status>,
     requests: mpsc::Receiver<Request>,
     deltas: mpsc::Sender<Box<RawValue>>,
+    cli_version: watch::Sender<Option<String>>,
     task: JoinHandle<()>,
 }
 
@@ -65,9 +73,13 @@ impl Uplink {
         progress: watch::Receiver<Progress>,
     ) -> Self {
         let (status_tx, status) = watch::channel(Status::default());
-        let (requests_tx, requests) = mpsc::channel(16);
+        let (requests_tx, requests) = mpsc::channel(REQUESTS);
         let (deltas, deltas_rx) = mpsc::channel(DELTAS);
+        let (cli_version, cli_version_rx) = watch::channel(hello.cli_version.clone());
+        let (results, results_rx) = mpsc::unbounded_channel();
         let link = Link {
+            cli_version: cli_version_rx,
+            results: (results, results_rx),
             gateway,
             hello,
             open: Box::new(open),
@@ -81,6 +93,7 @@ impl Uplink {
             status,
             requests,
             deltas,
+            cli_version,
             task: tokio::spawn(link.run()),
         }
     }
@@ -93,6 +106,11 @@ impl Uplink {
     /// The next request.
     pub async fn request(&mut self) -> Option<Request> {
         self.requests.recv().await
+    }
+
+    /// What the next `hello` says of the CLI.
+    pub fn cli_version(&self, version: &str) {
+        self.cli_version.send_replace(Some(version.to_owned()));
     }
 
     /// Sends a piece that is live only, if there is a connection that keeps up.
@@ -133,6 +151,12 @@ struct Link {
     status: watch::Sender<Status>,
     requests: mpsc::Sender<Request>,
     deltas: mpsc::Receiver<Box<RawValue>>,
+    cli_version: watch::Receiver<Option<String>>,
+    /// Answers to commands, on their way from the session to the gateway.
+    results: (
+        mpsc::UnboundedSender<CommandResult>,
+        mpsc::UnboundedReceiver<CommandResult>,
+    ),
     /// Behind which seq our records were appended again, and where those begin: a second welcome of the same kind must
     /// not have it done twice.
     appended_again: Option<(u64, u64)>,
@@ -161,7 +185,12 @@ impl Link {
                 }
                 Lost::Owner => return,
                 // The lease says who drives the session; whoever finds another owner there stops. So: try again.
-                Lost::Closed(code) => tracing::warn!(code, "the gateway closed the connection"),
+                Lost::Closed(code) => {
+                    tracing::warn!(code, "the gateway closed the connection");
+                    if matches!(*code, close::NOT_THIS_POD | close::SUPERSEDED) {
+                        let _ = self.requests.try_send(Request::CheckLease);
+                    }
+                }
                 other => tracing::warn!(cause = %other, "the connection to the gateway was lost"),
             }
             if welcomed {

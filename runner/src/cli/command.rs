@@ -2,9 +2,12 @@
 
 use std::net::SocketAddr;
 
+use protocol::spec::{McpServer, Tools};
 use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::options::Options;
 use crate::agent::Spawn;
 
 /// How often the CLI itself tries a model call again; what is left fails the attempt, which the operator tries again.
@@ -44,8 +47,8 @@ pub struct Start<'a> {
     pub home: &'a str,
     /// The CLI's config folder.
     pub config_dir: &'a str,
-    /// Model; the CLI's default when absent.
-    pub model: Option<&'a str>,
+    /// What the session's author chose.
+    pub options: &'a Options,
     /// Whether pieces of messages are wanted while they are written.
     pub deltas: bool,
     /// The conversation.
@@ -86,9 +89,8 @@ fn argv(start: &Start<'_>) -> Vec<String> {
         "",
         "--settings",
         r#"{"skipWebFetchPreflight":true}"#,
-        // The container is the boundary.
         "--permission-mode",
-        "bypassPermissions",
+        start.options.tools.permission_mode.as_str(),
     ]
     .map(str::to_owned)
     .to_vec();
@@ -100,10 +102,70 @@ fn argv(start: &Start<'_>) -> Vec<String> {
         Conversation::Resumed { .. } => "--resume",
     };
     argv.extend([flag.to_owned(), start.conversation.id().to_string()]);
-    if let Some(model) = start.model {
-        argv.extend(["--model".to_owned(), model.to_owned()]);
-    }
+    argv.extend(chosen(start));
     argv
+}
+
+/// What the session's author chose; `--flag=value`, because some flags take all words up to the next flag, and a value may
+/// look like one.
+fn chosen(start: &Start<'_>) -> Vec<String> {
+    let Options {
+        interactive,
+        model,
+        fallback_model,
+        tools:
+            Tools {
+                allowed,
+                disallowed,
+                permission_mode: _,
+                mcp_servers,
+            },
+        append_system_prompt,
+        additional_args,
+        // These go into the environment.
+        max_tokens: _,
+        temperature: _,
+    } = start.options;
+    let flag = |name: &str, value: &str| format!("{name}={value}");
+    let mut argv = Vec::new();
+    // Without it the CLI denies at once what it would ask for: right where nobody is there to answer.
+    argv.extend(interactive.then(|| flag("--permission-prompt-tool", "stdio")));
+    argv.extend(model.iter().map(|model| flag("--model", model)));
+    argv.extend(fallback_model.iter().map(|model| flag("--fallback-model", model)));
+    argv.extend(allowed.iter().map(|rule| flag("--allowedTools", rule)));
+    argv.extend(disallowed.iter().map(|rule| flag("--disallowedTools", rule)));
+    argv.extend(
+        append_system_prompt
+            .iter()
+            .map(|text| flag("--append-system-prompt", text)),
+    );
+    if !mcp_servers.is_empty() {
+        let servers = mcp_servers
+            .iter()
+            .map(|(name, server)| (name.clone(), mcp(start, name, server)));
+        let servers: serde_json::Map<String, Value> = servers.collect();
+        argv.push(flag("--mcp-config", &json!({ "mcpServers": servers }).to_string()));
+    }
+    argv.extend(additional_args.iter().cloned());
+    argv
+}
+
+/// A server as the CLI's `--mcp-config` has it. One reached by http is the proxy's, which knows the address and the
+/// credential.
+fn mcp(start: &Start<'_>, name: &str, server: &McpServer) -> Value {
+    match server {
+        McpServer::Http { .. } => json!({
+            "type": "http",
+            "url": format!("http://{}/mcp/{name}", start.proxy),
+            "headers": { "x-api-key": start.token.expose_secret() },
+        }),
+        McpServer::Stdio { command, args, env } => json!({
+            "type": "stdio",
+            "command": command,
+            "args": args,
+            "env": env,
+        }),
+    }
 }
 
 fn env(start: &Start<'_>) -> Vec<(String, String)> {
@@ -124,6 +186,17 @@ fn env(start: &Start<'_>) -> Vec<(String, String)> {
         ("NO_PROXY", "127.0.0.1"),
         ("no_proxy", "127.0.0.1"),
     ]);
+    if let Some(tokens) = start.options.max_tokens {
+        env.extend(pairs(&[("CLAUDE_CODE_MAX_OUTPUT_TOKENS", &tokens.to_string())]));
+    }
+    if let Some(temperature) = start.options.temperature {
+        // The API takes a temperature only without thinking.
+        let body = json!({ "temperature": temperature }).to_string();
+        env.extend(pairs(&[
+            ("CLAUDE_CODE_EXTRA_BODY", &body),
+            ("CLAUDE_CODE_DISABLE_THINKING", "1"),
+        ]));
+    }
     if matches!(start.conversation, Conversation::Resumed { interrupted: true, .. }) {
         env.extend(pairs(&[("CLAUDE_CODE_RESUME_INTERRUPTED_TURN", "1")]));
     }
@@ -141,13 +214,13 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 mod tests {
     use super::*;
 
-    fn start(conversation: Conversation, token: &SecretString) -> Start<'_> {
+    fn start<'a>(conversation: Conversation, token: &'a SecretString, options: &'a Options) -> Start<'a> {
         Start {
             cli: "/opt/claude",
             workspace: "/workspace",
             home: "/home/agent",
             config_dir: "/home/agent/.claude",
-            model: Some("claude-haiku-5-5"),
+            options,
             deltas: true,
             conversation,
             proxy: SocketAddr::from(([127, 0, 0, 1], 4711)),
@@ -155,8 +228,73 @@ mod tests {
         }
     }
 
+    fn spawned_with(conversation: Conversation, options: &Options) -> Spawn {
+        spawn(&start(conversation, &SecretString::from("run-token"), options))
+    }
+
     fn spawned(conversation: Conversation) -> Spawn {
-        spawn(&start(conversation, &SecretString::from("run-token")))
+        spawned_with(conversation, &Options::default())
+    }
+
+    #[test]
+    fn all_that_the_author_chose_is_said_to_the_cli_as_one_word_each() {
+        let options = Options {
+            interactive: true,
+            model: Some("claude-haiku-5-5".into()),
+            fallback_model: Some("claude-sonnet-5-5".into()),
+            max_tokens: Some(4_096),
+            temperature: Some(0.25),
+            tools: Tools {
+                allowed: vec!["Bash(git *)".into(), "Read".into()],
+                disallowed: vec!["WebFetch".into()],
+                permission_mode: protocol::spec::PermissionMode::AcceptEdits,
+                mcp_servers: [
+                    (
+                        "near".to_owned(),
+                        McpServer::Stdio {
+                            command: "npx".into(),
+                            args: vec!["-y".into()],
+                            env: [("A".to_owned(), "b".to_owned())].into(),
+                        },
+                    ),
+                    (
+                        "far".to_owned(),
+                        McpServer::Http {
+                            url: "https://mcp.example/".into(),
+                            headers: [("X-Team".to_owned(), "a".to_owned())].into(),
+                            credential: None,
+                        },
+                    ),
+                ]
+                .into(),
+            },
+            append_system_prompt: Some("--be brief".into()),
+            additional_args: vec!["--effort".into(), "low".into()],
+        };
+        let spawn = spawned_with(Conversation::New(Uuid::nil()), &options);
+        let from = spawn.argv.iter().position(|arg| arg == "--session-id").unwrap();
+        insta::assert_snapshot!(spawn.argv[from..].join("\n"), @r#"
+        --session-id
+        00000000-0000-0000-0000-000000000000
+        --permission-prompt-tool=stdio
+        --model=claude-haiku-5-5
+        --fallback-model=claude-sonnet-5-5
+        --allowedTools=Bash(git *)
+        --allowedTools=Read
+        --disallowedTools=WebFetch
+        --append-system-prompt=--be brief
+        --mcp-config={"mcpServers":{"far":{"headers":{"x-api-key":"run-token"},"type":"http","url":"http://127.0.0.1:4711/mcp/far"},"near":{"args":["-y"],"command":"npx","env":{"A":"b"},"type":"stdio"}}}
+        --effort
+        low
+        "#);
+        assert!(spawn.argv.join(" ").contains("--permission-mode acceptEdits"));
+        for (name, value) in [
+            ("CLAUDE_CODE_MAX_OUTPUT_TOKENS", "4096"),
+            ("CLAUDE_CODE_EXTRA_BODY", r#"{"temperature":0.25}"#),
+            ("CLAUDE_CODE_DISABLE_THINKING", "1"),
+        ] {
+            assert!(spawn.env.contains(&(name.to_owned(), value.to_owned())), "{name}");
+        }
     }
 
     #[test]

@@ -11,25 +11,34 @@ const BACKGROUND_GRACE: Duration = Duration::from_mins(1);
 
 /// A turn as the stream shows it. A `result` is not its end: messages may wait, the CLI may start turns by itself when a
 /// background task is done, and subagents may still run.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Turn {
     result: Option<ResultLine>,
     idle_since: Option<Instant>,
     tasks: usize,
     began: bool,
+    /// Something began after the result.
+    goes_on: bool,
 }
 
 impl Turn {
     /// Takes the next event.
     pub fn observe(&mut self, event: &Event, now: Instant) {
         match event {
-            Event::Result(result) => self.result = Some(result.as_ref().clone()),
+            Event::Result(result) => {
+                self.result = Some(result.as_ref().clone());
+                self.goes_on = false;
+            }
             Event::StateChanged(State::Idle) => self.idle_since = Some(now),
             Event::StateChanged(_) => {
                 self.idle_since = None;
                 self.began = true;
+                self.goes_on = true;
             }
-            Event::Init { .. } => self.began = true,
+            Event::Init { .. } => {
+                self.began = true;
+                self.goes_on = true;
+            }
             Event::BackgroundTasks(tasks) => self.tasks = *tasks,
             _ => {}
         }
@@ -43,6 +52,26 @@ impl Turn {
     /// The last result.
     pub fn result(&self) -> Option<&ResultLine> {
         self.result.as_ref()
+    }
+
+    /// The next turn begins; what runs in the background goes on.
+    pub fn next(&mut self) {
+        *self = Self {
+            tasks: self.tasks,
+            ..Self::default()
+        };
+    }
+
+    /// Background tasks that run.
+    pub fn tasks(&self) -> usize {
+        self.tasks
+    }
+
+    /// The result came and nothing has begun since: what there is to say if the CLI died then.
+    pub fn concluded(&self) -> Option<&ResultLine> {
+        self.result
+            .as_ref()
+            .filter(|result| !self.goes_on && self.tasks == 0 && result.queued_turn_count == 0)
     }
 
     /// When the turn is over if nothing more happens; `None`: something must happen first.

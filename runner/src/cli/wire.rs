@@ -91,7 +91,11 @@ pub enum Event {
         message_id: Option<String>,
         /// Of the main loop, and of a model: neither a subagent's nor made up by the CLI.
         main: bool,
+        /// Tool calls among its blocks.
+        calls: usize,
     },
+    /// Results of tool calls of the main loop.
+    ToolResults(usize),
     /// The end of a turn.
     Result(Box<ResultLine>),
     /// The CLI tries a model call again; the status that it got, absent for a broken connection.
@@ -106,7 +110,11 @@ pub enum Event {
         request_id: String,
         /// What it asks.
         subtype: String,
+        /// The tool that a permission question is about; empty otherwise.
+        tool: String,
     },
+    /// A question of this id needs no answer any more.
+    Withdrawn(String),
     /// An answer to us, or the echo of one of ours.
     ControlResponse,
     /// A piece of something that comes whole later: shown live, not kept.
@@ -173,9 +181,11 @@ pub fn event(line: &str) -> Option<Event> {
         ("system", "background_tasks_changed") => tasks(line),
         ("command_lifecycle", _) => lifecycle(line),
         ("assistant", _) => assistant(line),
+        ("user", _) => tool_results(line),
         ("result", _) => serde_json::from_str(line).ok().map(Event::Result),
         ("conversation_reset", _) => reset(line),
         ("control_request", _) => control_request(line),
+        ("control_cancel_request", _) => withdrawn(line),
         ("control_response", _) => Some(Event::ControlResponse),
         _ => None,
     };
@@ -235,6 +245,29 @@ fn lifecycle(line: &str) -> Option<Event> {
     (state == "started").then_some(Event::Started(command_uuid))
 }
 
+/// The content of a message: text, or blocks.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Blocks(Vec<Block>),
+    Other(serde::de::IgnoredAny),
+}
+
+#[derive(Deserialize)]
+struct Block {
+    #[serde(rename = "type", default)]
+    kind: String,
+}
+
+impl Content {
+    fn count(&self, kind: &str) -> usize {
+        match self {
+            Self::Blocks(blocks) => blocks.iter().filter(|block| block.kind == kind).count(),
+            Self::Other(_) => 0,
+        }
+    }
+}
+
 fn assistant(line: &str) -> Option<Event> {
     #[derive(Deserialize)]
     struct Assistant {
@@ -245,6 +278,7 @@ fn assistant(line: &str) -> Option<Event> {
     struct Message {
         id: Option<String>,
         model: Option<String>,
+        content: Option<Content>,
     }
     let Assistant {
         message,
@@ -254,7 +288,36 @@ fn assistant(line: &str) -> Option<Event> {
     Some(Event::Assistant {
         message_id: message.id,
         main,
+        calls: message.content.map_or(0, |content| content.count("tool_use")),
     })
+}
+
+fn tool_results(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct User {
+        message: Message,
+        parent_tool_use_id: Option<serde::de::IgnoredAny>,
+    }
+    #[derive(Deserialize)]
+    struct Message {
+        content: Content,
+    }
+    let User {
+        message,
+        parent_tool_use_id,
+    } = serde_json::from_str(line).ok()?;
+    let results = message.content.count("tool_result");
+    (parent_tool_use_id.is_none() && results > 0).then_some(Event::ToolResults(results))
+}
+
+fn withdrawn(line: &str) -> Option<Event> {
+    #[derive(Deserialize)]
+    struct Withdrawn {
+        request_id: String,
+    }
+    serde_json::from_str(line)
+        .ok()
+        .map(|Withdrawn { request_id }| Event::Withdrawn(request_id))
 }
 
 fn reset(line: &str) -> Option<Event> {
@@ -276,11 +339,14 @@ fn control_request(line: &str) -> Option<Event> {
     #[derive(Deserialize)]
     struct Request {
         subtype: String,
+        #[serde(default)]
+        tool_name: String,
     }
     let Envelope { request_id, request } = serde_json::from_str(line).ok()?;
     Some(Event::ControlRequest {
         request_id,
         subtype: request.subtype,
+        tool: request.tool_name,
     })
 }
 
@@ -293,13 +359,46 @@ pub fn user_message(uuid: Uuid, text: &str) -> Vec<u8> {
     }))
 }
 
-/// Asks the CLI to stop its turn and to forget what is queued.
-pub fn interrupt(request_id: &str) -> Vec<u8> {
+/// Asks the CLI to stop its turn, and to forget what is queued or to go on with it.
+pub fn interrupt(request_id: &str, cancel_queued: bool) -> Vec<u8> {
     line(&serde_json::json!({
         "type": "control_request",
         "request_id": request_id,
-        "request": { "subtype": "interrupt", "cancel_queued": true },
+        "request": { "subtype": "interrupt", "cancel_queued": cancel_queued },
     }))
+}
+
+/// Somebody's answer to a permission question.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PermissionAnswer {
+    response: serde_json::Value,
+    /// Whether the tool may run.
+    pub allowed: bool,
+}
+
+impl PermissionAnswer {
+    /// Reads an answer in the CLI's own form; the CLI takes a malformed one as a denial, so there is none here.
+    pub fn parse(response: &str) -> Result<Self, &'static str> {
+        let response: serde_json::Value = serde_json::from_str(response).map_err(|_| "the answer is not JSON")?;
+        let allowed = match response["behavior"].as_str() {
+            Some("allow") => true,
+            Some("deny") if response["message"].is_string() => false,
+            _ => {
+                return Err(
+                    r#"the answer must be {"behavior":"allow","updatedInput"?} or {"behavior":"deny","message":"…"}"#,
+                );
+            }
+        };
+        Ok(Self { response, allowed })
+    }
+
+    /// The answer as a line of stdin.
+    pub fn line(&self, request_id: &str) -> Vec<u8> {
+        line(&serde_json::json!({
+            "type": "control_response",
+            "response": { "subtype": "success", "request_id": request_id, "response": self.response },
+        }))
+    }
 }
 
 /// Refuses what the CLI asks: a one-shot has nobody to answer.
@@ -381,9 +480,18 @@ mod tests {
         r#"{"subtype":"background_tasks_changed","tasks":[{},{}],"type":"system"}"#,
         Event::BackgroundTasks(2)
     )]
-    #[case(r#"{"type":"assistant","message":{"id":"m","model":"<synthetic>"},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: false })]
-    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x"},"parent_tool_use_id":"t"}"#, Event::Assistant { message_id: Some("m".into()), main: false })]
-    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x"},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: true })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"<synthetic>"},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: false, calls: 0 })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x"},"parent_tool_use_id":"t"}"#, Event::Assistant { message_id: Some("m".into()), main: false, calls: 0 })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x","content":[{"type":"text"},{"type":"tool_use"}]},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: true, calls: 1 })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x","content":"text"}}"#, Event::Assistant { message_id: Some("m".into()), main: true, calls: 0 })]
+    #[case(r#"{"type":"user","message":{"content":[{"type":"tool_result"},{"type":"tool_result","content":[]}]},"parent_tool_use_id":null}"#, Event::ToolResults(2))]
+    #[case(
+        r#"{"type":"user","message":{"content":[{"type":"tool_result"}]},"parent_tool_use_id":"t"}"#,
+        Event::Other
+    )]
+    #[case(r#"{"type":"user","message":{"content":"hello"}}"#, Event::Other)]
+    #[case(r#"{"type":"control_cancel_request","request_id":"r"}"#, Event::Withdrawn("r".into()))]
+    #[case(r#"{"type":"control_request","request_id":"r","request":{"subtype":"can_use_tool","tool_name":"Bash","input":{}}}"#, Event::ControlRequest { request_id: "r".into(), subtype: "can_use_tool".into(), tool: "Bash".into() })]
     #[case(r#"{"type":"stream_event","event":{}}"#, Event::Live)]
     #[case(r#"{"type":"news","state":{"of":"tomorrow"}}"#, Event::Other)]
     #[case(r#"{"type":{"not":"text"}}"#, Event::Other)]
@@ -397,6 +505,18 @@ mod tests {
     #[case("{\"type\":")]
     fn what_is_no_object_is_said_to_be_none(#[case] line: &str) {
         assert_eq!(event(line), None);
+    }
+
+    #[rstest]
+    #[case(r#"{"behavior":"allow"}"#, Ok(true))]
+    #[case(r#"{"behavior":"deny","message":"no"}"#, Ok(false))]
+    #[case::a_denial_says_why(r#"{"behavior":"deny"}"#, Err(()))]
+    #[case(r#"{"behavior":"maybe"}"#, Err(()))]
+    #[case("[]", Err(()))]
+    #[case("{", Err(()))]
+    fn only_an_answer_that_the_cli_understands_is_one(#[case] text: &str, #[case] expected: Result<bool, ()>) {
+        let parsed = PermissionAnswer::parse(text);
+        assert_eq!(parsed.map(|answer| answer.allowed).map_err(|_| ()), expected);
     }
 
     #[test]

@@ -6,17 +6,23 @@ use secrecy::SecretString;
 use tokio::time::{Duration, Instant, sleep_until};
 use uuid::Uuid;
 
+use super::orders::commanded;
 use super::{Attempt, End, Say};
 use crate::agent::{AgentError, Exit, FromShim, ToShim};
 use crate::cli::command::{self, Conversation, Start};
 use crate::cli::turn::resume_refused;
-use crate::cli::{Event, Lines, RawLine, Turn, outcome, wire};
+use crate::cli::wire::State;
+use crate::cli::{Event, Lines, RawLine, TESTED_VERSION, Turn, wire};
 use crate::config::Config;
+use crate::status::Question;
 
 /// How long a resumed CLI may take to go on by itself.
 const GOES_ON: Duration = Duration::from_secs(15);
 /// How much of stderr is kept for a message.
 const STDERR_TAIL: usize = 2_000;
+
+/// How long the CLI, idle, may take to take up a message that it was sent.
+const TAKES_UP: Duration = Duration::from_secs(15);
 
 /// How it went.
 pub(super) enum Episode {
@@ -31,6 +37,8 @@ pub(super) enum Episode {
         /// For people.
         why: String,
     },
+    /// The process had to be ended, because it did not stop when a user wanted it to; the session goes on.
+    Forced,
 }
 
 /// See the module.
@@ -38,11 +46,54 @@ pub(super) struct Converse<'a> {
     pub(super) attempt: &'a mut Attempt,
     pub(super) turn: Turn,
     lines: Lines,
-    stderr: String,
-    resumed: bool,
+    pub(super) stderr: String,
+    pub(super) resumed: bool,
     /// Until when the CLI must have gone on by itself.
     goes_on_by: Option<Instant>,
-    wrote: bool,
+    pub(super) wrote: bool,
+    /// The turn that a user interrupts, and until when it must have stopped.
+    pub(super) interrupting: Option<(u32, Instant)>,
+    /// Permission questions without an answer.
+    pub(super) questions: Vec<Question>,
+    pub(super) round: Round,
+    /// The session is to end for this.
+    pub(super) ending: Option<End>,
+    /// The process is being ended: nothing is begun any more.
+    pub(super) closing: bool,
+}
+
+/// The tool calls of the last round.
+#[derive(Default)]
+pub(super) struct Round {
+    message: Option<String>,
+    calls: usize,
+    /// All its calls are answered, so that the next round follows.
+    pub(super) over: bool,
+}
+
+impl Round {
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Assistant {
+                message_id,
+                main: true,
+                calls,
+            } => {
+                if self.message != *message_id {
+                    *self = Self {
+                        message: message_id.clone(),
+                        ..Self::default()
+                    };
+                }
+                self.calls += calls;
+            }
+            Event::ToolResults(results) if self.calls > 0 => {
+                self.calls = self.calls.saturating_sub(*results);
+                self.over = self.calls == 0;
+            }
+            _ => {}
+        }
+    }
 }
 
 impl<'a> Converse<'a> {
@@ -63,6 +114,11 @@ impl<'a> Converse<'a> {
             resumed,
             goes_on_by: None,
             wrote: false,
+            interrupting: None,
+            questions: Vec::new(),
+            round: Round::default(),
+            ending: None,
+            closing: false,
         };
         converse.spawn(config, conversation, token).await?;
         let said = match say {
@@ -79,6 +135,7 @@ impl<'a> Converse<'a> {
             }
             Say::Continuation => converse.go_on().await?,
             Say::Again(messages) => converse.say_again(&messages).await,
+            Say::Nothing => Ok(()),
             Say::NothingYet => {
                 converse.goes_on_by = Some(Instant::now() + GOES_ON);
                 Ok(())
@@ -97,7 +154,7 @@ impl<'a> Converse<'a> {
             workspace: &config.agent.workspace,
             home: &config.agent.home,
             config_dir: &config.agent.config_dir,
-            model: config.model.as_deref(),
+            options: &config.options,
             deltas: self.attempt.uplink.is_some(),
             conversation,
             proxy: proxy.unwrap_or_else(|| std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
@@ -115,7 +172,7 @@ impl<'a> Converse<'a> {
     }
 
     /// Records a message and sends it once that is on disk. The inner error: the agent is lost, the record stays.
-    async fn say(&mut self, body: &UserBody) -> Result<Result<(), AgentError>, End> {
+    pub(super) async fn say(&mut self, body: &UserBody) -> Result<Result<(), AgentError>, End> {
         let seq = self.attempt.journal.user(body)?;
         self.attempt.journal.spool().durable(seq).await?;
         Ok(self.say_again(std::slice::from_ref(body)).await)
@@ -147,7 +204,7 @@ impl<'a> Converse<'a> {
             if let Step::Gone(gone) = self.step(None).await? {
                 return self.gone(gone);
             }
-            if let Some(end) = self.stopped() {
+            if let Some(end) = self.must_stop() {
                 return self.stop(end).await.map(Episode::Ended);
             }
             if resume_refused(&self.turn) && self.resumed {
@@ -155,12 +212,17 @@ impl<'a> Converse<'a> {
                 self.ladder_after_the_end().await?;
                 return Ok(Episode::ResumeRefused);
             }
-            if self.turn.over_at().is_some_and(|at| at <= Instant::now()) {
-                let end = self.over()?;
+            if self.turn_is_over()
+                && let Some(end) = self.conclude()?
+            {
                 self.ladder_after_the_end().await?;
                 return Ok(Episode::Ended(end));
             }
+            if self.interrupting.is_some_and(|(_, by)| by <= Instant::now()) {
+                return self.force().await;
+            }
             if self.turn.began() {
+                self.resumed = false;
                 self.goes_on_by = None;
             }
             if self.goes_on_by.is_some_and(|at| at <= Instant::now()) {
@@ -170,6 +232,19 @@ impl<'a> Converse<'a> {
                 }
             }
         }
+    }
+
+    /// A turn that a user interrupted is over with its result; any other one when nothing is left to do.
+    fn turn_is_over(&self) -> bool {
+        if self.interrupting.is_some() && self.turn.result().is_some() {
+            return true;
+        }
+        let patience = match self.attempt.journal.history().untaken().next() {
+            // It is on its way to the CLI, which takes it up now.
+            Some(_) => TAKES_UP,
+            None => Duration::ZERO,
+        };
+        self.turn.over_at().is_some_and(|at| at + patience <= Instant::now())
     }
 
     /// Waits for the next thing to happen, at most until `due`, and takes it in. Not to be dropped while it waits: what it
@@ -182,6 +257,7 @@ impl<'a> Converse<'a> {
             stop,
             clock,
             keeper,
+            control,
             ..
         } = &mut *self.attempt;
         let Some(agent) = agent else {
@@ -191,10 +267,14 @@ impl<'a> Converse<'a> {
         tokio::select! {
             from = agent.next() => return self.heard(from).await,
             Some(event) = metered.recv() => self.attempt.meter(event)?,
-            Some(request) = crate::uplink::request(uplink) => self.attempt.journal.append_again(request).await?,
+            Some(request) = crate::uplink::request(uplink) => self.requested(request).await?,
+            Some(command) = commanded(control) => self.command(command).await?,
             _ = stop.changed(), if !told_to_stop => {}
             lost = keeper.lost() => return Err(lost.into()),
-            _ = clock.tick() => self.attempt.tick(),
+            _ = clock.tick() => {
+                self.attempt.tick();
+                self.publish();
+            }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => return Ok(Step::Due),
         }
         Ok(Step::Went)
@@ -248,12 +328,26 @@ impl<'a> Converse<'a> {
             // Answers to us, and the echo of our own.
             Some(Event::ControlResponse) => {}
             event => {
+                self.turn_of_its_own(event.as_ref())?;
                 self.attempt.journal.cli(&bytes)?;
                 if let Some(event) = event {
                     self.turn.observe(&event, Instant::now());
+                    self.round.observe(&event);
                     self.react(event).await?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The CLI begins to work though no turn is open: with messages that were left in its queue, or because a background
+    /// task is done.
+    fn turn_of_its_own(&mut self, event: Option<&Event>) -> Result<(), End> {
+        let begins = matches!(event, Some(Event::Started(_) | Event::StateChanged(State::Running)));
+        let history = self.attempt.journal.history();
+        if begins && !history.open_turn() && !self.closing {
+            let turn = history.turn + 1;
+            self.attempt.journal.session(&SessionBody::TurnStarted { turn })?;
         }
         Ok(())
     }
@@ -262,21 +356,48 @@ impl<'a> Converse<'a> {
         match event {
             Event::Started(uuid) => self.taken(&[uuid])?,
             Event::Result(result) => self.taken(&result.user_message_uuids)?,
-            Event::ConversationReset(Some(cli_session_id)) => {
-                let seq = self
-                    .attempt
-                    .journal
-                    .session(&SessionBody::ConversationReset { cli_session_id })?;
-                self.attempt.journal.spool().durable(seq).await?;
+            Event::ConversationReset(Some(id)) => self.conversation(id).await?,
+            Event::Init { session_id, version } => {
+                // After `/clear` this is the one that can be resumed.
+                if let Some(id) = session_id {
+                    self.conversation(id).await?;
+                }
+                if let Some(version) = version {
+                    self.attempt.met(version)?;
+                }
             }
-            Event::ControlRequest { request_id, subtype } => {
-                let refusal = wire::refusal(&request_id, &subtype);
-                // If the agent is lost, the next step says so.
-                let _ = self.tell(ToShim::Stdin(refusal.into())).await;
-            }
+            Event::ControlRequest {
+                request_id,
+                subtype,
+                tool,
+            } => self.asked(request_id, &subtype, tool).await,
+            Event::Withdrawn(request_id) => self.questions.retain(|question| question.request_id != request_id),
             _ => {}
         }
         Ok(())
+    }
+
+    /// The conversation that is to be resumed from now on is on disk before anything else is said in it.
+    async fn conversation(&mut self, cli_session_id: Uuid) -> Result<(), End> {
+        if self.attempt.journal.history().conversation == Some(cli_session_id) {
+            return Ok(());
+        }
+        let reset = SessionBody::ConversationReset { cli_session_id };
+        let seq = self.attempt.journal.session(&reset)?;
+        self.attempt.journal.spool().durable(seq).await?;
+        Ok(())
+    }
+
+    /// A question goes to people where there are any. The CLI's line is recorded; so they know of it.
+    async fn asked(&mut self, request_id: String, subtype: &str, tool: String) {
+        if self.attempt.interactive && subtype == "can_use_tool" {
+            self.questions.push(Question { request_id, tool });
+            self.publish();
+            return;
+        }
+        let refusal = wire::refusal(&request_id, subtype);
+        // If the agent is lost, the next step says so.
+        let _ = self.tell(ToShim::Stdin(refusal.into())).await;
     }
 
     fn taken(&mut self, uuids: &[Uuid]) -> Result<(), End> {
@@ -290,95 +411,6 @@ impl<'a> Converse<'a> {
             self.attempt.journal.session(&SessionBody::Taken { uuids: news })?;
         }
         Ok(())
-    }
-
-    /// Why the turn must be stopped now, if it must.
-    fn stopped(&self) -> Option<End> {
-        if *self.attempt.stop.borrow() {
-            return Some(End::new(Outcome::Stopped, "told to stop"));
-        }
-        if Instant::now() >= self.attempt.deadline {
-            return Some(timed_out());
-        }
-        let proxy = self.attempt.proxy.as_ref()?;
-        if *proxy.beyond_limits().borrow() {
-            return Some(budget_exceeded(proxy));
-        }
-        proxy.witness().credential_refused.then(invalid_credentials)
-    }
-
-    /// The turn ended by itself.
-    fn over(&mut self) -> Result<End, End> {
-        let witness = self
-            .attempt
-            .proxy
-            .as_ref()
-            .map(crate::proxy::Proxy::witness)
-            .unwrap_or_default();
-        let Some(result) = self.turn.result() else {
-            return Ok(self.unexplained());
-        };
-        let outcome = match &result.startup_failure_reason {
-            Some(_) => Outcome::ConfigError,
-            None => outcome(result, &witness),
-        };
-        let said = result.result.clone().unwrap_or_else(|| result.errors.join("; "));
-        let end = match outcome {
-            Outcome::Succeeded => End::new(outcome, ""),
-            Outcome::InvalidCredentials => invalid_credentials(),
-            _ => End::new(outcome, said),
-        };
-        self.attempt.turn_ended(outcome)?;
-        Ok(end)
-    }
-
-    fn unexplained(&self) -> End {
-        End::new(
-            Outcome::AgentError,
-            format!("the CLI ended without a result: {}", self.stderr.trim()),
-        )
-    }
-
-    /// The process is gone without our doing.
-    fn gone(mut self, gone: Gone) -> Result<Episode, End> {
-        let exit = match gone {
-            Gone::Exit(exit) => exit,
-            Gone::Lost(why) => {
-                return Ok(Episode::AgentLost {
-                    out_of_memory: false,
-                    why,
-                });
-            }
-            Gone::NotStarted(why) => return Ok(Episode::Ended(End::new(Outcome::ConfigError, why))),
-        };
-        if resume_refused(&self.turn) && self.resumed {
-            return Ok(Episode::ResumeRefused);
-        }
-        if let Some(end) = self.stopped() {
-            self.attempt.turn_ended(end.outcome)?;
-            return Ok(Episode::Ended(end));
-        }
-        if self.turn.result().is_some() {
-            return self.over().map(Episode::Ended);
-        }
-        if !self.wrote && exit.oom_kills == 0 && exit.signal.is_none() {
-            // It would end the same way again: a flag that it does not know, a file that it cannot read.
-            let end = self.unexplained();
-            self.attempt.turn_ended(end.outcome)?;
-            return Ok(Episode::Ended(end));
-        }
-        let why = match exit {
-            Exit { oom_kills: 1.., .. } => "a process of the agent was killed for memory".to_owned(),
-            Exit {
-                signal: Some(signal), ..
-            } => format!("the CLI was killed by signal {signal}"),
-            Exit { code, .. } => format!("the CLI ended with code {} in mid-turn", code.unwrap_or(-1)),
-        };
-        self.attempt.journal.log(LogLevel::Warning, why.clone())?;
-        Ok(Episode::AgentLost {
-            out_of_memory: exit.oom_kills > 0,
-            why,
-        })
     }
 }
 
@@ -402,60 +434,44 @@ pub(super) enum Gone {
     Lost(String),
 }
 
-/// The end of a run that used up its time.
-pub(super) fn timed_out() -> End {
-    End::new(
-        Outcome::Timeout,
-        "the session's timeout is reached; its work is kept: set the annotation ambient-code.io/start-requested-at to a new value for another run",
-    )
-}
-
-/// The end of a session that has used up its dollars or tokens.
-fn budget_exceeded(proxy: &crate::proxy::Proxy) -> End {
-    let (limits, spent) = (proxy.limits(), proxy.spent());
-    let mut used = Vec::new();
-    if let Some(limit) = limits.cost.filter(|limit| spent.cost >= *limit) {
-        used.push(format!("{} of maxCostUSD {limit}", spent.cost));
-    }
-    if let Some(limit) = limits.tokens.filter(|limit| spent.tokens >= *limit) {
-        used.push(format!("{} of maxTokens {limit}", spent.tokens));
-    }
-    End::new(
-        Outcome::BudgetExceeded,
-        format!(
-            "the session has used {}; its work is kept: raise the limit, then set the annotation {} to a new value for another run",
-            used.join(" and "),
-            protocol::names::annotation::START_REQUESTED_AT
-        ),
-    )
-}
-
-fn invalid_credentials() -> End {
-    let [own, other] = protocol::names::RUNNER_SECRETS;
-    End::new(
-        Outcome::InvalidCredentials,
-        format!(
-            "the model API refused the credential: check ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN in the Secret {own} or {other}"
-        ),
-    )
-}
-
 impl Attempt {
     /// What is due by the clock: the limits.
     fn tick(&mut self) {
-        self.read_limits();
+        if self.live.read()
+            && let Some(proxy) = &self.proxy
+        {
+            proxy.set_limits(self.live.budget());
+        }
+        self.deadline = self.deadline();
     }
 
     /// Records how a turn ended.
-    pub(super) fn turn_ended(&mut self, outcome: Outcome) -> Result<(), End> {
+    pub(super) fn turn_ended(&mut self, turn: u32, outcome: Outcome) -> Result<(), End> {
         // The numbers of the last response are told before its last bytes: they are here already.
         while let Ok(event) = self.metered.try_recv() {
             self.meter(event)?;
         }
         self.journal.audit()?;
-        let turn = self.journal.history().turn;
         self.journal.session(&SessionBody::TurnEnded { turn, outcome })?;
         self.journal.turn_end();
+        Ok(())
+    }
+
+    /// Says once what is to be said of the CLI's version.
+    fn met(&mut self, version: String) -> Result<(), End> {
+        if self.cli_version.as_ref() == Some(&version) {
+            return Ok(());
+        }
+        if let Some(uplink) = &self.uplink {
+            uplink.cli_version(&version);
+        }
+        if version != TESTED_VERSION {
+            self.journal.log(
+                LogLevel::Warning,
+                format!("This runner is tested with Claude Code {TESTED_VERSION}; the agent's is {version}. It is used all the same."),
+            )?;
+        }
+        self.cli_version = Some(version);
         Ok(())
     }
 

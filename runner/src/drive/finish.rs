@@ -9,6 +9,7 @@ use tokio::time::{Duration, Instant, timeout, timeout_at};
 use super::ladder::KILLED;
 use super::{Attempt, End};
 use crate::report::ReportFile;
+use crate::status::Phase;
 
 /// How long acknowledgements are waited for.
 const ACKS: Duration = Duration::from_secs(30);
@@ -47,6 +48,7 @@ impl Attempt {
     pub(super) async fn finish(mut self, mut end: End) -> Outcome {
         end.message = self.journal.redacted(&end.message);
         tell(&end);
+        self.publish(|status| status.phase = Phase::Ending);
         if let Some(proxy) = &self.proxy {
             self.retry_after = proxy.witness().retry_after.filter(|_| end.outcome.is_transient());
             proxy.cut();
@@ -69,6 +71,8 @@ impl Attempt {
         }
         let delivered = self.deliver().await;
         self.write_final(&end, delivered);
+        // Before the next runner on this folder may listen there.
+        self.control = None;
         if let Err(error) = self.keeper.release(RELEASED).await {
             tracing::warn!(%error, "the lease could not be released");
         }

@@ -2,9 +2,11 @@
 
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use protocol::frame::{
-    Ack, CommandResult, FileChunk, GatewayFrame, Hello, MAX_BATCH, MAX_MESSAGE, RunnerFrame, Welcome,
+    Ack, EndSession, FileChunk, GatewayFrame, Hello, Interrupt, MAX_BATCH, MAX_MESSAGE, PermissionResponse,
+    RunnerFrame, UserMessage, Welcome,
 };
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, Interval, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -15,6 +17,7 @@ use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
 use super::{Link, Request};
+use crate::command::{Command, Order};
 use crate::spool::{Reader, SpoolError};
 
 /// How long connecting and being welcomed may take.
@@ -89,6 +92,7 @@ impl<'a> Connection<'a> {
         let next_seq = self.link.progress.borrow().durable + 1;
         let hello = Hello {
             next_seq,
+            cli_version: self.link.cli_version.borrow().clone(),
             ..self.link.hello.clone()
         };
         self.send(&RunnerFrame::Hello(hello)).await?;
@@ -117,6 +121,7 @@ impl<'a> Connection<'a> {
         tokio::select! {
             message = self.socket.next() => self.take(message).await,
             changed = self.link.progress.changed() => changed.map_err(|_| Lost::Owner),
+            Some(result) = self.link.results.1.recv() => self.send(&RunnerFrame::CommandResult(result)).await,
             Some(delta) = self.link.deltas.recv() => self.send(&RunnerFrame::Delta(delta)).await,
             _ = self.ping.tick() => {
                 if self.heard.elapsed() > SILENCE {
@@ -216,10 +221,17 @@ impl<'a> Connection<'a> {
             }
             GatewayFrame::Conflict(Ack { seq }) => self.conflict(seq).await,
             GatewayFrame::Welcome(_) => Err(Lost::Protocol("a second welcome")),
-            GatewayFrame::UserMessage(command) => self.refuse(command.id).await,
-            GatewayFrame::Interrupt(command) => self.refuse(command.id).await,
-            GatewayFrame::EndSession(command) => self.refuse(command.id).await,
-            GatewayFrame::PermissionResponse(command) => self.refuse(command.id).await,
+            GatewayFrame::UserMessage(UserMessage { id, text }) => self.command(id, Order::UserMessage(text)),
+            GatewayFrame::Interrupt(Interrupt { id, turn }) => self.command(id, Order::Interrupt(turn)),
+            GatewayFrame::EndSession(EndSession { id }) => self.command(id, Order::EndSession),
+            GatewayFrame::PermissionResponse(PermissionResponse {
+                id,
+                request_id,
+                response,
+            }) => {
+                let response = response.get().to_owned();
+                self.command(id, Order::PermissionResponse { request_id, response })
+            }
             GatewayFrame::FileRequest(command) => {
                 let error = Some("this runner does not serve files".to_owned());
                 let chunk = FileChunk {
@@ -236,11 +248,16 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// A one-shot takes no commands. A refusal has no effect, so it needs no memory.
-    async fn refuse(&mut self, id: String) -> Result<(), Lost> {
-        let error = Some("this session is not interactive".to_owned());
-        self.send(&RunnerFrame::CommandResult(CommandResult { id, error, seq: None }))
-            .await
+    /// Hands a command on. Its answer comes back when its effect is on disk, over this connection or a later one.
+    fn command(&self, id: String, order: Order) -> Result<(), Lost> {
+        let answer = self.link.results.0.clone();
+        let command = Request::Command(Command { id, order, answer });
+        match self.link.requests.try_send(command) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(Lost::Owner),
+            // The gateway asks again on the next connection, and what was carried out is known by then.
+            Err(TrySendError::Full(_)) => Err(Lost::Protocol("more commands than the session can take at once")),
+        }
     }
 
     /// Another record has this seq in the gateway's log: ours gets a new one, once.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
@@ -133,14 +133,22 @@ impl Guard {
             path,
             _lock: lock,
         };
-        guard.renew()?;
+        // Somebody may have come while we waited.
+        if let Some(found) = read(&guard.path)?.filter(|found| found.attempt > attempt) {
+            return Err(StateError::Superseded { attempt: found.attempt });
+        }
+        guard.lease.renewed_at = Timestamp::now();
+        guard.write()?;
         Ok(guard)
     }
 
     /// Says that we are still here; finds out whether somebody else is.
     pub fn renew(&mut self) -> Result<(), StateError> {
+        let ours = &self.lease;
+        let others = |found: &Lease| (found.attempt, &found.pod_uid) != (ours.attempt, &ours.pod_uid);
         if let Some(found) = read(&self.path)?
-            && found.attempt > self.lease.attempt
+            && found.attempt >= ours.attempt
+            && others(&found)
         {
             return Err(StateError::Superseded { attempt: found.attempt });
         }
@@ -165,6 +173,8 @@ impl Guard {
 pub struct Keeper {
     lost: watch::Receiver<Held>,
     guard: Arc<Mutex<Option<Guard>>>,
+    /// To have the lease looked at before its time.
+    check: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -182,14 +192,23 @@ impl Guard {
     pub fn keep(self) -> Keeper {
         let (held, lost) = watch::channel(Held::Since(Instant::now()));
         let guard = Arc::new(Mutex::new(Some(self)));
-        let task = tokio::spawn(renew(Arc::clone(&guard), held));
-        Keeper { lost, guard, task }
+        let check = Arc::new(Notify::new());
+        let task = tokio::spawn(renew(Arc::clone(&guard), held, Arc::clone(&check)));
+        Keeper {
+            lost,
+            guard,
+            check,
+            task,
+        }
     }
 }
 
-async fn renew(guard: Arc<Mutex<Option<Guard>>>, held: watch::Sender<Held>) {
+async fn renew(guard: Arc<Mutex<Option<Guard>>>, held: watch::Sender<Held>, check: Arc<Notify>) {
     loop {
-        sleep(RENEW).await;
+        tokio::select! {
+            () = sleep(RENEW) => {}
+            () = check.notified() => {}
+        }
         let guard = Arc::clone(&guard);
         let renewed = tokio::task::spawn_blocking(move || {
             let mut guard = guard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -224,6 +243,11 @@ impl Keeper {
                 () = sleep_until(expires) => return StateError::Expired,
             }
         }
+    }
+
+    /// Has the lease looked at now: somebody said that it is not ours any more.
+    pub fn check(&self) {
+        self.check.notify_one();
     }
 
     /// Says that nothing of us is left; waits at most `patience`.
@@ -370,6 +394,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_lease_of_another_pod_is_noticed_at_once_when_somebody_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Guard::take(dir.path(), 1, "pod-a").await.unwrap().keep();
+        let lease = Lease {
+            attempt: 1,
+            pod_uid: "pod-b".into(),
+            ..lease("other", 1, false)
+        };
+        replace(&dir.path().join("lease"), &serde_json::to_vec(&lease).unwrap()).unwrap();
+        let begun = Instant::now();
+        keeper.check();
+        assert!(matches!(keeper.lost().await, StateError::Superseded { attempt: 1 }));
+        assert!(begun.elapsed() < RENEW);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_lease_that_cannot_be_renewed_is_given_up() {
         // No renewal comes, as with a volume that hangs.
         let (held, lost) = watch::channel(Held::Since(Instant::now()));
@@ -377,6 +417,7 @@ mod tests {
         let mut keeper = Keeper {
             lost,
             guard,
+            check: Arc::default(),
             task: tokio::spawn(std::future::pending()),
         };
         let begun = Instant::now();

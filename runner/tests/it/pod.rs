@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use futures::{SinkExt as _, StreamExt as _};
 use protocol::frame::{Ack, GatewayFrame, RunnerFrame, Welcome};
+use protocol::spec::LiveLimits;
 use protocol::{Outcome, RecordHead, Report};
 use runner::agent::Place;
+use runner::cli::options::Options;
 use runner::config::{AgentConfig, Config, Folders, Gateway};
 use runner::proxy::{Credential, Upstream};
 use runner::transcript::Format;
@@ -44,11 +46,12 @@ fn config(session: &Session, prompt: &str) -> Config {
         run: 1,
         used: Duration::ZERO,
         prompt: prompt.to_owned(),
-        model: None,
-        fallback_model: None,
+        options: Options::default(),
         prices: protocol::price::Prices::default(),
-        limits: protocol::spec::LiveLimits::default(),
-        timeout: DEADLINE,
+        limits: LiveLimits {
+            timeout: Some(DEADLINE.as_secs()),
+            ..LiveLimits::default()
+        },
         upstream: Some(Upstream {
             base_url: session.model.url(),
             credential: Credential::ApiKey(FAKE_KEY.into()),
@@ -66,6 +69,7 @@ fn config(session: &Session, prompt: &str) -> Config {
             transcripts: state.join("claude/projects"),
             report: state.join("report.json"),
             limits: Some(state.join("limits")),
+            control: state.join("control.sock"),
             state,
         },
         format: Format::Quiet,
