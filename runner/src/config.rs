@@ -187,7 +187,7 @@ impl Config {
         let required = |name: &'static str| var(name).ok_or(ConfigError::Missing(name));
         let uid = required(env::AGENTIC_SESSION_UID)?;
         let spec = spec(var)?;
-        let interactive = flag(var(env::INTERACTIVE));
+        let interactive = flag(var(env::INTERACTIVE).as_deref());
         let data = PathBuf::from(path::DATA);
         let session = Session {
             name: required(env::AGENTIC_SESSION_NAME)?,
@@ -372,8 +372,8 @@ fn spec(var: Lookup<'_>) -> Result<AgenticSpec, ConfigError> {
     }
 }
 
-fn flag(value: Option<String>) -> bool {
-    matches!(value.as_deref(), Some("true" | "1"))
+fn flag(value: Option<&str>) -> bool {
+    matches!(value, Some("true" | "1"))
 }
 
 fn number<T: std::str::FromStr>(name: &'static str, value: &str) -> Result<T, ConfigError> {

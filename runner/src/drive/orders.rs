@@ -48,11 +48,13 @@ impl Converse<'_> {
             return Ok(());
         }
         if let Some(why) = command.refused() {
-            return self.answer(command, None, Some(why.to_owned()));
+            self.answer(command, None, Some(why.to_owned()));
+            return Ok(());
         }
         if let Some(Done { error, seq }) = self.attempt.journal.history().commands.get(&command.id) {
             let (error, seq) = (error.clone(), *seq);
-            return self.answer(command, Some(seq), error);
+            self.answer(command, Some(seq), error);
+            return Ok(());
         }
         let effect = match &command.order {
             Order::UserMessage(text) => self.message(&command.id, text).await?,
@@ -67,13 +69,14 @@ impl Converse<'_> {
             Effect::Done(seq) => self.answer(command, Some(seq), None),
             Effect::Refused(why) => {
                 let seq = self.done(&command.id, Some(why.clone()))?;
-                self.answer(command, Some(seq), Some(why))
+                self.answer(command, Some(seq), Some(why));
             }
         }
+        Ok(())
     }
 
     /// Answers as soon as the record is on disk.
-    fn answer(&mut self, command: Command, seq: Option<u64>, error: Option<String>) -> Result<(), End> {
+    fn answer(&self, command: Command, seq: Option<u64>, error: Option<String>) {
         let Command { id, answer, .. } = command;
         let mut progress = self.attempt.journal.spool().progress();
         tokio::spawn(async move {
@@ -82,7 +85,6 @@ impl Converse<'_> {
                 let _ = answer.send(CommandResult { id, error, seq });
             }
         });
-        Ok(())
     }
 
     /// Remembers that a command is not to be carried out again.
