@@ -32,6 +32,13 @@ pub enum Item {
     Phase(View),
     /// The session is over and records may be missing behind this seq.
     Gap(u64),
+    /// The records of these seqs were removed to make room.
+    Removed {
+        /// The first.
+        from: u64,
+        /// The last.
+        to: u64,
+    },
     /// The last item.
     Close(Close),
 }
@@ -96,6 +103,8 @@ pub struct Follower {
     progress: Progress,
     /// `progress` is to be read from the store.
     stale: bool,
+    /// The store has nothing behind the reader, not even what was there once.
+    nothing_left: bool,
     view: View,
     /// Of the view that the reader was told.
     told: Option<View>,
@@ -121,6 +130,7 @@ impl Follower {
             ready: VecDeque::new(),
             progress: Progress::default(),
             stale: true,
+            nothing_left: false,
             view,
             told: None,
             ended: None,
@@ -160,6 +170,9 @@ impl Follower {
 
     async fn advance(&mut self) -> Result<Item, StoreError> {
         loop {
+            if let Some(item) = self.removed() {
+                return Ok(item);
+            }
             if let Some(record) = self.ready.pop_front() {
                 self.cursor = record.seq;
                 return Ok(Item::Record(record));
@@ -240,12 +253,37 @@ impl Follower {
             return Ok(false);
         }
         let page = self.sources.log.read(&self.session, self.cursor, PAGE).await?;
+        if page.first().is_none_or(|record| record.seq > self.cursor + 1) {
+            // Perhaps removed just now.
+            self.progress = self.sources.log.state(&self.session).await?.progress.max(self.progress);
+        }
+        if page.is_empty() && self.progress.removed > self.cursor {
+            self.nothing_left = true;
+            return Ok(true);
+        }
         if page.is_empty() {
             // The log is shorter than it was said to be (restored from a copy): wait for more.
             self.progress.acked = self.cursor;
         }
         self.ready.extend(page);
         Ok(!self.ready.is_empty())
+    }
+
+    /// What was removed between the reader and its next record, or the end.
+    fn removed(&mut self) -> Option<Item> {
+        let from = self.cursor + 1;
+        let to = match self.ready.front() {
+            Some(record) => self.progress.removed.min(record.seq - 1),
+            // Between pages only: what is behind the reader is not known yet.
+            None if self.nothing_left => self.progress.removed,
+            None => return None,
+        };
+        self.nothing_left = false;
+        if to < from {
+            return None;
+        }
+        self.cursor = to;
+        Some(Item::Removed { from, to })
     }
 
     async fn look_again(&mut self) -> Result<bool, StoreError> {
@@ -342,6 +380,7 @@ mod tests {
             acked: 5,
             last: 5,
             ended: attempt_ended,
+            removed: 0,
         };
         let ended = phase.is_terminal().then_some(end);
         let now = end + SignedDuration::from_secs(seconds_later);
@@ -359,6 +398,7 @@ mod tests {
             acked: 5,
             last: 7,
             ended: 1,
+            removed: 0,
         };
         assert!(matches!(verdict(&view, progress, 5, Some(now), now), Verdict::Until(_)));
     }

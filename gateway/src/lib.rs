@@ -7,6 +7,8 @@ pub mod follow;
 pub mod ingest;
 pub mod live;
 pub mod metrics;
+pub mod quantity;
+pub mod retention;
 pub mod room;
 pub mod server;
 pub mod sessions;

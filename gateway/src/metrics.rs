@@ -40,6 +40,10 @@ pub struct Metrics {
     runners: Gauge,
     closes: Family<CodeLabel, Counter>,
     streams: Gauge,
+    log_bytes: Gauge,
+    log_sessions: Gauge,
+    removed: Counter,
+    removed_bytes: Counter,
     requests: Family<RequestLabels, Counter>,
 }
 
@@ -62,6 +66,10 @@ impl Default for Metrics {
             runners: Gauge::default(),
             closes: Family::default(),
             streams: Gauge::default(),
+            log_bytes: Gauge::default(),
+            log_sessions: Gauge::default(),
+            removed: Counter::default(),
+            removed_bytes: Counter::default(),
             requests: Family::default(),
         };
         metrics.register();
@@ -90,6 +98,14 @@ impl Metrics {
             self.closes.clone(),
         );
         registry.register("streams", "Clients that follow a session", self.streams.clone());
+        registry.register("log_bytes", "Bytes that the event log takes", self.log_bytes.clone());
+        registry.register("log_sessions", "Sessions in the event log", self.log_sessions.clone());
+        registry.register("removed_records", "Records removed to make room", self.removed.clone());
+        registry.register(
+            "removed_bytes",
+            "Bytes of records removed to make room",
+            self.removed_bytes.clone(),
+        );
         registry.register(
             "requests",
             "Requests answered, by route and status",
@@ -110,6 +126,18 @@ impl Metrics {
         }
         self.record_bytes.inc_by(bytes as u64);
         self.append_seconds.observe(took.as_secs_f64());
+    }
+
+    /// What the log takes.
+    pub fn kept(&self, bytes: u64, sessions: usize) {
+        self.log_bytes.set(bytes as i64);
+        self.log_sessions.set(sessions as i64);
+    }
+
+    /// Records were removed.
+    pub fn removed(&self, records: u64, bytes: u64) {
+        self.removed.inc_by(records);
+        self.removed_bytes.inc_by(bytes);
     }
 
     /// A runner connected.

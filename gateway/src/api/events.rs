@@ -204,6 +204,10 @@ fn text(uid: &str, item: Item) -> Bytes {
             let body = json!({"known": known, "final": "unknown", "cursor": format!("{uid}/{known}")});
             event(None, "gap", body.to_string().as_bytes())
         }
+        Item::Removed { from, to } => {
+            let body = json!({"from": from, "to": to, "reason": "removed"});
+            event(Some((uid, to)), "gap", body.to_string().as_bytes())
+        }
         Item::Close(close) => {
             let body = json!({"reason": close.reason.as_str(), "lastSeq": close.last});
             event(None, "close", body.to_string().as_bytes())

@@ -1,17 +1,19 @@
 //! The event log in memory.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
+use jiff::Timestamp;
+use protocol::Kind;
 
 use super::{
-    Admission, Admitted, Appended, Batch, Content, EventLog, Missing, NewRecord, PageSize, Progress, Receipt, State,
-    StoreError, StoredRecord,
+    Admission, Admitted, Appended, Batch, Content, EventLog, Kept, Missing, NewRecord, PageSize, Progress, Receipt,
+    Removed, STEP, SessionKept, State, StoreError, StoredRecord,
 };
 
 /// Keeps records until the process ends.
@@ -22,6 +24,9 @@ pub struct MemoryLog {
 
 #[derive(Debug, Default)]
 struct Session {
+    namespace: String,
+    touched: i64,
+    gone: Option<i64>,
     state: State,
     records: BTreeMap<u64, NewRecord>,
     conflicts: Vec<NewRecord>,
@@ -45,11 +50,13 @@ impl EventLog for MemoryLog {
     }
 
     fn admit(&self, admission: Admission) -> BoxFuture<'static, Result<Admitted, StoreError>> {
-        self.with(&admission.session, |session| {
+        let uid = admission.session.clone();
+        self.with(&uid, |session| {
             if session.state.epoch != admission.seen {
                 return Admitted::Outdated;
             }
             session.state.epoch += 1;
+            session.namespace = admission.namespace;
             Admitted::Writer(session.state.clone())
         })
     }
@@ -116,15 +123,89 @@ impl EventLog for MemoryLog {
             bytes.slice(from..from.saturating_add(length).min(bytes.len()))
         })
     }
+
+    fn kept(&self) -> BoxFuture<'static, Result<Kept, StoreError>> {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept: Vec<_> = sessions
+            .iter()
+            .filter(|(_, session)| session.state.epoch > 0)
+            .map(|(uid, session)| SessionKept {
+                uid: uid.clone(),
+                namespace: session.namespace.clone(),
+                bytes: session.bytes(),
+                touched: session.touched,
+                gone: session.gone,
+            })
+            .collect();
+        let disk = kept.iter().map(|session| session.bytes).sum();
+        async move { Ok(Kept { sessions: kept, disk }) }.boxed()
+    }
+
+    fn note_present(&self, present: HashSet<String>, now: i64) -> BoxFuture<'static, Result<(), StoreError>> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        for (uid, session) in sessions.iter_mut() {
+            session.gone = (!present.contains(uid)).then(|| session.gone.unwrap_or(now));
+        }
+        async { Ok(()) }.boxed()
+    }
+
+    fn trim(&self, session: &str, bytes: u64) -> BoxFuture<'static, Result<Removed, StoreError>> {
+        self.with(session, |session| session.trim(bytes))
+    }
+
+    fn forget(&self, session: &str) -> BoxFuture<'static, Result<Removed, StoreError>> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = sessions
+            .remove(session)
+            .map_or_else(Removed::default, |session| Removed {
+                records: session.records.len() as u64,
+                bytes: session.bytes(),
+                more: false,
+            });
+        async move { Ok(removed) }.boxed()
+    }
 }
 
 impl Session {
+    fn bytes(&self) -> u64 {
+        let all = self.records.values().chain(&self.conflicts);
+        all.map(|record| record.bytes.len() as u64).sum()
+    }
+
+    fn trim(&mut self, bytes: u64) -> Removed {
+        let mut removed = Removed::default();
+        let progress = self.state.progress;
+        let behind = self.records.range(progress.removed + 1..).map(|(seq, _)| *seq);
+        let old: Vec<u64> = behind.take_while(|seq| *seq <= progress.acked).collect();
+        for (number, seq) in old.iter().enumerate() {
+            if removed.bytes >= bytes {
+                break;
+            }
+            if number == STEP.records || removed.bytes as usize >= STEP.bytes {
+                removed.more = true;
+                break;
+            }
+            self.state.progress.removed = *seq;
+            if self.records[seq].head.kind != Kind::End
+                && let Some(record) = self.records.remove(seq)
+            {
+                removed.records += 1;
+                removed.bytes += record.bytes.len() as u64;
+            }
+        }
+        let last = self.state.progress.removed;
+        self.conflicts.retain(|record| record.head.seq > last);
+        removed
+    }
+
     fn append(&mut self, spool: String, records: Vec<NewRecord>) -> Receipt {
         let mut receipt = Receipt::default();
         let progress = &mut self.state.progress;
         for record in records {
             let head = record.head;
             match self.records.get(&head.seq) {
+                // It was there, and was removed.
+                None if head.seq <= progress.removed => receipt.equal += 1,
                 None => {
                     self.missing.extend(record.missing);
                     self.records.insert(head.seq, record);
@@ -146,6 +227,7 @@ impl Session {
         }
         if receipt.new > 0 {
             self.state.spool = Some(spool);
+            self.touched = Timestamp::now().as_second();
         }
         receipt.progress = self.state.progress;
         receipt

@@ -6,7 +6,7 @@
 pub mod memory;
 pub mod sqlite;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -33,15 +33,21 @@ pub enum StoreError {
     },
     /// The log was written by a newer gateway.
     #[error(
-        "failed to open the event log {path}: its layout is number {found}, this gateway knows {known}; run the newer gateway"
+        "failed to open the event log {path}: it has the layout {found}, which this gateway does not know; run the newer gateway"
     )]
     TooNew {
         /// File of the log.
         path: PathBuf,
         /// Layout found.
-        found: usize,
-        /// Newest layout known.
-        known: usize,
+        found: String,
+    },
+    /// The log's layout cannot be brought up to date.
+    #[error("failed to bring the event log {path} to this gateway's layout: {source}; check that its volume has room")]
+    Layout {
+        /// File of the log.
+        path: PathBuf,
+        /// Why.
+        source: Arc<refinery::Error>,
     },
     /// The log does not keep what it is told to keep.
     #[error(
@@ -112,6 +118,8 @@ pub struct Progress {
     pub last: u64,
     /// Highest attempt whose `end` record is stored; 0: none.
     pub ended: u32,
+    /// Records up to this seq were removed to make room, but for `end` records; 0: none.
+    pub removed: u64,
 }
 
 impl Progress {
@@ -122,6 +130,7 @@ impl Progress {
             acked: self.acked.max(other.acked),
             last: self.last.max(other.last),
             ended: self.ended.max(other.ended),
+            removed: self.removed.max(other.removed),
         }
     }
 
@@ -267,6 +276,47 @@ pub struct PageSize {
     pub bytes: usize,
 }
 
+/// What the log keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Of each session.
+    pub sessions: Vec<SessionKept>,
+    /// Bytes that the log takes on disk, space that it will use again left out.
+    pub disk: u64,
+}
+
+/// What the log keeps of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionKept {
+    /// UID of the session.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Bytes of its records.
+    pub bytes: u64,
+    /// When something was stored last, seconds since 1970 by this clock.
+    pub touched: i64,
+    /// When it was first seen that the session is deleted, seconds since 1970.
+    pub gone: Option<i64>,
+}
+
+/// What was removed by one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Records.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// There is more to do: take another step.
+    pub more: bool,
+}
+
+/// Bounds of one step of removal: writers wait meanwhile.
+const STEP: PageSize = PageSize {
+    records: 1000,
+    bytes: 8 << 20,
+};
+
 /// A durable log of records.
 pub trait EventLog: Send + Sync + 'static {
     /// What is known of a session; the default for one never seen.
@@ -290,6 +340,15 @@ pub trait EventLog: Send + Sync + 'static {
         offset: usize,
         length: usize,
     ) -> BoxFuture<'static, Result<Bytes, StoreError>>;
+    /// What is kept.
+    fn kept(&self) -> BoxFuture<'static, Result<Kept, StoreError>>;
+    /// Notes which sessions are still there; `now` is in seconds since 1970.
+    fn note_present(&self, present: HashSet<String>, now: i64) -> BoxFuture<'static, Result<(), StoreError>>;
+    /// One step: removes a session's oldest records, `end` records and what is not acknowledged apart, until `bytes` of them
+    /// are gone.
+    fn trim(&self, session: &str, bytes: u64) -> BoxFuture<'static, Result<Removed, StoreError>>;
+    /// One step: removes all that is known of a session.
+    fn forget(&self, session: &str) -> BoxFuture<'static, Result<Removed, StoreError>>;
 }
 
 /// Where the log is kept.

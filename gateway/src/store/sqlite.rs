@@ -1,8 +1,10 @@
 //! The event log in an SQLite file: one writer thread that commits what has gathered while the last commit synced.
 
 mod open;
+mod removal;
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
@@ -16,9 +18,11 @@ use rusqlite::{Connection, OptionalExtension as _, ToSql, Transaction, Transacti
 use serde::de::{IntoDeserializer as _, value::Error as NameError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use removal::Removal;
+
 use super::{
-    Admission, Admitted, Appended, Batch, Content, Epoch, EventLog, MAX_SEQ, Missing, NewRecord, PageSize, Progress,
-    Receipt, State, StoreError, StoredRecord,
+    Admission, Admitted, Appended, Batch, Content, Epoch, EventLog, Kept, MAX_SEQ, Missing, NewRecord, PageSize,
+    Progress, Receipt, Removed, STEP, State, StoreError, StoredRecord,
 };
 
 /// Bounds of one commit.
@@ -34,6 +38,7 @@ const READERS: usize = 8;
 enum Job {
     Admit(Task<Admission, Admitted>),
     Append(Task<Batch, Appended>),
+    Remove(Task<Removal, Removed>),
 }
 
 /// A write and its answer, which is given when its transaction is on disk.
@@ -165,6 +170,25 @@ impl EventLog for SqliteLog {
         let session = session.to_owned();
         self.query(move |connection| piece(connection, &session, seq, offset, length))
     }
+
+    fn kept(&self) -> BoxFuture<'static, Result<Kept, StoreError>> {
+        self.query(removal::kept)
+    }
+
+    fn note_present(&self, present: HashSet<String>, now: i64) -> BoxFuture<'static, Result<(), StoreError>> {
+        let done = self.submit(Removal::Note { present, now }, Job::Remove);
+        async { done.await.map(drop) }.boxed()
+    }
+
+    fn trim(&self, session: &str, bytes: u64) -> BoxFuture<'static, Result<Removed, StoreError>> {
+        let session = session.to_owned();
+        self.submit(Removal::Trim { session, bytes }, Job::Remove)
+    }
+
+    fn forget(&self, session: &str) -> BoxFuture<'static, Result<Removed, StoreError>> {
+        let session = session.to_owned();
+        self.submit(Removal::Forget { session }, Job::Remove)
+    }
 }
 
 impl Readers {
@@ -203,6 +227,7 @@ fn commit(connection: &mut Connection, mut jobs: Vec<Job>) {
         match job {
             Job::Admit(task) => task.answer(&outcome),
             Job::Append(task) => task.answer(&outcome),
+            Job::Remove(task) => task.answer(&outcome),
         }
     }
 }
@@ -213,6 +238,7 @@ fn commit_all(connection: &mut Connection, jobs: &mut [Job]) -> rusqlite::Result
         match job {
             Job::Admit(task) => task.output = Some(admit(&tx, &task.input)?),
             Job::Append(task) => task.output = Some(append(&tx, &task.input)?),
+            Job::Remove(task) => task.output = Some(removal::step(&tx, &task.input)?),
         }
     }
     tx.commit()
@@ -222,6 +248,8 @@ impl Job {
     fn bytes(&self) -> usize {
         match self {
             Self::Admit(_) => 0,
+            // A commit of its own, as far as the bounds go.
+            Self::Remove(_) => STEP.bytes,
             Self::Append(task) => task.input.records.iter().map(|record| record.bytes.len()).sum(),
         }
     }
@@ -277,11 +305,12 @@ fn append(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<Appended> {
         progress: state.progress,
         ..Receipt::default()
     };
-    let mut holes = false;
+    let (mut holes, mut bytes) = (false, 0);
     for record in &batch.records {
-        match insert(tx, id, record)? {
+        match insert(tx, id, receipt.progress.removed, record)? {
             Inserted::New => {
                 receipt.new += 1;
+                bytes += record.bytes.len();
                 holes = receipt.progress.add(&record.head);
             }
             Inserted::Equal => receipt.equal += 1,
@@ -292,9 +321,24 @@ fn append(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<Appended> {
         close_holes(tx, id, &mut receipt.progress)?;
     }
     if receipt.new > 0 {
-        let Progress { acked, last, ended } = receipt.progress;
-        tx.prepare_cached("UPDATE sessions SET spool = ?2, acked = ?3, last = ?4, ended = ?5 WHERE id = ?1")?
-            .execute(params![id, batch.spool, acked as i64, last as i64, ended])?;
+        let Progress {
+            acked,
+            last,
+            ended,
+            removed: _,
+        } = receipt.progress;
+        tx.prepare_cached(
+            "UPDATE sessions SET spool = ?2, acked = ?3, last = ?4, ended = ?5, bytes = bytes + ?6, touched = ?7 WHERE id = ?1",
+        )?
+        .execute(params![
+            id,
+            batch.spool,
+            acked as i64,
+            last as i64,
+            ended,
+            bytes as i64,
+            Timestamp::now().as_second()
+        ])?;
     }
     Ok(Appended::Stored(receipt))
 }
@@ -305,7 +349,7 @@ enum Inserted {
     Conflict,
 }
 
-fn insert(tx: &Transaction<'_>, id: i64, record: &NewRecord) -> rusqlite::Result<Inserted> {
+fn insert(tx: &Transaction<'_>, id: i64, removed: u64, record: &NewRecord) -> rusqlite::Result<Inserted> {
     let NewRecord {
         head,
         checksum,
@@ -313,6 +357,10 @@ fn insert(tx: &Transaction<'_>, id: i64, record: &NewRecord) -> rusqlite::Result
         bytes,
     } = record;
     let key = key(id, head.seq);
+    if head.seq <= removed && !is_there(tx, key)? {
+        // It was there, and was removed.
+        return Ok(Inserted::Equal);
+    }
     let long = bytes.len() > LONG;
     let content: &dyn ToSql = if long {
         &ZeroBlob(bytes.len() as i32)
@@ -340,11 +388,19 @@ fn insert(tx: &Transaction<'_>, id: i64, record: &NewRecord) -> rusqlite::Result
     if stored == (*checksum, bytes.len() as i64) {
         return Ok(Inserted::Equal);
     }
-    tx.prepare_cached(
+    let kept = tx.prepare_cached(
         "INSERT INTO conflicts (key, checksum, length, bytes, received) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
     )?
     .execute(params![key, checksum, bytes.len() as i64, &bytes[..], Timestamp::now().as_second()])?;
+    if kept == 1 {
+        tx.prepare_cached("UPDATE sessions SET bytes = bytes + ?2 WHERE id = ?1")?
+            .execute([id, bytes.len() as i64])?;
+    }
     Ok(Inserted::Conflict)
+}
+
+fn is_there(tx: &Transaction<'_>, key: i64) -> rusqlite::Result<bool> {
+    tx.prepare_cached("SELECT 1 FROM records WHERE key = ?1")?.exists([key])
 }
 
 fn close_holes(tx: &Transaction<'_>, id: i64, progress: &mut Progress) -> rusqlite::Result<()> {
@@ -370,7 +426,7 @@ fn close_holes(tx: &Transaction<'_>, id: i64, progress: &mut Progress) -> rusqli
 
 fn find(connection: &Connection, session: &str) -> rusqlite::Result<Option<(i64, State)>> {
     connection
-        .prepare_cached("SELECT id, epoch, spool, acked, last, ended FROM sessions WHERE uid = ?1")?
+        .prepare_cached("SELECT id, epoch, spool, acked, last, ended, removed FROM sessions WHERE uid = ?1")?
         .query_row([session], |row| {
             let state = State {
                 epoch: row.get::<_, i64>(1)? as Epoch,
@@ -379,6 +435,7 @@ fn find(connection: &Connection, session: &str) -> rusqlite::Result<Option<(i64,
                     acked: row.get::<_, i64>(3)? as u64,
                     last: row.get::<_, i64>(4)? as u64,
                     ended: row.get(5)?,
+                    removed: row.get::<_, i64>(6)? as u64,
                 },
             };
             Ok((row.get(0)?, state))

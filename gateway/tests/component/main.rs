@@ -13,6 +13,7 @@ mod ingest;
 mod kill;
 mod memory;
 mod plane;
+mod retention;
 mod rights;
 mod server;
 mod store;

@@ -2,12 +2,15 @@
 
 use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use refinery::{Target, error::Kind};
+use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
-/// Layouts in order; `user_version` counts those applied.
-const LAYOUTS: &[&str] = &[include_str!("layout/1.sql")];
+mod layout {
+    refinery::embed_migrations!("src/store/sqlite/migrations");
+}
+
 /// Another process on the same file (an old pod that ends) holds its lock for one commit.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -51,14 +54,7 @@ pub(super) fn writer(path: &Path) -> Result<Connection, StoreError> {
     if synchronous != 2 {
         return Err(not_durable("synchronous=FULL"));
     }
-    let found = migrate(&mut connection).map_err(failed)?;
-    if found > LAYOUTS.len() {
-        return Err(StoreError::TooNew {
-            path: path.to_owned(),
-            found,
-            known: LAYOUTS.len(),
-        });
-    }
+    migrate(&mut connection, path)?;
     // SQLite syncs the folder for its journals, not for the file itself.
     let folder = path
         .parent()
@@ -70,14 +66,27 @@ pub(super) fn writer(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Brings the file to the newest layout; answers the number it had.
-fn migrate(connection: &mut Connection) -> rusqlite::Result<usize> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found = tx.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? as usize;
-    for (number, layout) in LAYOUTS.iter().enumerate().skip(found) {
-        tx.execute_batch(layout)?;
-        tx.pragma_update(None, "user_version", number as i64 + 1)?;
+/// Brings the file to the newest layout, all steps or none.
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let failed = |source: refinery::Error| match source.kind() {
+        // It was applied, and we do not have it.
+        Kind::MissingVersion(missing) => StoreError::TooNew {
+            path: path.to_owned(),
+            found: missing.to_string(),
+        },
+        _ => StoreError::Layout {
+            path: path.to_owned(),
+            source: Arc::new(source),
+        },
+    };
+    // Before there was a history of layouts, the first one was counted here.
+    let counted: rusqlite::Result<i64> = connection.pragma_query_value(None, "user_version", |row| row.get(0));
+    if counted.is_ok_and(|count| count == 1) {
+        let first = layout::migrations::runner().set_target(Target::FakeVersion(1));
+        first.run(connection).map_err(failed)?;
+        let _ = connection.pragma_update(None, "user_version", 0);
     }
-    tx.commit()?;
-    Ok(found)
+    let newest = layout::migrations::runner().set_grouped(true);
+    newest.run(connection).map_err(failed)?;
+    Ok(())
 }
