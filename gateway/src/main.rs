@@ -1,14 +1,12 @@
 //! The gateway's process.
 
+mod args;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use clap::Parser;
-use gateway::{
-    Gateway, metrics,
-    quantity::{self, Bytes, Seconds},
-    retention, server, store,
-};
+use clap::Parser as _;
+use gateway::{Gateway, metrics, retention, server, store};
 use kube::Client;
 use tokio::{
     net::TcpListener,
@@ -17,70 +15,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use args::Args;
+
 /// How long requests under way may take to end.
 const END_WITHIN: Duration = Duration::from_secs(15);
-
-/// Receives the records of agentic sessions and serves them, with the sessions themselves, over HTTP.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    /// Address of the API and of the runners' WebSocket.
-    #[arg(long, env = "GATEWAY_LISTEN", default_value = "0.0.0.0:8080")]
-    listen: SocketAddr,
-    /// Address of `/metrics`.
-    #[arg(long, env = "GATEWAY_METRICS_ADDRESS", default_value = "0.0.0.0:9090")]
-    metrics_address: SocketAddr,
-    /// File of the event log, or `:memory:` to lose it with the process.
-    #[arg(long, env = "GATEWAY_DATA", default_value = "/data/events.db")]
-    data: store::Location,
-    /// Connections at most; more wait.
-    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", default_value_t = 10_000)]
-    max_connections: usize,
-    /// What the log keeps.
-    #[command(flatten)]
-    retention: Retention,
-    /// `json`: log lines for machines.
-    #[arg(long, env = protocol::names::env::LOG_FORMAT, default_value = "text")]
-    log_format: String,
-}
-
-#[derive(Debug, clap::Args)]
-struct Retention {
-    /// Keep a session's records so long after its last one, such as `90d`; `0`: for ever.
-    #[arg(long, env = "GATEWAY_RETENTION_AGE", default_value = "0", value_parser = quantity::seconds)]
-    retention_age: Seconds,
-    /// Keep the records of deleted sessions so long, such as `7d`; `0`: for ever.
-    #[arg(long, env = "GATEWAY_RETENTION_DELETED", default_value = "7d", value_parser = quantity::seconds)]
-    retention_deleted: Seconds,
-    /// Bytes kept of one session, such as `1Gi`; `0`: no bound.
-    #[arg(long, env = "GATEWAY_RETENTION_SESSION_SIZE", default_value = "0", value_parser = quantity::bytes)]
-    retention_session_size: Bytes,
-    /// Bytes kept of all sessions of one namespace; `0`: no bound.
-    #[arg(long, env = "GATEWAY_RETENTION_NAMESPACE_SIZE", default_value = "0", value_parser = quantity::bytes)]
-    retention_namespace_size: Bytes,
-    /// Bytes kept of all sessions; keep it well below the volume's size. `0`: no bound.
-    #[arg(long, env = "GATEWAY_RETENTION_SIZE", default_value = "0", value_parser = quantity::bytes)]
-    retention_size: Bytes,
-}
-
-impl Retention {
-    fn limits(&self) -> retention::Limits {
-        let Self {
-            retention_age: Seconds(age),
-            retention_deleted: Seconds(deleted),
-            retention_session_size: Bytes(session),
-            retention_namespace_size: Bytes(namespace),
-            retention_size: Bytes(total),
-        } = *self;
-        retention::Limits {
-            age,
-            deleted,
-            session,
-            namespace,
-            total,
-        }
-    }
-}
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();

@@ -1,0 +1,71 @@
+//! What the process is told on its command line and by its environment.
+
+use std::net::SocketAddr;
+
+use clap::Parser;
+use gateway::{
+    quantity::{self, Bytes, Seconds},
+    retention, store,
+};
+
+/// Receives the records of agentic sessions and serves them, with the sessions themselves, over HTTP.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    /// Address of the API and of the runners' WebSocket.
+    #[arg(long, env = "GATEWAY_LISTEN", default_value = "0.0.0.0:8080")]
+    pub(crate) listen: SocketAddr,
+    /// Address of `/metrics`.
+    #[arg(long, env = "GATEWAY_METRICS_ADDRESS", default_value = "0.0.0.0:9090")]
+    pub(crate) metrics_address: SocketAddr,
+    /// File of the event log, or `:memory:` to lose it with the process.
+    #[arg(long, env = "GATEWAY_DATA", default_value = "/data/events.db")]
+    pub(crate) data: store::Location,
+    /// Connections at most; more wait.
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", default_value_t = 10_000)]
+    pub(crate) max_connections: usize,
+    /// What the log keeps.
+    #[command(flatten)]
+    pub(crate) retention: Retention,
+    /// `json`: log lines for machines.
+    #[arg(long, env = protocol::names::env::LOG_FORMAT, default_value = "text")]
+    pub(crate) log_format: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Retention {
+    /// Keep a session's records so long after its last one, such as `90d`; `0`: for ever.
+    #[arg(long = "retention-age", env = "GATEWAY_RETENTION_AGE", default_value = "0", value_parser = quantity::seconds)]
+    age: Seconds,
+    /// Keep the records of deleted sessions so long, such as `7d`; `0`: for ever.
+    #[arg(long = "retention-deleted", env = "GATEWAY_RETENTION_DELETED", default_value = "7d", value_parser = quantity::seconds)]
+    deleted: Seconds,
+    /// Bytes kept of one session, such as `1Gi`; `0`: no bound.
+    #[arg(long = "retention-session-size", env = "GATEWAY_RETENTION_SESSION_SIZE", default_value = "0", value_parser = quantity::bytes)]
+    session_size: Bytes,
+    /// Bytes kept of all sessions of one namespace; `0`: no bound.
+    #[arg(long = "retention-namespace-size", env = "GATEWAY_RETENTION_NAMESPACE_SIZE", default_value = "0", value_parser = quantity::bytes)]
+    namespace_size: Bytes,
+    /// Bytes kept of all sessions; keep it well below the volume's size. `0`: no bound.
+    #[arg(long = "retention-size", env = "GATEWAY_RETENTION_SIZE", default_value = "0", value_parser = quantity::bytes)]
+    size: Bytes,
+}
+
+impl Retention {
+    pub(crate) fn limits(&self) -> retention::Limits {
+        let Self {
+            age: Seconds(age),
+            deleted: Seconds(deleted),
+            session_size: Bytes(session),
+            namespace_size: Bytes(namespace),
+            size: Bytes(total),
+        } = *self;
+        retention::Limits {
+            age,
+            deleted,
+            session,
+            namespace,
+            total,
+        }
+    }
+}
