@@ -1,5 +1,6 @@
 //! What the tests of the whole product use: a mock of the model API, a collector of traces, and the cluster at hand.
 
+pub mod bench;
 pub mod cli;
 pub mod http;
 pub mod model;

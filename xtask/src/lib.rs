@@ -2,6 +2,7 @@
 //!
 //! The library half exists for tests, which start their own API server with [`cluster::ControlPlane`].
 
+pub mod bench;
 pub mod chart;
 pub mod claude_cli;
 pub mod cluster;

@@ -7,7 +7,7 @@ use std::{ffi::OsString, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    demo,
+    bench, demo,
     e2e::{self, Afterwards},
     generate, images, quality, tools,
 };
@@ -54,6 +54,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Measure a part of the product beside something bare, with the release binaries.
+    Bench {
+        /// The part and its options; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<OsString>,
+    },
     /// Build the product's images that are not current, and print their OCI archives.
     Images,
     /// Run a Kubernetes cluster without Docker.
@@ -87,6 +93,7 @@ fn run() -> Result<()> {
         Command::E2e { keep, arguments } => {
             e2e::run(if keep { Afterwards::Keep } else { Afterwards::Remove }, &arguments)
         }
+        Command::Bench { arguments } => bench::run(&arguments),
         Command::Images => {
             for archive in images::ensure()? {
                 println!("{}", archive.display());

@@ -7,11 +7,11 @@ use anyhow::{Context, Result};
 use crate::{command, paths, progress};
 
 /// A folder with built binaries.
-pub(super) struct Binaries(PathBuf);
+pub(crate) struct Binaries(PathBuf);
 
 impl Binaries {
     /// Builds them; dependencies are built once for all clones, in a target folder in the cache.
-    pub(super) fn build(names: &[&str]) -> Result<Self> {
+    pub(crate) fn build(names: &[&str]) -> Result<Self> {
         let target = paths::cache()?.join("target");
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
@@ -34,7 +34,7 @@ impl Binaries {
         Ok(Self(target.join("release")))
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }

@@ -13,8 +13,8 @@ use std::{
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::binaries::Binaries;
 use self::{
-    binaries::Binaries,
     buildah::Build,
     roots::{AGENT, Root, SMALL},
 };

@@ -1,0 +1,5 @@
+//! Measurements: each part of the product beside something bare, in one run.
+
+pub mod machine;
+pub mod operator;
+pub mod table;
