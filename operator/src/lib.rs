@@ -5,6 +5,7 @@ mod context;
 mod events;
 mod lease;
 mod metrics;
+mod nodes;
 mod pods;
 mod preflight;
 mod run;
@@ -14,4 +15,4 @@ mod settings;
 pub mod uninstall;
 
 pub use run::{Error, run};
-pub use settings::{LeaseSettings, PodSettings, RunAs, Settings};
+pub use settings::{LeaseSettings, PodSettings, RunAs, Settings, TimingSettings};

@@ -28,8 +28,6 @@ use crate::{
 
 type Meta = PartialObjectMeta<Pod>;
 
-/// How long a deleted pod is held for a session that cannot be read, seconds.
-const HELD_FOR_UNREADABLE: i64 = 600;
 /// How often a pod that waits for its session's controller is looked at.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
@@ -88,7 +86,7 @@ async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Erro
         Found::Live(_) => Ok(Action::requeue(jittered(LOOK_AGAIN))),
         Found::Unreadable(why) => {
             // The deletion's time is when it ends by: grace is in it.
-            if Timestamp::now().duration_since(deleted.0).as_secs() < HELD_FOR_UNREADABLE {
+            if Timestamp::now().duration_since(deleted.0).as_secs() < i64::from(context.settings.timing.hold_unreadable) {
                 return Ok(Action::requeue(jittered(LOOK_AGAIN)));
             }
             let text = format!(

@@ -7,7 +7,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    backoff::Backoff, context::Context, events::Events, lease, metrics::Metrics, pods, preflight, server,
+    backoff::Backoff, context::Context, events::Events, lease, metrics::Metrics, nodes, pods, preflight, server,
     session::controller, settings::Settings,
 };
 
@@ -85,7 +85,8 @@ async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Err
     let working = async {
         tokio::join!(
             controller::run(context.clone(), work.clone()),
-            pods::run(context.clone(), work.clone())
+            pods::run(context.clone(), work.clone()),
+            nodes::run(context.clone(), work.clone())
         )
     };
     let mut working = std::pin::pin!(working);

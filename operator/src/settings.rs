@@ -20,9 +20,52 @@ pub struct Settings {
     /// Most sessions that are reconciled at once; also bounds the connections to the API server.
     #[arg(long, env = "CONCURRENCY", default_value_t = 16)]
     pub concurrency: u16,
+    /// How long things last.
+    #[command(flatten)]
+    pub timing: TimingSettings,
     /// The Lease of which one operator at a time is the holder.
     #[command(flatten)]
     pub lease: LeaseSettings,
+}
+
+/// How long things last, in seconds. Those that are hidden are the product's own; tests shorten them.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct TimingSettings {
+    /// Seconds for which an ended attempt's Job and pod, and with them the log, are kept once the outcome is recorded.
+    #[arg(long, env = "JOB_RETENTION", default_value_t = 3_600)]
+    pub job_retention: u32,
+    /// How long an image may fail to be pulled, or a container to be made, before the attempt is given up.
+    #[arg(long, hide = true, default_value_t = 300)]
+    pub container_grace: u32,
+    /// First wait between drain Jobs; it grows with the time since the run's end.
+    #[arg(long, hide = true, default_value_t = 30)]
+    pub drain_first_wait: u32,
+    /// Longest wait between drain Jobs.
+    #[arg(long, hide = true, default_value_t = 3_600)]
+    pub drain_longest_wait: u32,
+    /// How long after a run's end records are still delivered.
+    #[arg(long, hide = true, default_value_t = 86_400)]
+    pub drain_bound: u32,
+    /// How long a node may be unreachable before its pods are given up.
+    #[arg(long, hide = true, default_value_t = 300)]
+    pub node_loss: u32,
+    /// How long a deleted pod is held for a session that cannot be read.
+    #[arg(long, hide = true, default_value_t = 600)]
+    pub hold_unreadable: u32,
+}
+
+impl Default for TimingSettings {
+    fn default() -> Self {
+        Self {
+            job_retention: 3_600,
+            container_grace: 300,
+            drain_first_wait: 30,
+            drain_longest_wait: 3_600,
+            drain_bound: 86_400,
+            node_loss: 300,
+            hold_unreadable: 600,
+        }
+    }
 }
 
 /// What goes into a session's pod.
@@ -116,6 +159,8 @@ mod tests {
         let settings = Settings::try_parse_from(["agentic-operator", "--runner-image", "r:1"]).unwrap();
         assert_eq!(settings.pod.run_as_user, RunAs::User(10001));
         assert_eq!((settings.pod.gateway(), settings.scope()), (None, None));
+        let (given, built_in) = (settings.timing, TimingSettings::default());
+        assert_eq!(format!("{given:?}"), format!("{built_in:?}"));
     }
 
     #[test]

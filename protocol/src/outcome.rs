@@ -209,6 +209,8 @@ pub enum Reason {
     Delivered,
     /// Something was not delivered in time; the message has the numbers.
     Undelivered,
+    /// What was not delivered will not come any more; the message has the numbers.
+    Lost,
     /// There is no gateway.
     NoGateway,
     /// Traces are not configured.
@@ -257,6 +259,7 @@ impl Reason {
             Self::VolumeBound => "VolumeBound",
             Self::Delivered => "Delivered",
             Self::Undelivered => "Undelivered",
+            Self::Lost => "Lost",
             Self::NoGateway => "NoGateway",
             Self::TracingOff => "TracingOff",
         }

@@ -117,7 +117,12 @@ fn with_a_watched_namespace_sessions_elsewhere_are_out_of_the_operators_reach() 
     let rights = rights(&rendered(&[r#"watchNamespace="team-a""#]));
     for line in rights.lines().filter(|line| line.contains("| everywhere |")) {
         // The gateway serves all namespaces: each caller by the caller's own rights.
-        let expected = ["customresourcedefinitions", "agentic-gateway | everywhere |"];
+        // Nodes are in no namespace.
+        let expected = [
+            "customresourcedefinitions",
+            "agentic-operator | everywhere | /nodes | get list watch",
+            "agentic-gateway | everywhere |",
+        ];
         assert!(expected.iter().any(|what| line.contains(what)), "{line}");
     }
     assert!(rights.contains("agentic-operator | team-a | batch/jobs"));

@@ -49,7 +49,8 @@ pub struct AgenticSessionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>")]
     pub attempt: Option<u32>,
-    /// Number of the run's first attempt; with `attempt` and `freeRetries` it says how many tries are left.
+    /// Number from which the run's attempts are counted: its first, or later when a queue took attempts back; with `attempt` and
+    /// `freeRetries` it says how many tries are left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>")]
     pub first_attempt: Option<u32>,
@@ -68,6 +69,20 @@ pub struct AgenticSessionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub handled_start_request: Option<String>,
+    /// How often the agent's container of the current attempt was started again, after it had run out of memory or crashed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>")]
+    pub agent_restarts: Option<u32>,
+    /// Number of the last drain Job, which delivers records that an ended run left on the volume; from 1, counted through all runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>")]
+    pub drains: Option<u32>,
+    /// Drain Job at work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_job_name: Option<String>,
+    /// When the next drain Job is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_drain_time: Option<Time>,
     /// Id of the CLI's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sdk_session_id: Option<String>,

@@ -1,16 +1,17 @@
 //! The plan's writes, in an order in which the process may die after each.
 
+use crds::AgenticSession;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
 };
-use protocol::names::REPORT_FINALIZER;
+use protocol::names::{REPORT_FINALIZER, annotation};
 use serde_json::json;
 
 use super::{
     build,
-    decide::{Attempt, Plan, Target},
+    decide::{Drain, Plan, Target, Tuned},
     validate::Request,
 };
 use crate::settings::PodSettings;
@@ -54,16 +55,20 @@ pub enum Error {
 /// Carries out all of a plan but its status.
 pub async fn apply(
     client: &Client,
-    namespace: &str,
+    session: &AgenticSession,
     plan: &Plan,
     request: Option<&Request>,
     settings: &PodSettings,
 ) -> Result<(), Error> {
+    let namespace = &*session.namespace().unwrap_or_default();
     // Taken apart without `..`, so that a new member cannot be forgotten. Status and wake are others' work.
     let Plan {
         create_claim,
         create_job,
+        create_drain,
+        tune,
         delete,
+        delete_session,
         release,
         status: _,
         wake: _,
@@ -73,8 +78,15 @@ pub async fn apply(
             create(client, namespace, "claim", &build::claim(request)).await?;
         }
         if let Some(attempt) = create_job {
-            begin(client, namespace, request, *attempt, settings).await?;
+            create(client, namespace, "Job", &build::job(request, *attempt, settings)).await?;
         }
+        if let Some(Drain { number, attempt }) = create_drain {
+            let job = build::drain(request, *number, *attempt, settings);
+            create(client, namespace, "Job", &job).await.map_err(not_ours)?;
+        }
+    }
+    for tuned in tune {
+        self::tune(client, namespace, tuned).await?;
     }
     for target in delete {
         match target {
@@ -85,17 +97,67 @@ pub async fn apply(
     for (name, uid) in release {
         self::release(client, namespace, name, uid).await?;
     }
+    if *delete_session {
+        expire(client, session).await?;
+    }
     Ok(())
 }
 
-async fn begin(
-    client: &Client,
-    namespace: &str,
-    request: &Request,
-    attempt: Attempt,
-    settings: &PodSettings,
-) -> Result<(), Error> {
-    create(client, namespace, "Job", &build::job(request, attempt, settings)).await
+/// Tells an attempt under way of limits that changed. The UID in the body makes it a write to what was seen.
+async fn tune(client: &Client, namespace: &str, tuned: &Tuned) -> Result<(), Error> {
+    let (kind, name, result) = match tuned {
+        Tuned::Job(name, uid, resolved) => {
+            let annotations = json!({annotation::RESOLVED: build::json(resolved)});
+            let patch = json!({
+                "metadata": {"uid": uid, "annotations": annotations},
+                "spec": {"activeDeadlineSeconds": build::deadline(resolved)},
+            });
+            let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
+            let result = jobs.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+            ("Job", name, result.map(drop))
+        }
+        Tuned::Pod(name, uid, limits) => {
+            let annotations = json!({annotation::LIMITS: build::json(limits)});
+            let patch = json!({"metadata": {"uid": uid, "annotations": annotations}});
+            let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+            let result = pods.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+            ("pod", name, result.map(drop))
+        }
+    };
+    match result {
+        Ok(()) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(source) => Err(Error::Write {
+            verb: "change the limits of",
+            kind,
+            name: name.clone(),
+            source: Box::new(source),
+        }),
+    }
+}
+
+/// Deletes the session as it was seen: one that was asked to start meanwhile stays.
+async fn expire(client: &Client, session: &AgenticSession) -> Result<(), Error> {
+    let name = session.name_any();
+    let sessions: Api<AgenticSession> = Api::namespaced(client.clone(), &session.namespace().unwrap_or_default());
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: session.uid(),
+            resource_version: session.resource_version(),
+        }),
+        propagation_policy: Some(PropagationPolicy::Background),
+        ..DeleteParams::default()
+    };
+    match sessions.delete(&name, &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(source) => Err(Error::Write {
+            verb: "delete",
+            kind: "session",
+            name,
+            source: Box::new(source),
+        }),
+    }
 }
 
 /// `create`, not apply: an object of that name that is not ours must not be taken over.
@@ -122,6 +184,18 @@ where
             name,
             source: Box::new(source),
         }),
+    }
+}
+
+/// A drain can wait: a name that is taken is looked at again later, and our own Job of a lost answer is found then too.
+fn not_ours(error: Error) -> Error {
+    match error {
+        Error::Exists { kind, name } => Error::Refused {
+            kind,
+            name,
+            said: "it exists already".to_owned(),
+        },
+        other => other,
     }
 }
 

@@ -3,22 +3,11 @@
 use crds::{AgenticSessionStatus, condition};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use protocol::{Reason, Report, report::Delivery};
+use protocol::{Outcome, Reason, Report, report::Delivery};
 
-/// What became of records and trace.
-pub fn deliveries(next: &mut AgenticSessionStatus, report: &Report, now: Timestamp) {
-    let (status, reason, message) = match report.events {
-        Delivery::Delivered => ("True", Reason::Delivered, "All records are acknowledged.".to_owned()),
-        Delivery::Failed => {
-            let message = format!(
-                "Acknowledged to {} of {}; the rest is on the session's volume.",
-                report.acked_seq, report.last_seq
-            );
-            ("False", Reason::Undelivered, message)
-        }
-        Delivery::Off => ("Unknown", Reason::NoGateway, "There is no gateway.".to_owned()),
-    };
-    set(next, condition::EVENTS_DELIVERED, status, reason, &message, now);
+/// What became of records and trace, as the attempt's last report has it.
+pub fn deliveries(next: &mut AgenticSessionStatus, report: &Report, gateway: bool, now: Timestamp) {
+    events(next, Some(report), gateway, now);
     let (status, reason, message) = match report.traces {
         Delivery::Delivered => ("True", Reason::Delivered, "The trace has arrived."),
         Delivery::Failed => (
@@ -29,6 +18,65 @@ pub fn deliveries(next: &mut AgenticSessionStatus, report: &Report, now: Timesta
         Delivery::Off => ("Unknown", Reason::TracingOff, "Tracing is not configured."),
     };
     set(next, condition::TRACES_DELIVERED, status, reason, message, now);
+}
+
+/// What became of the records of an attempt or a drain that left this report, or none.
+///
+/// A report that is not final was written before the last records were: how many there are, nobody knows but the volume.
+pub fn events(next: &mut AgenticSessionStatus, report: Option<&Report>, gateway: bool, now: Timestamp) {
+    let last = report.filter(|report| report.outcome != Outcome::Running);
+    let (status, reason, message) = match last {
+        Some(report) if report.events == Delivery::Delivered => {
+            ("True", Reason::Delivered, "All records are acknowledged.".to_owned())
+        }
+        Some(report) if gateway || report.events == Delivery::Failed => {
+            // One that was told to stop may not have come to say what became of its records.
+            if report.events == Delivery::Off && report.acked_seq >= report.last_seq {
+                ("True", Reason::Delivered, "All records are acknowledged.".to_owned())
+            } else {
+                ("False", Reason::Undelivered, numbers(next, "the rest is on the session's volume"))
+            }
+        }
+        None if gateway => {
+            let rest = "the runner left no final report: what is missing is on the session's volume";
+            ("False", Reason::Undelivered, numbers(next, rest))
+        }
+        Some(_) | None => ("Unknown", Reason::NoGateway, "There is no gateway.".to_owned()),
+    };
+    set(next, condition::EVENTS_DELIVERED, status, reason, &message, now);
+}
+
+/// The run ended without a runner: there is nothing to deliver but what earlier attempts left, which the condition tells of.
+pub fn no_events(next: &mut AgenticSessionStatus, gateway: bool, now: Timestamp) {
+    if next.conditions.iter().any(|c| c.type_ == condition::EVENTS_DELIVERED) {
+        return;
+    }
+    let (status, reason, message) = if gateway {
+        ("True", Reason::Delivered, "The runner did not start: there are no records.")
+    } else {
+        ("Unknown", Reason::NoGateway, "There is no gateway.")
+    };
+    set(next, condition::EVENTS_DELIVERED, status, reason, message, now);
+}
+
+/// What was not delivered will not come any more.
+pub fn lost(next: &mut AgenticSessionStatus, why: &str, now: Timestamp) {
+    let message = numbers(next, why);
+    set(next, condition::EVENTS_DELIVERED, "False", Reason::Lost, &message, now);
+}
+
+fn numbers(status: &AgenticSessionStatus, rest: &str) -> String {
+    format!(
+        "Acknowledged to {} of {}; {rest}.",
+        status.acked_seq.unwrap_or(0),
+        status.last_seq.unwrap_or(0)
+    )
+}
+
+/// The reason of a condition that says no.
+pub fn denied<'a>(status: &'a AgenticSessionStatus, type_: &str) -> Option<&'a str> {
+    let found = status.conditions.iter().find(|c| c.type_ == type_)?;
+    (found.status == "False").then_some(&*found.reason)
 }
 
 /// Sets a condition; the time stays when its status does.

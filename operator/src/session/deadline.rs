@@ -4,9 +4,10 @@ use jiff::{SignedDuration, Timestamp};
 use protocol::Reason;
 
 use super::{
-    observed::{Observed, OurJob, PodSeen, RunnerSeen, Trouble},
-    pod::START_TIMEOUT,
-    validate::{Invalid, Request},
+    observed::{Observed, PodSeen, Resolved, RunnerSeen, Trouble},
+    pod::Grace,
+    transition,
+    validate::{DEFAULT_TIMEOUT, Invalid, Request},
 };
 
 /// Beyond the rest of `timeout`, how long a runner may take to end by itself.
@@ -27,7 +28,7 @@ pub fn passed(
         ));
     }
     if let Some(RunnerSeen::Running { since: Some(since) }) = pod.map(|pod| &pod.runner) {
-        let timeout = timeout(seen.job.ours(), request);
+        let timeout = terms(seen, request).timeout();
         let past = now >= backstop(*since, timeout, seen.session.status.running_seconds.unwrap_or(0));
         return past.then(|| {
             (
@@ -37,11 +38,11 @@ pub fn passed(
         });
     }
     if let Some(trouble) = trouble
-        && trouble_ends(trouble, seen.job.ours()).is_some_and(|end| now >= end)
+        && trouble_ends(trouble, seen, request).is_some_and(|end| now >= end)
     {
         return Some((trouble.reason, trouble.message.clone()));
     }
-    let start = start_deadline(seen.job.ours()).filter(|end| now >= *end)?;
+    let start = start_deadline(seen, request).filter(|end| now >= *end)?;
     if matches!(pod.map(|p| &p.runner), Some(RunnerSeen::Running { .. })) {
         return None;
     }
@@ -61,26 +62,46 @@ pub fn next(
     trouble: Option<&Trouble>,
     request: &Result<Request, Invalid>,
 ) -> Option<Timestamp> {
-    let job = seen.job.ours();
     match pod.map(|pod| &pod.runner) {
         Some(RunnerSeen::Running { since }) => {
             let used = seen.session.status.running_seconds.unwrap_or(0);
-            since.map(|since| backstop(since, timeout(job, request), used))
+            since.map(|since| backstop(since, terms(seen, request).timeout(), used))
         }
         Some(RunnerSeen::Waiting | RunnerSeen::Ended { .. }) | None => {
-            let trouble = trouble.and_then(|trouble| trouble_ends(trouble, job));
-            trouble.into_iter().chain(start_deadline(job)).min()
+            let trouble = trouble.and_then(|trouble| trouble_ends(trouble, seen, request));
+            trouble.into_iter().chain(start_deadline(seen, request)).min()
         }
     }
 }
 
-fn trouble_ends(trouble: &Trouble, job: Option<&OurJob>) -> Option<Timestamp> {
-    let since = trouble.since.or(job.and_then(|job| job.created))?;
-    Some(since.saturating_add(trouble.grace).unwrap_or(Timestamp::MAX))
+fn trouble_ends(trouble: &Trouble, seen: &Observed, request: &Result<Request, Invalid>) -> Option<Timestamp> {
+    match trouble.grace {
+        // A start's own deadline is looked at beside.
+        Grace::Start => start_deadline(seen, request),
+        Grace::Container => {
+            let since = trouble.since.or(seen.job.ours().and_then(|job| job.created))?;
+            Some(after(since, u64::from(seen.policy.timing.container_grace)))
+        }
+    }
 }
 
-fn start_deadline(job: Option<&OurJob>) -> Option<Timestamp> {
-    Some(job?.created?.saturating_add(START_TIMEOUT).unwrap_or(Timestamp::MAX))
+/// Counts from when the Job may make its pod: being held back in a queue is not starting.
+fn start_deadline(seen: &Observed, request: &Result<Request, Invalid>) -> Option<Timestamp> {
+    let job = seen.job.ours().filter(|job| !job.suspended)?;
+    Some(after(job.started.or(job.created)?, terms(seen, request).start_timeout))
+}
+
+/// When what the API server refuses since the last attempt, or since the run began, is final.
+pub fn refusal_ends(seen: &Observed, request: &Result<Request, Invalid>) -> Option<Timestamp> {
+    let since = transition::not_started_since(&seen.session.status)?;
+    let start_timeout = request.as_ref().map_or(terms(seen, request).start_timeout, |r| r.start_timeout);
+    Some(after(since, start_timeout))
+}
+
+fn after(since: Timestamp, seconds: u64) -> Timestamp {
+    since
+        .saturating_add(SignedDuration::from_secs(seconds.try_into().unwrap_or(i64::MAX)))
+        .unwrap_or(Timestamp::MAX)
 }
 
 fn backstop(since: Timestamp, timeout: u64, used: u64) -> Timestamp {
@@ -90,10 +111,31 @@ fn backstop(since: Timestamp, timeout: u64, used: u64) -> Timestamp {
         .unwrap_or(Timestamp::MAX)
 }
 
-/// The timeout that the attempt was made with.
-pub fn timeout(job: Option<&OurJob>, request: &Result<Request, Invalid>) -> u64 {
-    job.and_then(|job| job.resolved)
-        .map(|resolved| resolved.timeout)
-        .or(request.as_ref().ok().map(|request| request.timeout))
-        .unwrap_or(super::validate::DEFAULT_TIMEOUT)
+/// What the live attempt is held to: what was resolved when its Job was made, and the limits of a later generation of the
+/// session. A change of the namespace's settings does not reach an attempt that is under way.
+pub fn terms(seen: &Observed, request: &Result<Request, Invalid>) -> Resolved {
+    let resolved = seen.job.ours().and_then(|job| job.resolved);
+    match (resolved, request) {
+        (Some(resolved), Ok(request)) if request.generation > resolved.generation => Resolved {
+            generation: request.generation,
+            limits: request.limits,
+            ..resolved
+        },
+        (Some(resolved), Ok(_) | Err(_)) => resolved,
+        (None, Ok(request)) => Resolved {
+            generation: request.generation,
+            used_seconds: seen.session.status.running_seconds.unwrap_or(0),
+            start_timeout: request.start_timeout,
+            max_attempts: request.max_attempts,
+            limits: request.limits,
+        },
+        (None, Err(_)) => Resolved::default(),
+    }
+}
+
+impl Resolved {
+    /// Running time over all attempts of the run, seconds.
+    pub fn timeout(&self) -> u64 {
+        self.limits.timeout.unwrap_or(DEFAULT_TIMEOUT)
+    }
 }

@@ -6,11 +6,11 @@
 
 use crds::{AgenticSessionStatus, Phase};
 use jiff::{SignedDuration, Timestamp};
-use protocol::Reason;
+use protocol::{Reason, spec::LiveLimits};
 
 use super::{
-    build, deadline,
-    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, RunnerSeen},
+    build, deadline, drain,
+    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, Resolved, RunnerSeen},
     outcome::{Evidence, judge},
     transition,
     validate::{Invalid, Request},
@@ -34,6 +34,24 @@ pub struct Attempt {
     pub used_seconds: u64,
 }
 
+/// A new drain Job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// Its number.
+    pub number: u32,
+    /// The last attempt, whose run it delivers.
+    pub attempt: Attempt,
+}
+
+/// Limits that changed while an attempt is under way; by name and UID of what is changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tuned {
+    /// The Job's resolved values, and with them its deadline.
+    Job(String, String, Resolved),
+    /// The annotation that the pod's runner reads.
+    Pod(String, String, LiveLimits),
+}
+
 /// Something that is deleted, if it still is what was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -50,8 +68,14 @@ pub struct Plan {
     pub create_claim: bool,
     /// The Job of an attempt is made.
     pub create_job: Option<Attempt>,
+    /// A drain Job is made.
+    pub create_drain: Option<Drain>,
+    /// What is changed of the attempt under way.
+    pub tune: Vec<Tuned>,
     /// What is deleted; only what the recorded status already justifies.
     pub delete: Vec<Target>,
+    /// The session itself is deleted: its time after the end is over.
+    pub delete_session: bool,
     /// Pods, by name and UID, whose report is recorded: their finalizer is removed.
     pub release: Vec<(String, String)>,
     /// What status then says.
@@ -60,29 +84,72 @@ pub struct Plan {
     pub wake: Option<SignedDuration>,
 }
 
+impl Plan {
+    /// To do nothing.
+    fn nothing(status: AgenticSessionStatus) -> Self {
+        Self {
+            create_claim: false,
+            create_job: None,
+            create_drain: None,
+            tune: Vec::new(),
+            delete: Vec::new(),
+            delete_session: false,
+            release: Vec::new(),
+            status,
+            wake: None,
+        }
+    }
+
+    /// To look again at that time at the latest.
+    fn wake_in(&mut self, wait: SignedDuration) {
+        self.wake = self.wake.into_iter().chain([wait]).min();
+    }
+}
+
 /// Decides.
 pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
-    let mut status = seen.session.status.clone();
-    status.observed_generation = seen.session.generation;
-    let plan = Plan {
-        create_claim: false,
-        create_job: None,
-        delete: Vec::new(),
-        release: recorded_pods(seen),
-        status,
-        wake: None,
-    };
-    match seen.session.status.phase {
+    let mut plan = Plan::nothing(seen.session.status.clone());
+    plan.status.observed_generation = seen.session.generation;
+    plan.release = recorded_pods(seen);
+    let mut plan = match seen.session.status.phase {
         Phase::Pending => pending(plan, seen, request, now),
         Phase::Creating | Phase::Running | Phase::Stopping => live(plan, seen, request, now),
-        Phase::Completed | Phase::Failed | Phase::Stopped => ended(plan, seen),
+        Phase::Completed | Phase::Failed | Phase::Stopped => ended(plan, seen, request, now),
+    };
+    clean_up(&mut plan, seen, now);
+    plan
+}
+
+/// Jobs of attempts whose outcome is recorded go when they have been kept for long enough, and with them pod and log.
+fn clean_up(plan: &mut Plan, seen: &Observed, now: Timestamp) {
+    let kept = SignedDuration::from_secs(seen.policy.timing.job_retention.into());
+    let live = is_live(seen.session.status.phase);
+    let judged = seen.job.ours().filter(|_| !live);
+    for job in seen.earlier.iter().chain(judged).filter(|job| !job.deleting) {
+        // Without a time it was finished by somebody who gave none; then it is not kept.
+        let Some(left) = job.finished.then(|| {
+            let end = job.finished_at.map_or(Some(now), |at| at.saturating_add(kept).ok());
+            end.unwrap_or(Timestamp::MAX).duration_since(now)
+        }) else {
+            continue;
+        };
+        let target = Target::Job(job.name.clone(), job.uid.clone());
+        if left.is_positive() {
+            plan.wake_in(left);
+        } else if !plan.delete.contains(&target) {
+            plan.delete.push(target);
+        }
     }
+}
+
+fn is_live(phase: Phase) -> bool {
+    matches!(phase, Phase::Creating | Phase::Running | Phase::Stopping)
 }
 
 /// Pods whose report has been read: of earlier attempts, and of this one when it has been judged.
 fn recorded_pods(seen: &Observed) -> Vec<(String, String)> {
     let status = &seen.session.status;
-    let judged = !matches!(status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
+    let judged = !is_live(status.phase);
     let current = status.attempt.unwrap_or(0);
     seen.pods
         .iter()
@@ -96,9 +163,12 @@ fn recorded_pods(seen: &Observed) -> Vec<(String, String)> {
 fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
     let status = &seen.session.status;
     let attempt = next_attempt(status);
+    if status.run.is_none() {
+        plan.status = transition::first_run(plan.status, &seen.session);
+    }
     if let Some(job) = unrecorded(seen, attempt, request) {
         // Made by a reconcile that did not live to record it. Whatever else is the case now, it is recorded first.
-        plan.status = transition::creating(&plan.status, &seen.session, attempt, &job, seen.claim, now);
+        plan.status = transition::creating(&plan.status, attempt, &job, seen.claim, now);
         return plan;
     }
     let in_a_run = status.attempt.is_some_and(|a| a >= status.first_attempt.unwrap_or(a));
@@ -137,12 +207,12 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         plan.wake = Some(wait);
         return plan;
     }
-    match hindrance(seen) {
+    match drain::hindrance(&mut plan, seen, now).or_else(|| hindrance(seen)) {
         None => {
             plan.create_claim = seen.claim == ClaimSeen::Missing;
             plan.create_job = Some(attempt);
             let job = build::job_name(&request.name, attempt.number);
-            plan.status = transition::creating(&plan.status, &seen.session, attempt, &job, seen.claim, now);
+            plan.status = transition::creating(&plan.status, attempt, &job, seen.claim, now);
         }
         Some(Hindrance {
             reason,
@@ -176,23 +246,36 @@ fn unrecorded(seen: &Observed, attempt: Attempt, request: &Result<Request, Inval
 }
 
 /// What is left to do when the API server refuses what an attempt needs: to say so, and to try again, since it may be healed.
-pub fn refused(seen: &Observed, kind: &str, name: &str, said: &str) -> Plan {
+pub fn refused(
+    seen: &Observed,
+    request: &Result<Request, Invalid>,
+    (kind, name, said): (&str, &str, &str),
+    now: Timestamp,
+) -> Plan {
     let reason = if said.contains("exceeded quota") {
         Reason::QuotaExceeded
     } else {
         Reason::ConfigError
     };
     let message = format!("The API server refuses {kind} {name}: {said}");
-    let mut status = transition::waiting(&seen.session.status, reason, &message);
-    status.observed_generation = seen.session.generation;
-    Plan {
-        create_claim: false,
-        create_job: None,
-        delete: Vec::new(),
-        release: Vec::new(),
-        status,
-        wake: Some(LOOK_LATER),
+    let mut plan = Plan::nothing(seen.session.status.clone());
+    plan.status.observed_generation = seen.session.generation;
+    plan.wake = Some(LOOK_LATER);
+    if seen.session.status.phase != Phase::Pending {
+        // A drain's: it has time, and the session's end stays as it is.
+        tracing::warn!(kind, name, said, "refused");
+        return plan;
     }
+    if plan.status.run.is_none() {
+        plan.status = transition::first_run(plan.status, &seen.session);
+    }
+    let end = deadline::refusal_ends(seen, request);
+    plan.status = if end.is_some_and(|end| now >= end) {
+        transition::finish(&plan.status, Phase::Failed, reason, &message, now)
+    } else {
+        transition::refused(&plan.status, reason, &message, now)
+    };
+    plan
 }
 
 /// The attempt that comes after what is recorded.
@@ -204,10 +287,14 @@ pub fn next_attempt(status: &AgenticSessionStatus) -> Attempt {
     }
 }
 
-struct Hindrance {
-    reason: Reason,
-    message: String,
-    delete: Option<Target>,
+/// Why an attempt cannot begin yet.
+pub struct Hindrance {
+    /// One word.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+    /// What is in the way and goes.
+    pub delete: Vec<Target>,
 }
 
 /// Why an attempt cannot begin yet.
@@ -216,7 +303,7 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
         Some(Hindrance {
             reason,
             message,
-            delete: None,
+            delete: Vec::new(),
         })
     };
     let reason_so_far = match seen.session.status.attempt {
@@ -232,6 +319,7 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
     if let Some(job) = seen.job.ours().filter(|job| !job.finished) {
         // It must not make another pod.
         let delete = (!job.deleting).then(|| Target::Job(job.name.clone(), job.uid.clone()));
+        let delete = delete.into_iter().collect();
         return Some(Hindrance {
             reason: Reason::Retrying,
             message: format!("Waits for Job {} to be deleted.", job.name),
@@ -267,17 +355,40 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
 }
 
 /// An ended run stays ended until a start is asked for, or what `suspend` stopped is no longer suspended.
-fn ended(mut plan: Plan, seen: &Observed) -> Plan {
+fn ended(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
     if seen.session.suspend {
         plan.status = transition::note_start_request(plan.status, &seen.session);
-        return plan;
+    } else {
+        let asked = transition::start_request_is_new(&seen.session);
+        let resumes = transition::was_suspended(&seen.session.status);
+        if asked || resumes {
+            plan.status = transition::next_run(&plan.status, &seen.session, !asked);
+            return plan;
+        }
     }
-    let asked = transition::start_request_is_new(&seen.session);
-    let resumes = transition::was_suspended(&seen.session.status);
-    if asked || resumes {
-        plan.status = transition::next_run(&plan.status, &seen.session, !asked);
-    }
+    drain::advance(&mut plan, seen, request, now);
+    expire(&mut plan, seen, request, now);
     plan
+}
+
+/// Deletes the session when its time is over and nothing is left to be delivered. What is only suspended is not over.
+fn expire(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) {
+    let ttl = request.as_ref().ok().and_then(|request| request.ttl);
+    let status = &seen.session.status;
+    let (Some(ttl), Some(ended)) = (ttl, status.completion_time.as_ref()) else {
+        return;
+    };
+    let waits = transition::was_suspended(status) || transition::undelivered(status) && seen.policy.gateway;
+    if waits || plan.status != *status {
+        return;
+    }
+    let ttl = SignedDuration::from_secs(i64::try_from(ttl).unwrap_or(i64::MAX));
+    let left = ended.0.saturating_add(ttl).unwrap_or(Timestamp::MAX).duration_since(now);
+    if left.is_positive() {
+        plan.wake_in(left);
+    } else {
+        plan.delete_session = true;
+    }
 }
 
 // --- an attempt is live ---------------------------------------------------------------------------------------------
@@ -306,8 +417,8 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
             pod,
             job: &seen.job,
         });
-        let timeout = deadline::timeout(seen.job.ours(), request);
-        plan.status = transition::record(&plan.status, verdict, pod, seen.claim, timeout, now);
+        let terms = (&deadline::terms(seen, request), seen.policy.gateway);
+        plan.status = transition::record(&plan.status, verdict, pod, seen.claim, terms, now);
         return plan;
     }
     if stopping {
@@ -321,6 +432,7 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
         return plan;
     }
     plan.status = transition::progress(&plan.status, pod, trouble, seen.claim, now);
+    plan.tune = tuned(seen, pod, request);
     plan.wake = deadline::next(seen, pod, trouble, request).map(|at| at.duration_since(now));
     // Why a Job has no pod, or what a pod waits for, may be said in Events alone, which nobody watches.
     let soon = match pod {
@@ -330,6 +442,24 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
     };
     plan.wake = plan.wake.into_iter().chain(soon).min();
     plan
+}
+
+/// What the attempt is held to by now and was not told yet. The Job comes first: it is what later decisions read.
+fn tuned(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Invalid>) -> Vec<Tuned> {
+    let terms = deadline::terms(seen, request);
+    let mut tuned = Vec::new();
+    if let Some(job) = seen.job.ours().filter(|job| !job.deleting && !job.finished)
+        && let Some(told) = job.resolved
+        && told.limits != terms.limits
+    {
+        tuned.push(Tuned::Job(job.name.clone(), job.uid.clone(), terms));
+    }
+    if let Some(pod) = pod.filter(|pod| !pod.is_over())
+        && pod.limits.is_some_and(|told| told != terms.limits)
+    {
+        tuned.push(Tuned::Pod(pod.name.clone(), pod.uid.clone(), terms.limits));
+    }
+    tuned
 }
 
 fn has_report(pod: &PodSeen) -> bool {

@@ -3,16 +3,18 @@
 use crds::{AgenticSessionStatus, Phase, condition};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use protocol::{Outcome, Reason, Report};
+use protocol::{Outcome, Reason, Report, report::Delivery, spec::LiveLimits};
 use serde_json::json;
 
 use super::{
-    decide::{Attempt, Plan, Target, decide},
-    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, Resolved, RunnerSeen, SessionSeen, Trouble},
-    pod::{CONTAINER_GRACE, Disruption},
-    transition::MAX_ATTEMPTS,
-    validate::{Invalid, Request, tests::session, validate},
+    decide::{Attempt, Drain, Plan, Target, Tuned, decide},
+    observed::{
+        ClaimSeen, Grace, JobSeen, Observed, OurJob, PodSeen, Policy, Resolved, RunnerSeen, SessionSeen, Trouble,
+    },
+    pod::Disruption,
+    validate::{DEFAULT_MAX_ATTEMPTS, Invalid, Request, tests::session, validate},
 };
+use crate::settings::TimingSettings;
 
 /// `spec.timeout` of the model's session.
 pub(super) const TIMEOUT: u64 = 120;
@@ -30,6 +32,15 @@ pub(super) struct Model {
     /// Attempts whose Job was ever made.
     pub(super) made: Vec<u32>,
     pub(super) request: Result<Request, Invalid>,
+    /// There is a gateway, and records are left when a runner dies.
+    pub(super) gateway: bool,
+    /// Drain Jobs, and their pods, as those of attempts.
+    pub(super) drains: Vec<(u32, OurJob)>,
+    pub(super) drain_pods: Vec<PodSeen>,
+    /// The session was deleted by its time to live.
+    pub(super) expired: bool,
+    /// What the runner of the living pod, and its Job, were told last.
+    pub(super) told: Vec<Tuned>,
 }
 
 /// What happens in the world.
@@ -51,6 +62,9 @@ pub(super) enum Happening {
     JobDeleted,
     Suspend(bool),
     StartRequested(u8),
+    DrainEnds(Option<Outcome>),
+    TimeoutChanged(u64),
+    JobSuspended,
     Time(i64),
 }
 
@@ -81,6 +95,9 @@ pub(super) fn happenings() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::JobDeleted),
         2 => any::<bool>().prop_map(Happening::Suspend),
         1 => any::<u8>().prop_map(Happening::StartRequested),
+        2 => prop::option::of(prop::sample::select(vec![Outcome::Succeeded, Outcome::Undelivered])).prop_map(Happening::DrainEnds),
+        1 => (1_u64..400).prop_map(Happening::TimeoutChanged),
+        1 => Just(Happening::JobSuspended),
         3 => (1_i64..400).prop_map(Happening::Time),
     ]
 }
@@ -98,6 +115,11 @@ impl Model {
             pods: Vec::new(),
             made: Vec::new(),
             request: validate(&session(json!({"prompt": "p", "timeout": TIMEOUT}))),
+            gateway: false,
+            drains: Vec::new(),
+            drain_pods: Vec::new(),
+            expired: false,
+            told: Vec::new(),
         }
     }
 
@@ -121,7 +143,19 @@ impl Model {
             } else {
                 job(Some(self.status.attempt.unwrap_or(0) + 1))
             },
+            earlier: self
+                .jobs
+                .iter()
+                .filter(|(n, _)| Some(*n) < self.status.attempt)
+                .map(|(_, job)| job.clone())
+                .collect(),
             pods: self.pods.clone(),
+            drains: self.drains.clone(),
+            drain_pods: self.drain_pods.clone(),
+            policy: Policy {
+                gateway: self.gateway,
+                timing: TimingSettings::default(),
+            },
             unsaid: None,
         }
     }
@@ -136,8 +170,16 @@ impl Model {
         if let Some(attempt) = plan.create_job {
             self.make_job(attempt);
         }
+        if let Some(Drain { number, .. }) = plan.create_drain {
+            self.make_drain(number);
+        }
+        self.told.extend(plan.tune.iter().cloned());
         for target in &plan.delete {
             self.delete(target);
+        }
+        if plan.delete_session {
+            assert!(before.phase.is_terminal(), "a session is deleted before its end");
+            self.expired = true;
         }
         for (_, uid) in &plan.release {
             self.release(uid);
@@ -153,6 +195,11 @@ impl Model {
         let living = self.pods.iter().filter(|pod| !pod.is_over()).count();
         assert_eq!(living, 0, "attempt {} begins while a pod lives", attempt.number);
         assert!(
+            self.drain_pods.iter().all(PodSeen::is_over) && self.drains.iter().all(|(_, job)| job.finished),
+            "attempt {} begins beside a drain",
+            attempt.number
+        );
+        assert!(
             self.jobs.iter().all(|(_, job)| job.finished),
             "another Job may still make a pod"
         );
@@ -166,15 +213,38 @@ impl Model {
             name: super::build::job_name("write-poem", attempt.number),
             uid: format!("job-{}", attempt.number),
             created: Some(self.now),
-            deleting: false,
-            finished: false,
-            deadline_exceeded: false,
             resolved: Some(Resolved {
-                timeout: TIMEOUT,
+                generation: Some(self.generation),
                 used_seconds: attempt.used_seconds,
+                limits: LiveLimits {
+                    timeout: Some(TIMEOUT),
+                    ..LiveLimits::default()
+                },
+                ..Resolved::default()
             }),
+            ..OurJob::default()
         };
         self.jobs.push((attempt.number, job));
+    }
+
+    fn make_drain(&mut self, number: u32) {
+        assert!(self.gateway, "a drain without a gateway");
+        assert!(self.status.phase.is_terminal(), "a drain in the middle of a run");
+        assert!(
+            self.pods.iter().chain(&self.drain_pods).all(PodSeen::is_over),
+            "a drain begins while a pod lives"
+        );
+        assert!(
+            self.drains.iter().all(|(n, job)| *n < number && job.finished),
+            "a drain beside another"
+        );
+        let job = OurJob {
+            name: super::build::drain_name("write-poem", number),
+            uid: format!("drain-{number}"),
+            created: Some(self.now),
+            ..OurJob::default()
+        };
+        self.drains.push((number, job));
     }
 
     fn delete(&mut self, target: &Target) {
@@ -188,6 +258,16 @@ impl Model {
                 if let Some(pod) = self.pods.iter_mut().find(|pod| pod.uid == *uid) {
                     pod.deleting = true;
                 }
+            }
+            Target::Job(_, uid) if uid.starts_with("drain-") => {
+                for pod in self
+                    .drain_pods
+                    .iter_mut()
+                    .filter(|pod| format!("drain-{}", pod.attempt) == *uid)
+                {
+                    pod.deleting = true;
+                }
+                self.drains.retain(|(_, job)| job.uid != *uid);
             }
             Target::Job(_, uid) => {
                 for pod in self
@@ -203,6 +283,13 @@ impl Model {
     }
 
     fn release(&mut self, uid: &str) {
+        if let Some(pod) = self.drain_pods.iter_mut().find(|pod| pod.uid == uid) {
+            let current = self.status.drain_job_name.is_some() && self.status.drains == Some(pod.attempt);
+            assert!(!current, "a drain's report is let go before it is recorded");
+            pod.held = false;
+            self.sweep();
+            return;
+        }
         let judged = !matches!(self.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
         let pod = self.pods.iter_mut().find(|pod| pod.uid == uid).unwrap();
         let current = self.status.attempt.unwrap_or(0);
@@ -219,6 +306,10 @@ impl Model {
         let jobs = &self.jobs;
         let tracked = |pod: &PodSeen| jobs.iter().any(|(n, job)| *n == pod.attempt && !job.finished);
         self.pods
+            .retain(|pod| pod.held || tracked(pod) || !(pod.deleting && pod.is_over()));
+        let drains = &self.drains;
+        let tracked = |pod: &PodSeen| drains.iter().any(|(n, job)| *n == pod.attempt && !job.finished);
+        self.drain_pods
             .retain(|pod| pod.held || tracked(pod) || !(pod.deleting && pod.is_over()));
         // Of an attempt that was never recorded and of which somebody took Job and pod away, nothing tells any more.
         let (jobs, pods, recorded) = (&self.jobs, &self.pods, self.status.attempt);
@@ -247,7 +338,7 @@ impl Model {
                     reason: Reason::ImagePullFailed,
                     message: "no such image".into(),
                     since,
-                    grace: CONTAINER_GRACE,
+                    grace: Grace::Container,
                 };
                 for pod in self
                     .pods
@@ -292,6 +383,24 @@ impl Model {
                 self.generation += i64::from(self.suspend != suspend);
                 self.suspend = suspend;
             }
+            Happening::DrainEnds(outcome) => self.end_drain(outcome.map(drain_report)),
+            Happening::TimeoutChanged(timeout) => {
+                self.generation += 1;
+                if let Ok(request) = &mut self.request {
+                    request.timeout = timeout;
+                    request.limits.timeout = Some(timeout);
+                    request.generation = Some(self.generation);
+                }
+            }
+            Happening::JobSuspended => {
+                // The Job controller deletes the pods of a Job that is suspended.
+                if let Some((number, job)) = self.jobs.last_mut().filter(|(_, job)| !job.finished) {
+                    job.suspended = true;
+                    for pod in self.pods.iter_mut().filter(|pod| pod.attempt == *number) {
+                        pod.deleting = true;
+                    }
+                }
+            }
             Happening::StartRequested(value) => self.start_requested = Some(value.to_string()),
             Happening::Time(seconds) => self.now += SignedDuration::from_secs(seconds),
         }
@@ -300,24 +409,35 @@ impl Model {
 
     /// Counts pods that are over, and makes the ones that are missing.
     fn job_controller(&mut self) {
-        for (number, job) in &mut self.jobs {
-            job.finished |= self.pods.iter().any(|pod| pod.attempt == *number && pod.is_over());
-            if !job.finished && self.pods.iter().all(|pod| pod.attempt != *number) {
-                self.pods.push(PodSeen {
-                    name: format!("{}-abcde", job.name),
-                    uid: format!("pod-{number}"),
-                    attempt: *number,
-                    created: Some(self.now),
-                    deleting: false,
-                    scheduled: true,
-                    terminal: false,
-                    held: true,
-                    disruption: None,
-                    message: String::new(),
-                    runner: RunnerSeen::Waiting,
-                    trouble: None,
-                });
+        let now = self.now;
+        for (jobs, pods) in [
+            (&mut self.jobs, &mut self.pods),
+            (&mut self.drains, &mut self.drain_pods),
+        ] {
+            for (number, job) in jobs {
+                if pods.iter().any(|pod| pod.attempt == *number && pod.is_over()) {
+                    job.finished = true;
+                    job.finished_at.get_or_insert(now);
+                }
+                if !job.finished && pods.iter().all(|pod| pod.attempt != *number) {
+                    pods.push(pod_of(job, *number, now));
+                }
             }
+        }
+    }
+
+    /// A drain's pod ends, with this report.
+    pub(super) fn end_drain(&mut self, report: Option<Report>) {
+        for pod in self.drain_pods.iter_mut().filter(|pod| !pod.is_over()) {
+            pod.runner = RunnerSeen::Ended {
+                since: None,
+                until: None,
+                exit_code: 75,
+                out_of_memory: false,
+                said: String::new(),
+                report: report.clone().map(Box::new),
+            };
+            pod.terminal = true;
         }
     }
 
@@ -338,6 +458,7 @@ impl Model {
                 until: Some(now),
                 exit_code: outcome.map_or(137, |outcome| outcome.exit_code().into()),
                 out_of_memory: false,
+                said: String::new(),
                 report: outcome.map(|outcome| Box::new(Report::new(outcome, attempt))),
             }),
             RunnerSeen::Waiting | RunnerSeen::Ended { .. } => None,
@@ -348,18 +469,58 @@ impl Model {
     pub(super) fn settle(&mut self) {
         for _ in 0..80 {
             self.happen(Happening::JobController);
-            for pod in self.pods.iter_mut().filter(|pod| pod.deleting) {
+            for pod in self.pods.iter_mut().chain(&mut self.drain_pods).filter(|pod| pod.deleting) {
                 pod.terminal = true;
             }
+            self.jobs.iter_mut().for_each(|(_, job)| job.suspended = false);
             self.sweep();
             self.look(true);
             self.happen(Happening::RunnerStarts);
             self.look(true);
             self.happen(Happening::RunnerEnds(Outcome::Succeeded));
             self.happen(Happening::PodTurnsTerminal);
+            self.end_drain(Some(drain_report(Outcome::Succeeded)));
             self.happen(Happening::Time(60));
             self.look(true);
         }
+    }
+}
+
+/// What a drain leaves.
+pub(super) fn drain_report(outcome: Outcome) -> Report {
+    let events = if outcome == Outcome::Succeeded {
+        Delivery::Delivered
+    } else {
+        Delivery::Failed
+    };
+    Report {
+        events,
+        last_seq: 17,
+        acked_seq: if outcome == Outcome::Succeeded { 17 } else { 5 },
+        ..Report::new(outcome, 1)
+    }
+}
+
+fn pod_of(job: &OurJob, number: u32, now: Timestamp) -> PodSeen {
+    PodSeen {
+        name: format!("{}-abcde", job.name),
+        uid: format!("pod-{}", job.uid),
+        attempt: number,
+        job_uid: job.uid.clone(),
+        created: Some(now),
+        deleting: false,
+        scheduled: true,
+        terminal: false,
+        held: true,
+        disruption: None,
+        disk_full: false,
+        init_failed: None,
+        message: String::new(),
+        runner: RunnerSeen::Waiting,
+        trouble: None,
+        limits: job.resolved.map(|resolved| resolved.limits),
+        agent_restarts: 0,
+        agent_out_of_memory: false,
     }
 }
 
@@ -380,7 +541,7 @@ fn check_transition(before: &AgenticSessionStatus, after: &AgenticSessionStatus)
     let made = after.attempt.unwrap_or(0) - after.first_attempt.unwrap_or(1).min(after.attempt.unwrap_or(0));
     if after.phase == Phase::Creating {
         assert!(
-            made < MAX_ATTEMPTS + after.free_retries.unwrap_or(0),
+            made < DEFAULT_MAX_ATTEMPTS + after.free_retries.unwrap_or(0),
             "more attempts than there are"
         );
     }

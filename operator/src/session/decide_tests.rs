@@ -16,8 +16,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_at_most_one_attempt_lives_and_every_session_ends(happenings in prop::collection::vec(happenings(), 0..60)) {
-        let mut model = Model::new();
+    fn whatever_happens_at_most_one_attempt_lives_and_every_session_ends(
+        gateway in any::<bool>(),
+        happenings in prop::collection::vec(happenings(), 0..60),
+    ) {
+        let mut model = Model { gateway, ..Model::new() };
         for happening in happenings {
             model.happen(happening);
         }
@@ -25,9 +28,23 @@ proptest! {
         model.settle();
         prop_assert!(model.status.phase.is_terminal(), "{:#?}", model.status);
         prop_assert!(model.pods.iter().all(|pod| !pod.held), "a settled session holds no pod");
+        prop_assert!(model.jobs.is_empty() && model.drains.is_empty(), "Jobs go when they were kept for long enough");
+        prop_assert!(model.drain_pods.is_empty(), "{:?}", model.drain_pods);
+        let delivered = model.status.conditions.iter().find(|c| c.type_ == crds::condition::EVENTS_DELIVERED).unwrap();
+        prop_assert!(delivered.reason != "Undelivered", "{delivered:?}");
 
         let plan = model.look(true);
-        let quiet = Plan { create_claim: false, create_job: None, delete: vec![], release: vec![], status: model.status.clone(), wake: plan.wake };
+        let quiet = Plan {
+            create_claim: false,
+            create_job: None,
+            create_drain: None,
+            tune: vec![],
+            delete: vec![],
+            delete_session: false,
+            release: vec![],
+            status: model.status.clone(),
+            wake: plan.wake,
+        };
         prop_assert_eq!(&plan, &quiet, "a settled session is left alone");
         prop_assert_eq!(plan.wake, None);
     }
@@ -181,6 +198,7 @@ fn rate_limited(model: &mut Model, retry_after: Option<u64>) -> Plan {
         until: Some(now),
         exit_code: 75,
         out_of_memory: false,
+        said: String::new(),
         report: Some(Box::new(report)),
     };
     model.happen(Happening::PodTurnsTerminal);

@@ -6,6 +6,7 @@ mod conditions;
 pub mod controller;
 mod deadline;
 mod decide;
+mod drain;
 mod observe;
 mod observed;
 mod outcome;
@@ -93,13 +94,14 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         Found::Unreadable(why) => return Ok(Settled::Unreadable(why)),
         Found::Live(session) => session,
     };
-    let observed = observe::children(client, &session, now).await?;
+    let policy = observed::Policy::of(&context.settings);
+    let observed = observe::children(client, &session, policy, now).await?;
     let request = validate::validate(&session);
     let plan = decide::decide(&observed, &request, now);
-    let plan = match apply::apply(client, namespace, &plan, request.as_ref().ok(), &context.settings.pod).await {
+    let plan = match apply::apply(client, &session, &plan, request.as_ref().ok(), &context.settings.pod).await {
         Ok(()) => plan,
         // The session waits, and says for what.
-        Err(ApplyError::Refused { kind, name, said }) => decide::refused(&observed, kind, &name, &said),
+        Err(ApplyError::Refused { kind, name, said }) => decide::refused(&observed, &request, (kind, &name, &said), now),
         Err(error) => return Err(error.into()),
     };
     if status::update(client, &session, &plan.status).await? {

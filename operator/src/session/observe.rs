@@ -12,7 +12,9 @@ use protocol::names::label;
 use super::{
     build,
     decide::next_attempt,
-    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, RunnerSeen, SessionSeen, trouble_of},
+    observed::{
+        ClaimSeen, JobFor, JobSeen, Observed, OurJob, PodSeen, Policy, RunnerSeen, SessionSeen, pod_of, trouble_of,
+    },
 };
 
 /// How long the Job controller may take to make a pod before its Events are asked why there is none.
@@ -63,30 +65,40 @@ pub async fn session(client: &Client, namespace: &str, name: &str) -> Result<Fou
 ///
 /// The pods come last: a Job that is over when it is read had its pod before, and that pod is held by its finalizer until its
 /// report is recorded, so a pod that is not found then is gone for good.
-pub async fn children(client: &Client, session: &AgenticSession, now: Timestamp) -> Result<Observed, Error> {
+pub async fn children(
+    client: &Client,
+    session: &AgenticSession,
+    policy: Policy,
+    now: Timestamp,
+) -> Result<Observed, Error> {
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
+    let uid = session.uid().unwrap_or_default();
     let failed = |what| {
         let session = name.clone();
         move |source| Error { what, session, source }
     };
     let seen = SessionSeen::from(session);
-    let jobs: Api<Job> = Api::namespaced(client.clone(), &namespace);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
     let live = matches!(seen.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
-    let current = seen.status.attempt.map(|n| build::job_name(&name, n));
-    let next = (!live).then(|| build::job_name(&name, next_attempt(&seen.status).number));
     let claim_name = build::claim_name(&name);
-    let (job, next_job, claim) = tokio::try_join!(
-        get(&jobs, current.as_deref()),
-        get(&jobs, next.as_deref()),
-        get(&claims, Some(&claim_name)),
+    let (jobs, claim) = tokio::try_join!(
+        jobs(client, &namespace, session, &seen, live),
+        get(&claims, Some(&claim_name))
     )
-    .map_err(failed("the Job or the claim"))?;
-    let job = JobSeen::of(job.as_ref(), &session.metadata);
-    let pods = pods(client, &namespace, &session.uid().unwrap_or_default())
-        .await
-        .map_err(failed("the pods"))?;
-    let unsaid = match silent(job.ours(), &pods, seen.status.attempt, now).filter(|_| live) {
+    .map_err(failed("the Jobs or the claim"))?;
+    let (mut pods, mut drain_pods) = (Vec::new(), Vec::new());
+    for pod in self::pods(client, &namespace, &uid).await.map_err(failed("the pods"))? {
+        match pod_of(&pod, &name) {
+            Some((JobFor::Attempt(_), pod)) => pods.push(pod),
+            Some((JobFor::Drain(_), pod)) => drain_pods.push(pod),
+            None => {}
+        }
+    }
+    if let Some(job) = jobs.current.ours() {
+        // A pod of another Job of that name is not this attempt's.
+        pods.retain(|pod| Some(pod.attempt) != seen.status.attempt || pod.job_uid == job.uid);
+    }
+    let unsaid = match silent(jobs.current.ours(), &pods, seen.status.attempt, now).filter(|_| live) {
         // Only the explanation hangs on it.
         Some(uid) => last_event(client, &namespace, uid).await.unwrap_or_else(|error| {
             tracing::warn!(session = name, namespace, %error, "failed to read Events");
@@ -96,12 +108,71 @@ pub async fn children(client: &Client, session: &AgenticSession, now: Timestamp)
     };
     Ok(Observed {
         claim: ClaimSeen::of(claim.as_ref(), &session.metadata),
-        next_job: JobSeen::of(next_job.as_ref(), &session.metadata),
         session: seen,
-        job,
+        job: jobs.current,
+        next_job: jobs.next,
+        earlier: jobs.earlier,
+        drains: jobs.drains,
         unsaid: unsaid.as_ref().and_then(trouble_of),
         pods,
+        drain_pods,
+        policy,
     })
+}
+
+/// The Jobs of a session.
+struct Jobs {
+    current: JobSeen,
+    next: JobSeen,
+    earlier: Vec<OurJob>,
+    drains: Vec<(u32, OurJob)>,
+}
+
+/// The label finds ours; a name that is needed and not among them may be somebody else's, or one whose label was taken away.
+async fn jobs(
+    client: &Client,
+    namespace: &str,
+    session: &AgenticSession,
+    seen: &SessionSeen,
+    live: bool,
+) -> kube::Result<Jobs> {
+    let name = session.name_any();
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let ours = ListParams::default().labels(&format!(
+        "{}={}",
+        label::SESSION_UID,
+        session.uid().unwrap_or_default()
+    ));
+    let mut found = Jobs {
+        current: JobSeen::Missing,
+        next: JobSeen::Missing,
+        earlier: Vec::new(),
+        drains: Vec::new(),
+    };
+    let next = next_attempt(&seen.status).number;
+    for job in api.list(&ours).await?.items {
+        let JobSeen::Ours(job) = JobSeen::of(Some(&job), &session.metadata) else {
+            continue;
+        };
+        match JobFor::of(&job.name, &name) {
+            Some(JobFor::Drain(number)) => found.drains.push((number, job)),
+            Some(JobFor::Attempt(n)) if Some(n) == seen.status.attempt => found.current = JobSeen::Ours(job),
+            Some(JobFor::Attempt(n)) if n == next && !live => found.next = JobSeen::Ours(job),
+            Some(JobFor::Attempt(n)) if n < next => found.earlier.push(job),
+            Some(JobFor::Attempt(_)) | None => {}
+        }
+    }
+    let needed = |job: &JobSeen, n: u32| (*job == JobSeen::Missing).then(|| build::job_name(&name, n));
+    let current = seen.status.attempt.filter(|_| live).and_then(|n| needed(&found.current, n));
+    let next = needed(&found.next, next).filter(|_| seen.status.phase == Phase::Pending);
+    let (current, next) = tokio::try_join!(get(&api, current.as_deref()), get(&api, next.as_deref()))?;
+    if current.is_some() {
+        found.current = JobSeen::of(current.as_ref(), &session.metadata);
+    }
+    if next.is_some() {
+        found.next = JobSeen::of(next.as_ref(), &session.metadata);
+    }
+    Ok(found)
 }
 
 async fn get<K>(api: &Api<K>, name: Option<&str>) -> kube::Result<Option<K>>
@@ -114,11 +185,11 @@ where
     }
 }
 
-/// The label finds them; that it is our UID in it is what makes them the session's.
-async fn pods(client: &Client, namespace: &str, uid: &str) -> kube::Result<Vec<PodSeen>> {
+/// The label finds them; the Job that controls one makes it the session's.
+async fn pods(client: &Client, namespace: &str, uid: &str) -> kube::Result<Vec<Pod>> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let ours = ListParams::default().labels(&format!("{}={uid}", label::SESSION_UID));
-    Ok(pods.list(&ours).await?.items.iter().filter_map(PodSeen::of).collect())
+    Ok(pods.list(&ours).await?.items)
 }
 
 /// UID of what should have come further by now and does not say in its status why it has not: the Job that has no pod, or the

@@ -12,11 +12,15 @@ use k8s_openapi::{
 use kube::{Resource as _, ResourceExt as _};
 use protocol::{
     Reason,
-    names::{annotation, label},
+    names::{annotation, component, label},
+    spec::LiveLimits,
 };
 use serde::{Deserialize, Serialize};
 
-pub use super::pod::{PodSeen, RunnerSeen, Trouble};
+use crate::settings::{Settings, TimingSettings};
+
+pub use super::pod::{Grace, PodSeen, RunnerSeen, Trouble};
+use super::{build, validate};
 
 /// A session and its children, as the API server has them now.
 #[derive(Clone, Debug)]
@@ -29,10 +33,37 @@ pub struct Observed {
     pub job: JobSeen,
     /// The Job of the attempt after that one; looked for only while no attempt is live.
     pub next_job: JobSeen,
+    /// Jobs of attempts before that one.
+    pub earlier: Vec<OurJob>,
     /// Pods of all its attempts.
     pub pods: Vec<PodSeen>,
+    /// Its drain Jobs, by number.
+    pub drains: Vec<(u32, OurJob)>,
+    /// Pods of its drain Jobs; the number is in the place of the attempt's.
+    pub drain_pods: Vec<PodSeen>,
+    /// What the operator was told.
+    pub policy: Policy,
     /// What keeps the current attempt from starting and stands in no status: in the Events of its Job or pod alone.
     pub unsaid: Option<Trouble>,
+}
+
+/// What of the operator's settings decisions rest on.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// There is a gateway that takes records.
+    pub gateway: bool,
+    /// How long things last.
+    pub timing: TimingSettings,
+}
+
+impl Policy {
+    /// What `settings` say.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            gateway: settings.pod.gateway().is_some(),
+            timing: settings.timing,
+        }
+    }
 }
 
 /// What of the session itself decisions rest on.
@@ -129,12 +160,30 @@ impl ClaimSeen {
 
 /// What was resolved for an attempt when its Job was made; kept on the Job as [`annotation::RESOLVED`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct Resolved {
-    /// Running time of the run over all its attempts, seconds.
-    pub timeout: u64,
-    /// What earlier attempts of the run used of it, seconds.
+    /// Generation of the session that it was resolved from: a later one may have changed the limits.
+    pub generation: Option<i64>,
+    /// What earlier attempts of the run used of the running time, seconds.
     pub used_seconds: u64,
+    /// Seconds that the pod may take to start.
+    pub start_timeout: u64,
+    /// Attempts of a run that count.
+    pub max_attempts: u32,
+    /// What may change while the attempt runs, as it was last applied.
+    pub limits: LiveLimits,
+}
+
+impl Default for Resolved {
+    fn default() -> Self {
+        Self {
+            generation: None,
+            used_seconds: 0,
+            start_timeout: validate::DEFAULT_START_TIMEOUT,
+            max_attempts: validate::DEFAULT_MAX_ATTEMPTS,
+            limits: LiveLimits::default(),
+        }
+    }
 }
 
 /// A Job of a name that a session needs.
@@ -151,7 +200,8 @@ pub enum JobSeen {
 }
 
 /// A Job of the session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not exclude each other")]
 pub struct OurJob {
     /// Name.
     pub name: String,
@@ -159,12 +209,20 @@ pub struct OurJob {
     pub uid: String,
     /// When it was made.
     pub created: Option<Timestamp>,
+    /// Since when it may make pods; later than `created` for one that was suspended.
+    pub started: Option<Timestamp>,
+    /// It is held back, or was stopped, by whoever admits Jobs.
+    pub suspended: bool,
     /// It is being deleted.
     pub deleting: bool,
     /// It will make no more pods.
     pub finished: bool,
+    /// Since when.
+    pub finished_at: Option<Timestamp>,
     /// It was ended by its `activeDeadlineSeconds`.
     pub deadline_exceeded: bool,
+    /// Its `activeDeadlineSeconds`.
+    pub deadline: Option<i64>,
     /// What was resolved when it was made.
     pub resolved: Option<Resolved>,
 }
@@ -191,34 +249,81 @@ impl JobSeen {
 
 impl From<&Job> for OurJob {
     fn from(job: &Job) -> Self {
+        let status = job.status.as_ref();
         let conditions = || {
-            job.status
+            status
                 .iter()
                 .flat_map(|s| s.conditions.iter().flatten())
                 .filter(|c| c.status == "True")
         };
-        let resolved = job.annotations().get(annotation::RESOLVED);
-        Self {
-            name: job.name_any(),
-            uid: job.uid().unwrap_or_default(),
-            created: job.creation_timestamp().map(|t| t.0),
-            deleting: job.metadata.deletion_timestamp.is_some(),
-            // The targets are set as soon as the Job controller has decided; it makes no pod after them.
-            finished: conditions().any(|c| {
+        // The targets are set as soon as the Job controller has decided; it makes no pod after them.
+        let ends = || {
+            conditions().filter(|c| {
                 matches!(
                     &*c.type_,
                     "Complete" | "Failed" | "FailureTarget" | "SuccessCriteriaMet"
                 )
-            }),
+            })
+        };
+        let resolved = job.annotations().get(annotation::RESOLVED);
+        let spec = job.spec.as_ref();
+        Self {
+            name: job.name_any(),
+            uid: job.uid().unwrap_or_default(),
+            created: job.creation_timestamp().map(|t| t.0),
+            started: status.and_then(|s| s.start_time.as_ref()).map(|t| t.0),
+            suspended: spec.and_then(|s| s.suspend).unwrap_or_default(),
+            deleting: job.metadata.deletion_timestamp.is_some(),
+            finished: ends().next().is_some(),
+            finished_at: ends().filter_map(|c| Some(c.last_transition_time.as_ref()?.0)).max(),
             deadline_exceeded: conditions().any(|c| c.reason.as_deref() == Some("DeadlineExceeded")),
+            deadline: spec.and_then(|s| s.active_deadline_seconds),
             resolved: resolved.and_then(|json| serde_json::from_str(json).ok()),
         }
     }
 }
 
-/// Number of the attempt that an object belongs to, from its label.
-pub fn attempt_of(pod: &Pod) -> Option<u32> {
-    pod.labels().get(label::ATTEMPT)?.parse().ok()
+/// What of a session a Job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobFor {
+    /// The attempt of this number.
+    Attempt(u32),
+    /// The drain of this number.
+    Drain(u32),
+}
+
+impl JobFor {
+    /// Reads it from the Job's name, which is a function of the session and the number.
+    pub fn of(job: &str, session: &str) -> Option<Self> {
+        let rest = job.strip_prefix(session)?;
+        let found = if let Some(number) = rest.strip_prefix("-drain-") {
+            Self::Drain(number.parse().ok()?)
+        } else if rest == "-job" {
+            Self::Attempt(1)
+        } else {
+            Self::Attempt(rest.strip_prefix("-job-")?.parse().ok()?)
+        };
+        let name = match found {
+            Self::Attempt(n) => build::job_name(session, n),
+            Self::Drain(n) => build::drain_name(session, n),
+        };
+        (name == job).then_some(found)
+    }
+}
+
+/// Reads a pod as one of the session's, by the Job that controls it: labels anybody can write on a pod of their own.
+pub fn pod_of(pod: &Pod, session: &str) -> Option<(JobFor, PodSeen)> {
+    let owner = pod.owner_references().iter().find(|o| o.controller == Some(true))?;
+    if owner.kind != "Job" || owner.api_version != "batch/v1" {
+        return None;
+    }
+    let job = JobFor::of(&owner.name, session)?;
+    let (part, number) = match job {
+        JobFor::Attempt(n) => (component::ATTEMPT, n),
+        JobFor::Drain(n) => (component::DRAIN, n),
+    };
+    (pod.labels().get(label::COMPONENT).map(String::as_str) == Some(part))
+        .then(|| (job, PodSeen::of(pod, number, &owner.uid)))
 }
 
 /// Reads the last Event of a Job or pod, if it tells of something that hinders.
@@ -245,6 +350,6 @@ pub fn trouble_of(event: &Event) -> Option<Trouble> {
         reason,
         message,
         since: None,
-        grace: super::pod::START_TIMEOUT,
+        grace: Grace::Start,
     })
 }

@@ -33,6 +33,8 @@ pub enum End {
         /// Seconds that the model API asked to wait.
         retry_after: Option<u64>,
     },
+    /// Whoever admits Jobs took its place away: it waits to be admitted again, and nothing is counted.
+    Queued,
 }
 
 /// The judgement over an attempt.
@@ -125,6 +127,10 @@ fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
             "The Job's deadline passed before the session ended.".to_owned(),
         );
     }
+    if let Some(job) = evidence.job.ours().filter(|job| job.suspended) {
+        let message = format!("Job {} was suspended by whoever admits Jobs: the session waits for its turn.", job.name);
+        return (End::Queued, Reason::Queued, message);
+    }
     let Some(pod) = evidence.pod else {
         let message = format!("The pod of attempt {} is gone and left no report.", evidence.attempt);
         return (counts(), Reason::OutcomeUnknown, message);
@@ -140,6 +146,14 @@ fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
             message,
         );
     }
+    if pod.disk_full {
+        let message = format!("Pod {} used more disk than it may: {}", pod.name, pod.message);
+        return (counts(), Reason::DiskFull, message);
+    }
+    if let Some(said) = &pod.init_failed {
+        let message = format!("Pod {} cannot be set up: {said}", pod.name);
+        return (End::Failed, Reason::ConfigError, message);
+    }
     match &pod.runner {
         RunnerSeen::Ended {
             out_of_memory: true, ..
@@ -149,12 +163,12 @@ fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
             format!("The runner of pod {} was killed for memory.", pod.name),
         ),
         _ if pod.deleting => (counts(), Reason::PodDeleted, format!("Pod {} was deleted.", pod.name)),
-        RunnerSeen::Ended { exit_code, .. } => {
+        RunnerSeen::Ended { exit_code, said, .. } => {
             let message = format!(
-                "The runner of pod {} ended with exit code {exit_code} and no final report.",
+                "The runner of pod {} ended with exit code {exit_code} and no final report. {said}",
                 pod.name
             );
-            (counts(), Reason::RunnerCrashed, message)
+            (counts(), Reason::RunnerCrashed, message.trim_end().to_owned())
         }
         RunnerSeen::Waiting | RunnerSeen::Running { .. } => {
             let said = if pod.message.is_empty() {
@@ -183,15 +197,21 @@ mod tests {
             name: "write-poem-job-x7".into(),
             uid: "pod-uid".into(),
             attempt: 4,
+            job_uid: "job-uid".into(),
             created: None,
             deleting: false,
             scheduled: true,
             terminal: true,
             held: true,
             disruption: None,
+            disk_full: false,
+            init_failed: None,
             message: String::new(),
             runner,
             trouble: None,
+            limits: None,
+            agent_restarts: 0,
+            agent_out_of_memory: false,
         }
     }
 
@@ -201,6 +221,7 @@ mod tests {
             until: None,
             exit_code,
             out_of_memory: false,
+            said: String::new(),
             report: report.map(Box::new),
         }
     }
@@ -327,11 +348,9 @@ mod tests {
         let job = JobSeen::Ours(OurJob {
             name: "j".into(),
             uid: "u".into(),
-            created: None,
-            deleting: false,
             finished: true,
             deadline_exceeded: true,
-            resolved: None,
+            ..OurJob::default()
         });
         let pod = PodSeen {
             deleting: true,
@@ -344,5 +363,48 @@ mod tests {
             job: &job,
         });
         assert_eq!((verdict.end, verdict.reason), (End::Failed, Reason::Timeout));
+    }
+
+    #[test]
+    fn a_pod_beyond_its_own_disk_limit_counts_as_a_try() {
+        let full = PodSeen {
+            disk_full: true,
+            message: "Usage of EmptyDir volume \"tmp\" exceeds the limit \"1Gi\".".into(),
+            ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4))))
+        };
+        let verdict = judged(Some(&full), None);
+        assert_eq!((verdict.end, verdict.reason), (COUNTS, Reason::DiskFull));
+        assert!(verdict.message.contains("tmp"), "{}", verdict.message);
+    }
+
+    #[test]
+    fn an_init_container_that_failed_for_good_is_the_sessions_configuration() {
+        let broken = PodSeen {
+            init_failed: Some("container tools (image u:1): Error, exit code 1: no bash".into()),
+            ..pod(RunnerSeen::Waiting)
+        };
+        let verdict = judged(Some(&broken), None);
+        assert_eq!((verdict.end, verdict.reason), (End::Failed, Reason::ConfigError));
+        assert!(verdict.message.contains("no bash"));
+    }
+
+    #[test]
+    fn an_attempt_whose_job_was_suspended_by_somebody_else_waits_again() {
+        let job = JobSeen::Ours(OurJob {
+            suspended: true,
+            ..OurJob::default()
+        });
+        let deleted = PodSeen {
+            deleting: true,
+            ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4))))
+        };
+        let verdict = judge(&Evidence {
+            attempt: 4,
+            stopping: None,
+            pod: Some(&deleted),
+            job: &job,
+        });
+        assert_eq!((verdict.end, verdict.reason), (End::Queued, Reason::Queued));
+        assert!(verdict.report.is_some(), "what it did is known");
     }
 }

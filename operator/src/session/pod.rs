@@ -1,17 +1,13 @@
 //! What a pod says of its attempt.
 
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus};
 use kube::ResourceExt as _;
 use protocol::{
     Reason, Report,
-    names::{REPORT_FINALIZER, container},
+    names::{REPORT_FINALIZER, annotation, container},
+    spec::LiveLimits,
 };
-
-/// How long a pod may take to start while what hinders it can still heal.
-pub const START_TIMEOUT: SignedDuration = SignedDuration::from_hours(1);
-/// How long an image may fail to be pulled, or a container to be made, before the attempt is given up.
-pub const CONTAINER_GRACE: SignedDuration = SignedDuration::from_mins(5);
 
 /// A pod of a session.
 #[derive(Clone, Debug)]
@@ -23,6 +19,8 @@ pub struct PodSeen {
     pub uid: String,
     /// Attempt that it belongs to.
     pub attempt: u32,
+    /// UID of the Job that controls it.
+    pub job_uid: String,
     /// When it was made.
     pub created: Option<Timestamp>,
     /// It is being deleted.
@@ -35,12 +33,22 @@ pub struct PodSeen {
     pub held: bool,
     /// Who ended it, when the cluster did.
     pub disruption: Option<Disruption>,
+    /// It used more of its own disk than it may.
+    pub disk_full: bool,
+    /// An init container failed for good: its name and last words.
+    pub init_failed: Option<String>,
     /// The kubelet's or a controller's word on the pod as a whole.
     pub message: String,
     /// Its runner.
     pub runner: RunnerSeen,
     /// What hinders its start.
     pub trouble: Option<Trouble>,
+    /// What was told to it of its limits.
+    pub limits: Option<LiveLimits>,
+    /// How often the agent's container was started again.
+    pub agent_restarts: u32,
+    /// Whether that was for memory, the last time.
+    pub agent_out_of_memory: bool,
 }
 
 /// The cluster's reason to end a pod.
@@ -52,6 +60,9 @@ pub struct Disruption {
     pub message: String,
 }
 
+/// So many restarts before the runner has started tell that a sidecar does not work, though it runs just now.
+const SUSPICIOUS_RESTARTS: i32 = 3;
+
 /// Something that hinders a start and may heal by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
@@ -62,7 +73,16 @@ pub struct Trouble {
     /// When the pod came to where it is hindered.
     pub since: Option<Timestamp>,
     /// How long it may last.
-    pub grace: SignedDuration,
+    pub grace: Grace,
+}
+
+/// How long something that hinders a start may last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grace {
+    /// A few minutes: an image or a container of the pod does not work.
+    Container,
+    /// As long as a start may take: others have to do something.
+    Start,
 }
 
 /// The runner container.
@@ -85,20 +105,29 @@ pub enum RunnerSeen {
         exit_code: i32,
         /// The kernel killed it for memory.
         out_of_memory: bool,
+        /// The kubelet's word on its end, when the runner itself left none.
+        said: String,
         /// What it left.
         report: Option<Box<Report>>,
     },
 }
 
 impl PodSeen {
-    /// Reads a pod; `None` when it carries no attempt number and so is not of our making.
-    pub fn of(pod: &Pod) -> Option<Self> {
+    /// Reads the pod of an attempt, or of a drain, of this number.
+    pub fn of(pod: &Pod, number: u32, job_uid: &str) -> Self {
         let nothing = PodStatus::default();
         let status = pod.status.as_ref().unwrap_or(&nothing);
-        Some(Self {
+        let agent = status
+            .init_container_statuses
+            .iter()
+            .flatten()
+            .find(|c| c.name == container::AGENT);
+        let disk_full = disk_full(status);
+        Self {
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
-            attempt: super::observed::attempt_of(pod)?,
+            attempt: number,
+            job_uid: job_uid.to_owned(),
             created: pod.creation_timestamp().map(|t| t.0),
             deleting: pod.metadata.deletion_timestamp.is_some(),
             scheduled: pod
@@ -107,11 +136,22 @@ impl PodSeen {
                 .is_some_and(|s| s.node_name.as_deref().is_some_and(|n| !n.is_empty())),
             terminal: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             held: pod.finalizers().iter().any(|f| f == REPORT_FINALIZER),
-            disruption: disruption(status),
+            disruption: disruption(status).filter(|_| !disk_full),
+            disk_full,
+            init_failed: init_failed(pod, status),
             message: status.message.clone().unwrap_or_default(),
             runner: runner(status),
-            trouble: trouble(pod, status),
-        })
+            // What becomes of a sidecar later is not a start that is hindered.
+            trouble: trouble(pod, status).filter(|_| runner(status) == RunnerSeen::Waiting),
+            limits: pod
+                .annotations()
+                .get(annotation::LIMITS)
+                .and_then(|json| serde_json::from_str(json).ok()),
+            agent_restarts: agent.map_or(0, |c| u32::try_from(c.restart_count).unwrap_or(0)),
+            agent_out_of_memory: agent
+                .and_then(|c| c.last_state.as_ref()?.terminated.as_ref())
+                .is_some_and(out_of_memory),
+        }
     }
 
     /// Nothing of it runs or will run. One that no node has taken when it is deleted never starts.
@@ -156,6 +196,51 @@ fn disruption(status: &PodStatus) -> Option<Disruption> {
     Some(Disruption { reason, message })
 }
 
+/// The kubelet's words (`pkg/kubelet/eviction/helpers.go`) when the pod and not its node is short of disk. Then there is no
+/// condition `DisruptionTarget` either.
+fn disk_full(status: &PodStatus) -> bool {
+    let said = status.message.as_deref().unwrap_or_default();
+    status.reason.as_deref() == Some("Evicted")
+        && condition(status, "DisruptionTarget").is_none_or(|c| c.status != "True")
+        && [
+            "exceeded its local ephemeral storage limit",
+            "exceeds the total limit of containers",
+            "Usage of EmptyDir volume",
+        ]
+        .iter()
+        .any(|words| said.contains(words))
+}
+
+/// An init container that is not started again (`restartPolicy: Never` of its pod) and failed.
+fn init_failed(pod: &Pod, status: &PodStatus) -> Option<String> {
+    let again = |name: &str| {
+        let spec = pod.spec.as_ref().and_then(|s| s.init_containers.as_ref());
+        let container = spec.and_then(|all| all.iter().find(|c| c.name == name));
+        container.is_some_and(|c| c.restart_policy.as_deref() == Some("Always"))
+    };
+    status.init_container_statuses.iter().flatten().find_map(|seen| {
+        let ended = seen.state.as_ref()?.terminated.as_ref()?;
+        (ended.exit_code != 0 && !again(&seen.name)).then(|| last_words(seen, ended))
+    })
+}
+
+fn out_of_memory(ended: &ContainerStateTerminated) -> bool {
+    ended.reason.as_deref() == Some("OOMKilled")
+}
+
+/// Who ended how, with its own words or the kubelet's.
+fn last_words(seen: &ContainerStatus, ended: &ContainerStateTerminated) -> String {
+    let said = ended.message.as_deref().map(str::trim).filter(|m| !m.is_empty());
+    format!(
+        "container {} (image {}): {}, exit code {}: {}",
+        seen.name,
+        seen.image,
+        ended.reason.as_deref().unwrap_or("Error"),
+        ended.exit_code,
+        said.unwrap_or("no reason is given; see the container's log")
+    )
+}
+
 fn runner(status: &PodStatus) -> RunnerSeen {
     let Some(seen) = status
         .container_statuses
@@ -167,12 +252,17 @@ fn runner(status: &PodStatus) -> RunnerSeen {
     };
     let state = seen.state.clone().unwrap_or_default();
     if let Some(ended) = state.terminated {
+        let report = ended.message.as_deref().and_then(|m| Report::from_message(m).ok());
         return RunnerSeen::Ended {
-            since: ended.started_at.map(|t| t.0),
-            until: ended.finished_at.map(|t| t.0),
+            since: ended.started_at.as_ref().map(|t| t.0),
+            until: ended.finished_at.as_ref().map(|t| t.0),
             exit_code: ended.exit_code,
-            out_of_memory: ended.reason.as_deref() == Some("OOMKilled"),
-            report: ended.message.and_then(|m| Report::from_message(&m).ok()).map(Box::new),
+            out_of_memory: out_of_memory(&ended),
+            said: match report {
+                Some(_) => String::new(),
+                None => last_words(seen, &ended),
+            },
+            report: report.map(Box::new),
         };
     }
     match state.running {
@@ -193,7 +283,7 @@ fn trouble(pod: &Pod, status: &PodStatus) -> Option<Trouble> {
                 unscheduled.message.as_deref().unwrap_or("no reason is given")
             ),
             since: pod.creation_timestamp().map(|t| t.0),
-            grace: START_TIMEOUT,
+            grace: Grace::Start,
         });
     }
     let statuses = || {
@@ -224,8 +314,11 @@ fn trouble(pod: &Pod, status: &PodStatus) -> Option<Trouble> {
 }
 
 /// The kubelet's words for a container that it cannot start.
-fn hindered(seen: &ContainerStatus) -> Option<(Reason, SignedDuration, String)> {
-    let waiting = seen.state.as_ref()?.waiting.as_ref()?;
+fn hindered(seen: &ContainerStatus) -> Option<(Reason, Grace, String)> {
+    let state = seen.state.as_ref()?;
+    let Some(waiting) = state.waiting.as_ref() else {
+        return ended_early(seen, state);
+    };
     let word = waiting.reason.as_deref()?;
     let (reason, grace) = match word {
         "ErrImagePull"
@@ -234,30 +327,39 @@ fn hindered(seen: &ContainerStatus) -> Option<(Reason, SignedDuration, String)> 
         | "InvalidImageName"
         | "ImageInspectError"
         | "RegistryUnavailable"
-        | "SignatureValidationFailed" => (Reason::ImagePullFailed, CONTAINER_GRACE),
+        | "SignatureValidationFailed" => (Reason::ImagePullFailed, Grace::Container),
         // A Secret or ConfigMap that does not exist yet.
-        "CreateContainerConfigError" => (Reason::ConfigError, START_TIMEOUT),
+        "CreateContainerConfigError" => (Reason::ConfigError, Grace::Start),
         "CreateContainerError"
         | "RunContainerError"
         | "StartError"
         | "CrashLoopBackOff"
         | "PreCreateHookError"
         | "PreStartHookError"
-        | "PostStartHookError" => (Reason::ConfigError, CONTAINER_GRACE),
+        | "PostStartHookError" => (Reason::ConfigError, Grace::Container),
         _ => return None,
     };
-    let last = seen
-        .last_state
-        .as_ref()
-        .and_then(|s| s.terminated.as_ref())
-        .and_then(|t| t.message.as_deref());
-    let said = match (word, last) {
-        ("CrashLoopBackOff", Some(last)) => last,
-        _ => waiting.message.as_deref().unwrap_or_default(),
+    if word == "CrashLoopBackOff"
+        && let Some(last) = seen.last_state.as_ref().and_then(|s| s.terminated.as_ref())
+    {
+        return Some((reason, grace, last_words(seen, last)));
+    }
+    let said = waiting.message.as_deref().unwrap_or_default();
+    let message = format!("container {} (image {}): {word}: {said}", seen.name, seen.image);
+    Some((reason, grace, message))
+}
+
+/// A sidecar that ends before the runner starts, or that is tried again after it did: between two tries the kubelet shows it
+/// as ended or running, which is no progress.
+fn ended_early(seen: &ContainerStatus, state: &ContainerState) -> Option<(Reason, Grace, String)> {
+    if seen.name != container::AGENT {
+        return None;
+    }
+    let last = seen.last_state.as_ref().and_then(|s| s.terminated.as_ref());
+    let ended = match &state.terminated {
+        Some(ended) => ended,
+        // It may have come round; one that was started so often is not believed yet.
+        None => last.filter(|_| seen.restart_count >= SUSPICIOUS_RESTARTS)?,
     };
-    Some((
-        reason,
-        grace,
-        format!("container {} (image {}): {word}: {said}", seen.name, seen.image),
-    ))
+    Some((Reason::ConfigError, Grace::Container, last_words(seen, ended)))
 }

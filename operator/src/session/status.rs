@@ -1,6 +1,6 @@
 //! The one status write of a reconcile, and the Events that tell of it.
 
-use crds::{AgenticSession, AgenticSessionStatus, Phase};
+use crds::{AgenticSession, AgenticSessionStatus, Phase, condition};
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -8,6 +8,7 @@ use kube::{
 use protocol::Reason;
 use serde_json::json;
 
+use super::conditions;
 use crate::events::Note;
 
 /// Manager of the fields that are written here.
@@ -68,8 +69,25 @@ pub fn notes(old: &AgenticSessionStatus, next: &AgenticSessionStatus) -> Vec<Not
             action: next.phase.as_str(),
         });
     }
+    if next.attempt == old.attempt && next.agent_restarts > old.agent_restarts {
+        notes.push(Note {
+            warning: true,
+            reason: "AgentRestarted".to_owned(),
+            text: next.message.clone().unwrap_or_default(),
+            action: "Restart",
+        });
+    }
+    if lost(next) && !lost(old) {
+        let said = next.conditions.iter().find(|c| c.type_ == condition::EVENTS_DELIVERED);
+        notes.push(Note {
+            warning: true,
+            reason: "EventsLost".to_owned(),
+            text: said.map(|c| c.message.clone()).unwrap_or_default(),
+            action: "Drain",
+        });
+    }
     let new_run = old.run != next.run;
-    if old.handled_start_request != next.handled_start_request && !new_run && old.attempt.is_some() {
+    if old.handled_start_request != next.handled_start_request && !new_run && old.run.is_some() {
         notes.push(Note {
             warning: false,
             reason: "StartRequestIgnored".to_owned(),
@@ -83,12 +101,17 @@ pub fn notes(old: &AgenticSessionStatus, next: &AgenticSessionStatus) -> Vec<Not
     notes
 }
 
+fn lost(status: &AgenticSessionStatus) -> bool {
+    conditions::denied(status, condition::EVENTS_DELIVERED) == Some(condition::LOST)
+}
+
 fn is_warning(status: &AgenticSessionStatus) -> bool {
     let usual = [
         Reason::Creating,
         Reason::Running,
         Reason::Completed,
         Reason::Suspended,
+        Reason::Queued,
         Reason::StoppedByUser,
         Reason::Inactivity,
     ];

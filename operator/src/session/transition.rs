@@ -8,12 +8,10 @@ use protocol::{Reason, Report};
 use super::{
     conditions,
     decide::Attempt,
-    observed::{ClaimSeen, PodSeen, RunnerSeen, SessionSeen, Trouble},
+    observed::{ClaimSeen, PodSeen, Resolved, RunnerSeen, SessionSeen, Trouble},
     outcome::{End, Verdict},
 };
 
-/// Attempts of a run that count, before its failure is final.
-pub const MAX_ATTEMPTS: u32 = 3;
 /// Attempts of a run that the cluster may end without their counting.
 pub const MAX_FREE_RETRIES: u32 = 10;
 const FIRST_WAIT: u64 = 10;
@@ -29,13 +27,11 @@ pub fn waiting(status: &AgenticSessionStatus, reason: Reason, message: &str) -> 
 /// The Job of an attempt exists.
 pub fn creating(
     status: &AgenticSessionStatus,
-    session: &SessionSeen,
     attempt: Attempt,
     job_name: &str,
     claim: ClaimSeen,
     now: Timestamp,
 ) -> AgenticSessionStatus {
-    let first = status.attempt.is_none();
     let mut next = says(
         status,
         Phase::Creating,
@@ -48,18 +44,12 @@ pub fn creating(
     next.job_name = Some(job_name.to_owned());
     (next.pod_name, next.pod_uid) = (None, None);
     (next.next_attempt_time, next.completion_time) = (None, None);
-    if first {
-        // Beginning a run, creation included, handles the request as it then is.
-        next.handled_start_request.clone_from(&session.start_requested);
+    (next.agent_restarts, next.next_drain_time) = (None, None);
+    conditions::remove(&mut next, &[condition::FINISHED, condition::TRACES_DELIVERED]);
+    if conditions::denied(&next, condition::EVENTS_DELIVERED).is_none() {
+        // What is still missing stays said until an attempt has delivered it.
+        conditions::remove(&mut next, &[condition::EVENTS_DELIVERED]);
     }
-    conditions::remove(
-        &mut next,
-        &[
-            condition::FINISHED,
-            condition::EVENTS_DELIVERED,
-            condition::TRACES_DELIVERED,
-        ],
-    );
     if claim == (ClaimSeen::Ours { bound: true }) {
         conditions::set(
             &mut next,
@@ -100,14 +90,26 @@ pub fn progress(
     now: Timestamp,
 ) -> AgenticSessionStatus {
     let mut next = status.clone();
+    let mut restarted = None;
     if let Some(pod) = pod {
         next.pod_name = Some(pod.name.clone());
         next.pod_uid = Some(pod.uid.clone());
+        // A kubelet that forgot begins anew; what was counted stays.
+        let known = next.agent_restarts.unwrap_or(0);
+        if pod.agent_restarts > known && matches!(pod.runner, RunnerSeen::Running { .. }) {
+            next.agent_restarts = Some(pod.agent_restarts);
+            let why = if pod.agent_out_of_memory { "ran out of memory" } else { "ended" };
+            let message = format!("The agent's container {why} and was started again, the {}. time.", pod.agent_restarts);
+            restarted = Some(message);
+        }
     }
     if let Some(RunnerSeen::Running { since }) = pod.map(|pod| &pod.runner) {
         if next.phase != Phase::Running {
             next = says(&next, Phase::Running, Reason::Running, "The agent works.");
             started(&mut next, *since, claim, now);
+        }
+        if let Some(message) = restarted {
+            next = says(&next, Phase::Running, Reason::Running, &message);
         }
     } else if let Some(trouble) = trouble {
         next = says(&next, next.phase, trouble.reason, &trouble.message);
@@ -207,7 +209,7 @@ pub fn record(
     verdict: Verdict,
     pod: Option<&PodSeen>,
     claim: ClaimSeen,
-    timeout: u64,
+    (terms, gateway): (&Resolved, bool),
     now: Timestamp,
 ) -> AgenticSessionStatus {
     let Verdict {
@@ -219,8 +221,10 @@ pub fn record(
     let mut next = status.clone();
     let was_stopping = status.phase == Phase::Stopping;
     let until = attempt_ran(&mut next, pod, claim, now);
-    if let Some(report) = &report {
-        keep(&mut next, report, now);
+    match &report {
+        Some(report) => keep(&mut next, report, gateway, now),
+        None if runner_started(&next).is_some() => conditions::events(&mut next, None, gateway, now),
+        None => conditions::no_events(&mut next, gateway, now),
     }
     match end {
         End::Completed => finish(&next, Phase::Completed, reason, &message, until),
@@ -240,8 +244,17 @@ pub fn record(
             }
             next
         }
-        End::Again { free, retry_after } => again(next, (reason, &message), free, retry_after, timeout, now),
+        End::Again { free, retry_after } => again(next, (reason, &message), free, retry_after, terms, now),
+        End::Queued => queued(next, &message, now),
     }
+}
+
+/// Whoever admits Jobs took the place away: the attempt is not counted at all, and the next waits to be admitted.
+fn queued(mut next: AgenticSessionStatus, message: &str, now: Timestamp) -> AgenticSessionStatus {
+    next.first_attempt = next.first_attempt.map(|first| first.saturating_add(1));
+    next = waiting(&next, Reason::Queued, message);
+    conditions::set(&mut next, condition::RUNNER_STARTED, "False", Reason::Queued, message, now);
+    next
 }
 
 fn again(
@@ -249,9 +262,10 @@ fn again(
     (reason, message): (Reason, &str),
     free: bool,
     retry_after: Option<u64>,
-    timeout: u64,
+    terms: &Resolved,
     now: Timestamp,
 ) -> AgenticSessionStatus {
+    let timeout = terms.timeout();
     let attempt = next.attempt.unwrap_or(1);
     let before = next.free_retries.unwrap_or(0);
     if free {
@@ -264,7 +278,7 @@ fn again(
     let used_up = if free {
         before >= MAX_FREE_RETRIES
     } else {
-        counted >= MAX_ATTEMPTS
+        counted >= terms.max_attempts
     };
     if used_up {
         return finish(
@@ -334,12 +348,20 @@ fn runner_started(status: &AgenticSessionStatus) -> Option<Timestamp> {
 }
 
 /// Totals are the runner's, summed in its state on the volume: copied, never added.
-fn keep(next: &mut AgenticSessionStatus, report: &Report, now: Timestamp) {
-    next.turns = Some(report.turns);
-    next.usage = Some(report.usage.into());
-    next.cost_usd = report.cost_usd.map(|cost| cost.to_string());
-    next.last_seq = Some(report.last_seq);
-    next.acked_seq = Some(report.acked_seq);
+///
+/// A runner that ended before it could read that state (the lease of another, a volume that is full) has none to tell: what is
+/// known stays.
+fn keep(next: &mut AgenticSessionStatus, report: &Report, gateway: bool, now: Timestamp) {
+    if report.last_seq >= next.last_seq.unwrap_or(0) {
+        next.turns = Some(report.turns);
+        next.usage = Some(report.usage.into());
+        next.cost_usd = report.cost_usd.map(|cost| cost.to_string());
+        next.last_seq = Some(report.last_seq);
+        next.acked_seq = Some(report.acked_seq);
+        conditions::deliveries(next, report, gateway, now);
+    } else {
+        conditions::events(next, None, gateway, now);
+    }
     let keep = |old: &mut Option<String>, new: Option<String>| *old = new.or(old.take());
     keep(&mut next.sdk_session_id, report.sdk_session_id.clone());
     keep(&mut next.trace_id, report.trace_id.clone());
@@ -347,7 +369,6 @@ fn keep(next: &mut AgenticSessionStatus, report: &Report, now: Timestamp) {
         &mut next.result,
         Some(report.result.clone()).filter(|text| !text.is_empty()),
     );
-    conditions::deliveries(next, report, now);
 }
 
 // --- runs -----------------------------------------------------------------------------------------------------------
@@ -357,11 +378,18 @@ pub fn start_request_is_new(session: &SessionSeen) -> bool {
     session.start_requested.is_some() && session.start_requested != session.status.handled_start_request
 }
 
-/// A request that there is nothing to do about is recorded as handled. Before the first attempt, beginning it does that.
+/// A request that there is nothing to do about is recorded as handled.
 pub fn note_start_request(mut status: AgenticSessionStatus, session: &SessionSeen) -> AgenticSessionStatus {
-    if status.attempt.is_some() && start_request_is_new(session) {
+    if start_request_is_new(session) {
         status.handled_start_request.clone_from(&session.start_requested);
     }
+    status
+}
+
+/// The first run begins with the session's creation, and so handles the request as it then is.
+pub fn first_run(mut status: AgenticSessionStatus, session: &SessionSeen) -> AgenticSessionStatus {
+    status.run = Some(1);
+    status.handled_start_request.clone_from(&session.start_requested);
     status
 }
 
@@ -385,7 +413,66 @@ pub fn next_run(status: &AgenticSessionStatus, session: &SessionSeen, goes_on: b
     if !goes_on {
         next.running_seconds = None;
     }
-    conditions::remove(&mut next, &[condition::FINISHED]);
+    next.next_drain_time = None;
+    conditions::remove(&mut next, &[condition::FINISHED, condition::RUNNER_STARTED]);
+    next
+}
+
+/// The API server refuses what an attempt needs.
+pub fn refused(status: &AgenticSessionStatus, reason: Reason, message: &str, now: Timestamp) -> AgenticSessionStatus {
+    let mut next = waiting(status, reason, message);
+    conditions::set(&mut next, condition::RUNNER_STARTED, "False", reason, message, now);
+    next
+}
+
+/// Since when no runner started though nothing but the cluster kept it from starting, if that was said.
+pub fn not_started_since(status: &AgenticSessionStatus) -> Option<Timestamp> {
+    let said = status.conditions.iter().find(|c| c.type_ == condition::RUNNER_STARTED)?;
+    (said.status == "False").then_some(said.last_transition_time.0)
+}
+
+// --- drains ---------------------------------------------------------------------------------------------------------
+
+/// A drain Job exists, and its pod when that is there; the pod may speak for the session.
+pub fn draining(
+    status: &AgenticSessionStatus,
+    number: u32,
+    job_name: &str,
+    pod: Option<&PodSeen>,
+) -> AgenticSessionStatus {
+    let mut next = status.clone();
+    next.drains = Some(number);
+    next.drain_job_name = Some(job_name.to_owned());
+    next.next_drain_time = None;
+    if let Some(pod) = pod {
+        next.pod_uid = Some(pod.uid.clone());
+    }
+    next
+}
+
+/// A drain is over: its numbers are the session's.
+pub fn drained(status: &AgenticSessionStatus, report: Option<&Report>, now: Timestamp) -> AgenticSessionStatus {
+    let mut next = status.clone();
+    next.drain_job_name = None;
+    // One that could not read the volume's state knows nothing of it.
+    if let Some(report) = report.filter(|report| report.last_seq >= next.last_seq.unwrap_or(0)) {
+        next.last_seq = Some(report.last_seq);
+        next.acked_seq = Some(report.acked_seq);
+        conditions::events(&mut next, Some(report), true, now);
+    }
+    next
+}
+
+/// Whether records wait on the volume for a drain.
+pub fn undelivered(status: &AgenticSessionStatus) -> bool {
+    conditions::denied(status, condition::EVENTS_DELIVERED) == Some(Reason::Undelivered.as_str())
+}
+
+/// What was not delivered is given up.
+pub fn lost(status: &AgenticSessionStatus, why: &str, now: Timestamp) -> AgenticSessionStatus {
+    let mut next = status.clone();
+    next.next_drain_time = None;
+    conditions::lost(&mut next, why, now);
     next
 }
 

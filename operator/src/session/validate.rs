@@ -11,10 +11,14 @@ use k8s_openapi::{
     },
 };
 use kube::{Resource as _, ResourceExt as _};
-use protocol::spec::User;
+use protocol::spec::{LiveLimits, User};
 
 /// Running time when `spec.timeout` is absent, seconds.
 pub const DEFAULT_TIMEOUT: u64 = 3_600;
+/// Seconds that a pod may take to start, when the admin names none.
+pub const DEFAULT_START_TIMEOUT: u64 = 3_600;
+/// Attempts of a run that count, when none are named.
+pub const DEFAULT_MAX_ATTEMPTS: u32 = 3;
 /// Most that `spec.timeout` may be, seconds: a week.
 pub const MAX_TIMEOUT: u64 = 604_800;
 /// Size of the volume when `spec.workspace.size` is absent.
@@ -49,6 +53,16 @@ pub struct Request {
     pub resources: ResourceRequirements,
     /// Who the session is for.
     pub user: Option<User>,
+    /// What may change while the agent runs, running time included.
+    pub limits: LiveLimits,
+    /// Seconds that the pod may take to start.
+    pub start_timeout: u64,
+    /// Attempts of a run that count.
+    pub max_attempts: u32,
+    /// Seconds after which an ended session is deleted; never when absent.
+    pub ttl: Option<u64>,
+    /// Generation of the session that this was read from.
+    pub generation: Option<i64>,
 }
 
 /// A session that cannot be run as it is written. The CRD's rules refuse these; one may be left over from an older schema.
@@ -124,6 +138,14 @@ pub fn validate(session: &AgenticSession) -> Result<Request, Invalid> {
             user_id: context.user_id.clone().unwrap_or_default(),
             display_name: context.display_name.clone().unwrap_or_default(),
         }),
+        limits: LiveLimits {
+            timeout: Some(timeout),
+            ..LiveLimits::default()
+        },
+        start_timeout: DEFAULT_START_TIMEOUT,
+        max_attempts: DEFAULT_MAX_ATTEMPTS,
+        ttl: None,
+        generation: session.metadata.generation,
     })
 }
 

@@ -11,7 +11,7 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
-use operator::{LeaseSettings, PodSettings, RunAs, Settings};
+use operator::{LeaseSettings, PodSettings, RunAs, Settings, TimingSettings};
 use protocol::{Outcome, Report, names::label};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::Instant};
@@ -28,6 +28,8 @@ pub struct World {
     pub client: Client,
     pub namespace: String,
     pub metrics: std::net::SocketAddr,
+    /// How long things last; tests shorten them before they start an operator.
+    pub timing: TimingSettings,
     operator: Option<(JoinHandle<()>, CancellationToken)>,
 }
 
@@ -67,6 +69,7 @@ impl World {
             client,
             namespace: name.to_owned(),
             metrics: port,
+            timing: TimingSettings::default(),
             operator: None,
         }
     }
@@ -82,6 +85,7 @@ impl World {
             watch_namespace: Some(self.namespace.clone()),
             metrics_address: self.metrics,
             concurrency: 4,
+            timing: self.timing,
             lease: LeaseSettings {
                 name: "agentic-operator".into(),
                 namespace: self.namespace.clone(),

@@ -7,14 +7,11 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use protocol::{
-    names::{REPORT_FINALIZER, annotation, component, label},
-    spec::LiveLimits,
-};
+use protocol::names::{REPORT_FINALIZER, annotation, component, label};
 
 use super::{Request, labels, meta, pod};
 use crate::{
-    session::{decide::Attempt, observed::Resolved, pod::START_TIMEOUT},
+    session::{decide::Attempt, observed::Resolved},
     settings::PodSettings,
 };
 
@@ -32,8 +29,11 @@ pub fn job_name(session: &str, attempt: u32) -> String {
 /// The Job of an attempt: one pod, never a second.
 pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
     let resolved = Resolved {
-        timeout: request.timeout,
+        generation: request.generation,
         used_seconds: attempt.used_seconds,
+        start_timeout: request.start_timeout,
+        max_attempts: request.max_attempts,
+        limits: request.limits,
     };
     let mut metadata = meta(request, job_name(&request.name, attempt.number), component::ATTEMPT);
     metadata
@@ -41,19 +41,13 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
         .get_or_insert_default()
         .insert(label::ATTEMPT.to_owned(), attempt.number.to_string());
     metadata.annotations = Some([(annotation::RESOLVED.to_owned(), json(&resolved))].into());
-    let remaining = i64::try_from(request.timeout.saturating_sub(attempt.used_seconds)).unwrap_or(i64::MAX);
     Job {
         metadata,
         spec: Some(JobSpec {
             backoff_limit: Some(0),
             // No second pod beside one that is still being deleted.
             pod_replacement_policy: Some("Failed".to_owned()),
-            active_deadline_seconds: Some(
-                START_TIMEOUT
-                    .as_secs()
-                    .saturating_add(remaining)
-                    .saturating_add(DEADLINE_SLACK),
-            ),
+            active_deadline_seconds: Some(deadline(&resolved)),
             template: template(request, attempt, settings),
             ..JobSpec::default()
         }),
@@ -61,17 +55,20 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
     }
 }
 
+/// When the Job controller ends an attempt, seconds after its start.
+pub fn deadline(resolved: &Resolved) -> i64 {
+    let remaining = resolved.timeout().saturating_sub(resolved.used_seconds);
+    let seconds = resolved.start_timeout.saturating_add(remaining);
+    i64::try_from(seconds).unwrap_or(i64::MAX).saturating_add(DEADLINE_SLACK)
+}
+
 fn template(request: &Request, attempt: Attempt, settings: &PodSettings) -> PodTemplateSpec {
     let mut labels = labels(request, component::ATTEMPT);
     labels.insert(label::ATTEMPT.to_owned(), attempt.number.to_string());
-    let limits = LiveLimits {
-        timeout: Some(request.timeout),
-        ..LiveLimits::default()
-    };
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
-            annotations: Some([(annotation::LIMITS.to_owned(), json(&limits))].into()),
+            annotations: Some([(annotation::LIMITS.to_owned(), json(&request.limits))].into()),
             finalizers: Some(vec![REPORT_FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         }),
@@ -80,12 +77,12 @@ fn template(request: &Request, attempt: Attempt, settings: &PodSettings) -> PodT
 }
 
 /// A struct of numbers and strings always serialises.
-pub(super) fn json(value: &impl serde::Serialize) -> String {
+pub(in crate::session) fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -98,13 +95,13 @@ mod tests {
         settings::RunAs,
     };
 
-    const SECOND: Attempt = Attempt {
+    pub(in crate::session::build) const SECOND: Attempt = Attempt {
         number: 2,
         run: 7,
         used_seconds: 40,
     };
 
-    fn settings() -> PodSettings {
+    pub(in crate::session::build) fn settings() -> PodSettings {
         PodSettings {
             runner_image: "registry.test/runner:7".into(),
             gateway_url: Some("ws://agentic-gateway.agentic.svc:8080/".into()),
@@ -112,7 +109,7 @@ mod tests {
         }
     }
 
-    fn request() -> Request {
+    pub(in crate::session::build) fn request() -> Request {
         validate(&session(json!({
             "prompt": "costs $5, $(HOME) and $$",
             "timeout": 120,

@@ -1,5 +1,6 @@
 //! The children of a session, built from a validated request. No client here.
 
+mod drain;
 mod job;
 mod pod;
 mod pvc;
@@ -9,7 +10,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use protocol::names::label;
 
-pub use job::{job, job_name};
+pub use drain::{drain, drain_name};
+pub use job::{deadline, job, job_name};
+pub(super) use job::json;
 pub use pvc::{claim, claim_name};
 
 use super::validate::Request;
