@@ -48,7 +48,10 @@ impl Silent {
     /// Those that are silent for longer than `bound`.
     fn lost(&self, bound: SignedDuration, now: Timestamp) -> impl Iterator<Item = (&str, Timestamp)> {
         let lost = move |since: Timestamp| now.duration_since(since) >= bound;
-        self.0.iter().filter(move |(_, since)| lost(**since)).map(|(node, since)| (&**node, *since))
+        self.0
+            .iter()
+            .filter(move |(_, since)| lost(**since))
+            .map(|(node, since)| (&**node, *since))
     }
 }
 
@@ -107,14 +110,23 @@ async fn end_pods(context: &Context, node: &str, since: Timestamp) -> Result<(),
     let ours = ListParams::default()
         .labels(label::SESSION_UID)
         .fields(&format!("spec.nodeName={node}"));
-    let pods = context.api::<Pod>().list(&ours).await.map_err(failed("list the pods"))?;
+    let pods = context
+        .api::<Pod>()
+        .list(&ours)
+        .await
+        .map_err(failed("list the pods"))?;
     for pod in pods {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let over = matches!(phase, Some("Succeeded" | "Failed"));
         if over && pod.metadata.deletion_timestamp.is_none() {
             continue;
         }
-        tracing::warn!(pod = pod.name_any(), namespace = pod.namespace(), node, "ended with its lost node");
+        tracing::warn!(
+            pod = pod.name_any(),
+            namespace = pod.namespace(),
+            node,
+            "ended with its lost node"
+        );
         end(context, &pod, over, node, since)
             .await
             .map_err(failed("end a pod"))?;

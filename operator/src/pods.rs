@@ -86,7 +86,8 @@ async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Erro
         Found::Live(_) => Ok(Action::requeue(jittered(LOOK_AGAIN))),
         Found::Unreadable(why) => {
             // The deletion's time is when it ends by: grace is in it.
-            if Timestamp::now().duration_since(deleted.0).as_secs() < i64::from(context.settings.timing.hold_unreadable) {
+            if Timestamp::now().duration_since(deleted.0).as_secs() < i64::from(context.settings.timing.hold_unreadable)
+            {
                 return Ok(Action::requeue(jittered(LOOK_AGAIN)));
             }
             let text = format!(

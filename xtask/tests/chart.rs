@@ -188,6 +188,7 @@ const CHANGES: &[&str] = &[
     r#"operator.image.repository="o""#,
     r#"operator.image.tag="t-3""#,
     r#"operator.image.digest="sha256:1111111111111111111111111111111111111111111111111111111111111111""#,
+    "operator.jobRetention=60",
     "operator.replicas=2",
     r#"operator.resources.requests.cpu="21m""#,
     r#"operator.resources.requests.memory="33Mi""#,

@@ -120,7 +120,9 @@ async fn tune(client: &Client, namespace: &str, tuned: &Tuned) -> Result<(), Err
             let annotations = json!({annotation::LIMITS: build::json(limits)});
             let patch = json!({"metadata": {"uid": uid, "annotations": annotations}});
             let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-            let result = pods.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+            let result = pods
+                .patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await;
             ("pod", name, result.map(drop))
         }
     };

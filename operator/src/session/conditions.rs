@@ -34,7 +34,11 @@ pub fn events(next: &mut AgenticSessionStatus, report: Option<&Report>, gateway:
             if report.events == Delivery::Off && report.acked_seq >= report.last_seq {
                 ("True", Reason::Delivered, "All records are acknowledged.".to_owned())
             } else {
-                ("False", Reason::Undelivered, numbers(next, "the rest is on the session's volume"))
+                (
+                    "False",
+                    Reason::Undelivered,
+                    numbers(next, "the rest is on the session's volume"),
+                )
             }
         }
         None if gateway => {
@@ -52,7 +56,11 @@ pub fn no_events(next: &mut AgenticSessionStatus, gateway: bool, now: Timestamp)
         return;
     }
     let (status, reason, message) = if gateway {
-        ("True", Reason::Delivered, "The runner did not start: there are no records.")
+        (
+            "True",
+            Reason::Delivered,
+            "The runner did not start: there are no records.",
+        )
     } else {
         ("Unknown", Reason::NoGateway, "There is no gateway.")
     };

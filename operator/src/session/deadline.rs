@@ -94,7 +94,9 @@ fn start_deadline(seen: &Observed, request: &Result<Request, Invalid>) -> Option
 /// When what the API server refuses since the last attempt, or since the run began, is final.
 pub fn refusal_ends(seen: &Observed, request: &Result<Request, Invalid>) -> Option<Timestamp> {
     let since = transition::not_started_since(&seen.session.status)?;
-    let start_timeout = request.as_ref().map_or(terms(seen, request).start_timeout, |r| r.start_timeout);
+    let start_timeout = request
+        .as_ref()
+        .map_or(terms(seen, request).start_timeout, |r| r.start_timeout);
     Some(after(since, start_timeout))
 }
 

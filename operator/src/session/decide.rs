@@ -383,7 +383,11 @@ fn expire(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         return;
     }
     let ttl = SignedDuration::from_secs(i64::try_from(ttl).unwrap_or(i64::MAX));
-    let left = ended.0.saturating_add(ttl).unwrap_or(Timestamp::MAX).duration_since(now);
+    let left = ended
+        .0
+        .saturating_add(ttl)
+        .unwrap_or(Timestamp::MAX)
+        .duration_since(now);
     if left.is_positive() {
         plan.wake_in(left);
     } else {

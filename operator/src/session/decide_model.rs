@@ -469,7 +469,12 @@ impl Model {
     pub(super) fn settle(&mut self) {
         for _ in 0..80 {
             self.happen(Happening::JobController);
-            for pod in self.pods.iter_mut().chain(&mut self.drain_pods).filter(|pod| pod.deleting) {
+            for pod in self
+                .pods
+                .iter_mut()
+                .chain(&mut self.drain_pods)
+                .filter(|pod| pod.deleting)
+            {
                 pod.terminal = true;
             }
             self.jobs.iter_mut().for_each(|(_, job)| job.suspended = false);

@@ -90,7 +90,9 @@ fn follow(plan: &mut Plan, seen: &Observed, now: Timestamp) {
     }
     plan.status = transition::drained(&plan.status, pod.and_then(report), now);
     if transition::undelivered(&plan.status) {
-        let at = now.saturating_add(wait(seen, &plan.status, now)).unwrap_or(Timestamp::MAX);
+        let at = now
+            .saturating_add(wait(seen, &plan.status, now))
+            .unwrap_or(Timestamp::MAX);
         plan.status.next_drain_time = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
         plan.wake = plan.wake.into_iter().chain([at.duration_since(now)]).min();
     }
@@ -120,7 +122,11 @@ fn begin(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, n
         plan.status = transition::lost(&plan.status, &why, now);
         return;
     }
-    let due = plan.status.next_drain_time.as_ref().map(|time| time.0.duration_since(now));
+    let due = plan
+        .status
+        .next_drain_time
+        .as_ref()
+        .map(|time| time.0.duration_since(now));
     if let Some(wait) = due.filter(SignedDuration::is_positive) {
         plan.wake = plan.wake.into_iter().chain([wait.min(rest)]).min();
         return;

@@ -101,7 +101,9 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let plan = match apply::apply(client, &session, &plan, request.as_ref().ok(), &context.settings.pod).await {
         Ok(()) => plan,
         // The session waits, and says for what.
-        Err(ApplyError::Refused { kind, name, said }) => decide::refused(&observed, &request, (kind, &name, &said), now),
+        Err(ApplyError::Refused { kind, name, said }) => {
+            decide::refused(&observed, &request, (kind, &name, &said), now)
+        }
         Err(error) => return Err(error.into()),
     };
     if status::update(client, &session, &plan.status).await? {

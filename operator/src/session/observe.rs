@@ -138,11 +138,7 @@ async fn jobs(
 ) -> kube::Result<Jobs> {
     let name = session.name_any();
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
-    let ours = ListParams::default().labels(&format!(
-        "{}={}",
-        label::SESSION_UID,
-        session.uid().unwrap_or_default()
-    ));
+    let ours = ListParams::default().labels(&format!("{}={}", label::SESSION_UID, session.uid().unwrap_or_default()));
     let mut found = Jobs {
         current: JobSeen::Missing,
         next: JobSeen::Missing,
@@ -163,7 +159,11 @@ async fn jobs(
         }
     }
     let needed = |job: &JobSeen, n: u32| (*job == JobSeen::Missing).then(|| build::job_name(&name, n));
-    let current = seen.status.attempt.filter(|_| live).and_then(|n| needed(&found.current, n));
+    let current = seen
+        .status
+        .attempt
+        .filter(|_| live)
+        .and_then(|n| needed(&found.current, n));
     let next = needed(&found.next, next).filter(|_| seen.status.phase == Phase::Pending);
     let (current, next) = tokio::try_join!(get(&api, current.as_deref()), get(&api, next.as_deref()))?;
     if current.is_some() {

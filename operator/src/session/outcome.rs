@@ -128,7 +128,10 @@ fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
         );
     }
     if let Some(job) = evidence.job.ours().filter(|job| job.suspended) {
-        let message = format!("Job {} was suspended by whoever admits Jobs: the session waits for its turn.", job.name);
+        let message = format!(
+            "Job {} was suspended by whoever admits Jobs: the session waits for its turn.",
+            job.name
+        );
         return (End::Queued, Reason::Queued, message);
     }
     let Some(pod) = evidence.pod else {

@@ -98,8 +98,15 @@ pub fn progress(
         let known = next.agent_restarts.unwrap_or(0);
         if pod.agent_restarts > known && matches!(pod.runner, RunnerSeen::Running { .. }) {
             next.agent_restarts = Some(pod.agent_restarts);
-            let why = if pod.agent_out_of_memory { "ran out of memory" } else { "ended" };
-            let message = format!("The agent's container {why} and was started again, the {}. time.", pod.agent_restarts);
+            let why = if pod.agent_out_of_memory {
+                "ran out of memory"
+            } else {
+                "ended"
+            };
+            let message = format!(
+                "The agent's container {why} and was started again, the {}. time.",
+                pod.agent_restarts
+            );
             restarted = Some(message);
         }
     }
@@ -253,7 +260,14 @@ pub fn record(
 fn queued(mut next: AgenticSessionStatus, message: &str, now: Timestamp) -> AgenticSessionStatus {
     next.first_attempt = next.first_attempt.map(|first| first.saturating_add(1));
     next = waiting(&next, Reason::Queued, message);
-    conditions::set(&mut next, condition::RUNNER_STARTED, "False", Reason::Queued, message, now);
+    conditions::set(
+        &mut next,
+        condition::RUNNER_STARTED,
+        "False",
+        Reason::Queued,
+        message,
+        now,
+    );
     next
 }
 
@@ -427,7 +441,10 @@ pub fn refused(status: &AgenticSessionStatus, reason: Reason, message: &str, now
 
 /// Since when no runner started though nothing but the cluster kept it from starting, if that was said.
 pub fn not_started_since(status: &AgenticSessionStatus) -> Option<Timestamp> {
-    let said = status.conditions.iter().find(|c| c.type_ == condition::RUNNER_STARTED)?;
+    let said = status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == condition::RUNNER_STARTED)?;
     (said.status == "False").then_some(said.last_transition_time.0)
 }
 

@@ -44,7 +44,7 @@ async fn a_session_runs_to_its_end_and_its_status_says_what_came_of_it() {
     assert_eq!(status.reason.as_deref(), Some("Completed"));
     assert_eq!((status.turns, status.cost_usd.as_deref()), (Some(3), Some("0.012345")));
     assert_eq!(status.usage.unwrap().cache_read_input_tokens, 33);
-    assert_eq!((status.last_seq, status.acked_seq), (Some(17), Some(16)));
+    assert_eq!((status.last_seq, status.acked_seq), (Some(17), Some(17)));
     assert_eq!(status.result.as_deref(), Some("a haiku"));
     assert_eq!(status.sdk_session_id.as_deref(), Some("conversation-1"));
     assert_eq!(status.trace_id.as_deref(), Some("trace-1"));

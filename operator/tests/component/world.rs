@@ -12,7 +12,7 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use operator::{LeaseSettings, PodSettings, RunAs, Settings, TimingSettings};
-use protocol::{Outcome, Report, names::label};
+use protocol::{Outcome, Report, names::label, report::Delivery};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -319,7 +319,8 @@ pub fn report(outcome: Outcome, attempt: u32) -> Report {
         },
         cost_usd: Some(protocol::NanoUsd(12_345_000)),
         last_seq: 17,
-        acked_seq: 16,
+        acked_seq: 17,
+        events: Delivery::Delivered,
         sdk_session_id: Some("conversation-1".into()),
         trace_id: Some("trace-1".into()),
         result: "a haiku".into(),

@@ -95,8 +95,14 @@ mod tests {
     #[test]
     fn a_drain_has_no_secret_and_no_agent() {
         let job = serde_json::to_string(&drain(&request(), 3, SECOND, &settings())).unwrap();
-        assert!(!job.contains("secretRef") && !job.contains("secretKeyRef") && !job.contains("\"secret\""), "{job}");
-        assert!(!job.contains("initContainers") && job.contains("serviceAccountToken\":{"), "{job}");
+        assert!(
+            !job.contains("secretRef") && !job.contains("secretKeyRef") && !job.contains("\"secret\""),
+            "{job}"
+        );
+        assert!(
+            !job.contains("initContainers") && job.contains("serviceAccountToken\":{"),
+            "{job}"
+        );
     }
 
     #[test]

@@ -59,7 +59,9 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
 pub fn deadline(resolved: &Resolved) -> i64 {
     let remaining = resolved.timeout().saturating_sub(resolved.used_seconds);
     let seconds = resolved.start_timeout.saturating_add(remaining);
-    i64::try_from(seconds).unwrap_or(i64::MAX).saturating_add(DEADLINE_SLACK)
+    i64::try_from(seconds)
+        .unwrap_or(i64::MAX)
+        .saturating_add(DEADLINE_SLACK)
 }
 
 fn template(request: &Request, attempt: Attempt, settings: &PodSettings) -> PodTemplateSpec {

@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use protocol::names::label;
 
 pub use drain::{drain, drain_name};
-pub use job::{deadline, job, job_name};
 pub(super) use job::json;
+pub use job::{deadline, job, job_name};
 pub use pvc::{claim, claim_name};
 
 use super::validate::Request;
