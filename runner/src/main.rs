@@ -123,7 +123,7 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
             }
         }
     };
-    let outcome = drive(config, stop()?).await;
+    let outcome = Box::pin(drive(config, stop()?)).await;
     Ok(ExitCode::from(outcome.exit_code()))
 }
 

@@ -5,7 +5,10 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use protocol::{Kind, Record, Report};
+use runner::control::client::ask;
+use runner::control::{Reply, Request};
 use runner::spool::Spool;
+use runner::status::{Phase, Status};
 use serde_json::{Value, json};
 use tests::model::{FAKE_KEY, Logged, MockModel};
 use tokio::process::{Child, Command};
@@ -90,6 +93,50 @@ impl Session {
 
     pub fn report(&self) -> Report {
         Report::from_message(&std::fs::read_to_string(self.state().join("report.json")).unwrap()).unwrap()
+    }
+
+    /// Says something to the running session on its control socket.
+    pub async fn ask(&self, request: &Request) -> Reply {
+        let socket = self.state().join("control.sock");
+        timeout(DEADLINE, ask(&socket, request))
+            .await
+            .expect("an answer comes")
+            .unwrap()
+    }
+
+    /// Sends a message and expects it to be taken.
+    pub async fn send(&self, text: &str) {
+        let request = Request::Send {
+            text: text.to_owned(),
+            id: None,
+        };
+        let reply = self.ask(&request).await;
+        assert!(matches!(reply, Reply::Done(_)), "{reply:?}");
+    }
+
+    /// Waits until the session's figures satisfy `wanted`.
+    pub async fn status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        let socket = self.state().join("control.sock");
+        let deadline = Instant::now() + DEADLINE;
+        let mut last = None;
+        while Instant::now() < deadline {
+            if let Ok(Reply::Status(status)) = ask(&socket, &Request::Status).await {
+                if wanted(&status) {
+                    return *status;
+                }
+                last = Some(status);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("in time: {what}; last: {last:?}");
+    }
+
+    /// Waits until the turn is over and the session waits for a message.
+    pub async fn idle(&self, turn: u32) -> Status {
+        self.status("the turn is over", |status| {
+            status.phase == Phase::Idle && status.turn == turn
+        })
+        .await
     }
 
     /// All records, in order.

@@ -34,6 +34,12 @@ pub struct Logged {
     pub keys: Vec<KeyPrint>,
     /// The body but for its bulk, which is `system` and `tools`.
     pub body: Value,
+    /// Names of the tools.
+    #[serde(default)]
+    pub tools: Vec<String>,
+    /// The end of the system prompt.
+    #[serde(default)]
+    pub system_end: String,
     /// Size of the whole body in bytes.
     pub bytes: usize,
     /// Step of the script that was asked for; none without a script.
@@ -62,6 +68,18 @@ impl Logged {
     pub fn asks_for_message(&self) -> bool {
         self.method == "POST" && self.path.ends_with("/messages")
     }
+}
+
+/// The last characters of a system prompt, which is text or blocks of it.
+fn end_of(system: &Value) -> String {
+    const KEPT: usize = 500;
+    let last = system.as_array().and_then(|blocks| blocks.last());
+    let text = system
+        .as_str()
+        .or_else(|| last.and_then(|block| block["text"].as_str()))
+        .unwrap_or_default();
+    let from = text.chars().count().saturating_sub(KEPT);
+    text.chars().skip(from).collect()
 }
 
 /// How an answer ended.
@@ -102,6 +120,11 @@ impl Log {
                 .map(str::to_owned)
         };
         let mut parsed: Value = serde_json::from_slice(body).unwrap_or_default();
+        let tools = parsed["tools"].as_array().into_iter().flatten();
+        let tools = tools
+            .filter_map(|tool| Some(tool["name"].as_str()?.to_owned()))
+            .collect();
+        let system_end = end_of(&parsed["system"]);
         if let Some(fields) = parsed.as_object_mut() {
             fields.remove("system");
             fields.remove("tools");
@@ -122,6 +145,8 @@ impl Log {
             beta: header("anthropic-beta"),
             keys: refuse::prints(headers),
             body: parsed,
+            tools,
+            system_end,
             bytes: body.len(),
             step: None,
             status: None,

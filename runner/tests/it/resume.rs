@@ -1,0 +1,1 @@
+//! What goes on after a runner or an agent died, with the real CLI.
