@@ -112,6 +112,10 @@ pub mod env {
     pub const GITHUB_TOKEN: &str = "GITHUB_TOKEN";
     /// Token for GitLab hosts.
     pub const GITLAB_TOKEN: &str = "GITLAB_TOKEN";
+    /// Hosts that the GitHub token is for, with ports where they are not the usual ones; `github.com` when absent.
+    pub const GITHUB_HOST: &str = "GITHUB_HOST";
+    /// Hosts that the GitLab token is for, with ports where they are not the usual ones; `gitlab.com` when absent.
+    pub const GITLAB_HOST: &str = "GITLAB_HOST";
     /// `true` or `1`: the model API is Vertex AI.
     pub const VERTEX_ENABLED: &str = "VERTEX_ENABLED";
     /// Google Cloud project of Vertex AI.
@@ -177,6 +181,9 @@ pub mod path {
     pub fn workspace_dir(uid: &str) -> String {
         format!("sessions/{uid}/workspace")
     }
+
+    /// The workspace of a claim that sessions share (`workspace.existingClaim`), relative to the claim's root.
+    pub const SHARED_WORKSPACE: &str = "workspace";
 
     /// The CLI's transcripts on the claim, relative to the claim's root.
     pub fn transcripts_dir(uid: &str) -> String {

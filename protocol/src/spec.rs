@@ -30,6 +30,9 @@ pub struct AgenticSpec {
     pub additional_args: Vec<String>,
     /// Which of the repositories is the agent's working folder.
     pub main_repo_index: usize,
+    /// The workspace is that of the claim, [`crate::names::path::SHARED_WORKSPACE`], and not the session's own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shared_workspace: bool,
     /// Prices by model that replace or add to those of [`crate::price`].
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub prices: BTreeMap<String, Price>,

@@ -1,21 +1,24 @@
 //! The environment (in a pod) or the command line (`--local`), checked, in one place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use protocol::NanoUsd;
 use protocol::names::{env, path};
 use protocol::price::Prices;
 use protocol::spec::{AgenticSpec, LiveLimits, User};
+use secrecy::SecretString;
 use tokio::time::Duration;
 use uuid::Uuid;
 
+use crate::address::Allowed;
 use crate::agent::Place;
 use crate::cli::options::{Options, OptionsError};
 use crate::langfuse::{self, LangfuseConfig};
 use crate::proxy::{Credential, Upstream};
 use crate::redact::Held;
 use crate::transcript::Format;
+use crate::workspace::git::{Credentials, Identity, Repos};
 
 /// Where the model API is when nothing else is said.
 const PUBLIC_API: &str = "https://api.anthropic.com";
@@ -88,6 +91,8 @@ pub struct Config {
     pub format: Format,
     /// Values that nobody may see.
     pub secrets: Vec<Held>,
+    /// What is cloned and pushed.
+    pub repos: Repos,
 }
 
 /// The gateway.
@@ -105,8 +110,10 @@ pub struct AgentConfig {
     pub place: Place,
     /// Path of the CLI.
     pub cli: String,
-    /// Working folder.
+    /// Working folder: the workspace, or the main repository in it.
     pub workspace: String,
+    /// The workspace.
+    pub mount: String,
     /// Home.
     pub home: String,
     /// The CLI's config folder.
@@ -189,6 +196,9 @@ impl Config {
         let spec = spec(var)?;
         let interactive = flag(var(env::INTERACTIVE).as_deref());
         let data = PathBuf::from(path::DATA);
+        let repos = repos(&spec, &data, &uid, var)?;
+        let main = repos.list.get(spec.main_repo_index).map(|repo| repo.name.clone());
+        let mount = var(env::WORKSPACE_PATH).unwrap_or_else(|| path::WORKSPACE.to_owned());
         let session = Session {
             name: required(env::AGENTIC_SESSION_NAME)?,
             namespace: required(env::AGENTIC_SESSION_NAMESPACE)?,
@@ -213,7 +223,8 @@ impl Config {
         let agent = AgentConfig {
             place: Place::Container(path::SHIM_SOCKET.into()),
             cli: CLI_IN_CONTAINER.to_owned(),
-            workspace: var(env::WORKSPACE_PATH).unwrap_or_else(|| path::WORKSPACE.to_owned()),
+            workspace: main.map_or_else(|| mount.clone(), |main| format!("{mount}/{main}")),
+            mount,
             home: path::AGENT_HOME.to_owned(),
             config_dir: path::CLAUDE_CONFIG.to_owned(),
         };
@@ -224,7 +235,10 @@ impl Config {
             limits: Some(path::LIMITS.into()),
             control: path::CONTROL_SOCKET.into(),
         };
-        Ok(session.with(agent, folders, var))
+        Ok(Self {
+            repos,
+            ..session.with(agent, folders, var)
+        })
     }
 
     /// From the command line.
@@ -269,6 +283,7 @@ impl Config {
             place: Place::Child,
             cli: args.cli.display().to_string(),
             workspace: workspace.display().to_string(),
+            mount: workspace.display().to_string(),
             home: var("HOME").unwrap_or_else(|| workspace.display().to_string()),
             config_dir: config_dir.display().to_string(),
         };
@@ -323,6 +338,7 @@ impl Session {
             options: self.options,
             agent,
             folders,
+            repos: Repos::default(),
         }
     }
 }
@@ -374,6 +390,40 @@ fn spec(var: Lookup<'_>) -> Result<AgenticSpec, ConfigError> {
 
 fn flag(value: Option<&str>) -> bool {
     matches!(value, Some("true" | "1"))
+}
+
+/// The repositories, from what the operator resolved.
+fn repos(spec: &AgenticSpec, data: &Path, uid: &str, var: Lookup<'_>) -> Result<Repos, ConfigError> {
+    let list = match var(env::REPOS_JSON) {
+        None => Vec::new(),
+        Some(text) => serde_json::from_str(&text).map_err(|_| ConfigError::Invalid {
+            name: env::REPOS_JSON,
+            value: text,
+            expected: "a list of repositories",
+        })?,
+    };
+    let required = |name: &'static str| var(name).ok_or(ConfigError::Missing(name));
+    let (namespace, name) = (
+        required(env::AGENTIC_SESSION_NAMESPACE)?,
+        required(env::AGENTIC_SESSION_NAME)?,
+    );
+    let workspace = if spec.shared_workspace {
+        path::SHARED_WORKSPACE.to_owned()
+    } else {
+        path::workspace_dir(uid)
+    };
+    let variable = |name: &str| std::env::var(name).ok().map(SecretString::from);
+    Ok(Repos {
+        list,
+        folder: data.join(path::git_dir(uid)),
+        workspace: data.join(workspace),
+        allowed: Allowed::new(&spec.allowed_private_hosts),
+        credentials: Credentials::new(path::SECRETS.into(), path::PRIVATE.into(), variable),
+        author: Identity::of(spec.user.as_ref()),
+        branch: format!("sessions/{name}-{}", uid.chars().take(8).collect::<String>()),
+        session: format!("{namespace}/{name}"),
+        progress: var(env::LOG_FORMAT).as_deref() != Some("json"),
+    })
 }
 
 fn number<T: std::str::FromStr>(name: &'static str, value: &str) -> Result<T, ConfigError> {
@@ -431,7 +481,7 @@ const SECRETS: [&str; 6] = [
 
 /// Variables of a pod whose values are no secrets, the agent's task and names among them: what is not named here came from
 /// a Secret, or from nobody knows where.
-const PUBLIC: [&str; 28] = [
+const PUBLIC: [&str; 30] = [
     env::PROMPT,
     env::SESSION_ID,
     env::WEBSOCKET_URL,
@@ -453,6 +503,8 @@ const PUBLIC: [&str; 28] = [
     env::TIMEOUT,
     env::WORKSPACE_PATH,
     env::AGENTIC_SPEC_JSON,
+    env::GITHUB_HOST,
+    env::GITLAB_HOST,
     env::LOG_FORMAT,
     "PATH",
     "HOME",

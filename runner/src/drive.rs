@@ -5,6 +5,7 @@ mod finish;
 mod ladder;
 mod live;
 mod orders;
+mod repos;
 mod verdict;
 
 use std::path::Path;
@@ -117,9 +118,13 @@ pub async fn drive(config: Config, mut stop: watch::Receiver<bool>) -> Outcome {
         Ok(attempt) => attempt,
         Err(end) => return finish::without_records(&config.folders.report, config.attempt.unwrap_or(0), &end),
     };
-    let end = match attempt.work(&config).await {
-        Ok(end) | Err(end) => end,
+    let end = match Box::pin(attempt.clone_repos(&config)).await {
+        Ok(()) => match attempt.work(&config).await {
+            Ok(end) | Err(end) => end,
+        },
+        Err(end) => end,
     };
+    let end = Box::pin(attempt.push_repos(&config, end)).await;
     attempt.finish(end).await
 }
 
@@ -159,6 +164,8 @@ struct Attempt {
     /// Seconds that the model API asked to wait.
     retry_after: Option<u64>,
     trace_id: Option<String>,
+    /// What became of the repositories.
+    repos: Vec<protocol::report::RepoReport>,
 }
 
 impl Attempt {
@@ -224,6 +231,7 @@ impl Attempt {
             ending: Outcome::Running,
             retry_after: None,
             trace_id,
+            repos: Vec::new(),
         };
         attempt.live.read();
         attempt.deadline = attempt.deadline();

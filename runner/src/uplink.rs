@@ -6,6 +6,8 @@ mod connection;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
+
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use protocol::Record;
 use protocol::frame::{CommandResult, Hello, close};
@@ -59,6 +61,8 @@ struct Status {
 pub struct Uplink {
     status: watch::Receiver<Status>,
     requests: mpsc::Receiver<Request>,
+    /// Commands that came before anybody could carry them out.
+    held: VecDeque<Request>,
     deltas: mpsc::Sender<Box<RawValue>>,
     cli_version: watch::Sender<Option<String>>,
     task: JoinHandle<()>,
@@ -92,6 +96,7 @@ impl Uplink {
         Self {
             status,
             requests,
+            held: VecDeque::new(),
             deltas,
             cli_version,
             task: tokio::spawn(link.run()),
@@ -105,7 +110,22 @@ impl Uplink {
 
     /// The next request.
     pub async fn request(&mut self) -> Option<Request> {
-        self.requests.recv().await
+        match self.held.pop_front() {
+            Some(request) => Some(request),
+            None => self.requests.recv().await,
+        }
+    }
+
+    /// The next request that is not a command; commands are kept for [`Uplink::request`]. May be dropped while it waits.
+    pub async fn duty(&mut self) -> Option<Request> {
+        loop {
+            match self.requests.recv().await? {
+                // The gateway sends again what is not answered, so the rest may be dropped.
+                Request::Command(_) if self.held.len() >= REQUESTS => {}
+                command @ Request::Command(_) => self.held.push_back(command),
+                request => return Some(request),
+            }
+        }
     }
 
     /// What the next `hello` says of the CLI.

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod git;
 pub mod http;
 pub mod model;
 pub mod traces;

@@ -436,7 +436,7 @@ pub(super) enum Gone {
 
 impl Attempt {
     /// What is due by the clock: the limits.
-    fn tick(&mut self) {
+    pub(super) fn tick(&mut self) {
         if self.live.read()
             && let Some(proxy) = &self.proxy
         {

@@ -163,6 +163,7 @@ impl Attempt {
             events,
             traces,
             retry_after: self.retry_after,
+            repos: self.repos.clone(),
             sdk_session_id: history.conversation.map(|id| id.to_string()),
             trace_id: self.trace_id.clone(),
             message: end.message.clone(),

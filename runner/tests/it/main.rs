@@ -12,6 +12,7 @@ mod common;
 mod crash;
 mod drain;
 mod flags;
+mod git;
 mod interactive;
 mod local;
 mod pod;

@@ -62,6 +62,7 @@ fn config(session: &Session, prompt: &str) -> Config {
             place: Place::Container(state.join("agent.sock")),
             cli: xtask::claude_cli().unwrap().display().to_string(),
             workspace: session.workspace().display().to_string(),
+            mount: session.workspace().display().to_string(),
             home: state.display().to_string(),
             config_dir: state.join("claude").display().to_string(),
         },
@@ -74,6 +75,7 @@ fn config(session: &Session, prompt: &str) -> Config {
         },
         format: Format::Quiet,
         secrets: Vec::new(),
+        repos: runner::workspace::git::Repos::default(),
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) const SMALL: Root = Root {
 pub(super) const AGENT: Root = Root {
     name: "agent",
     variant: "essential",
-    packages: "bash,ca-certificates,coreutils,findutils,git,grep",
+    packages: "bash,ca-certificates,coreutils,findutils,git,grep,openssh-client",
     hook: ("customize", include_str!("agent_root.sh")),
 };
 
