@@ -14,7 +14,8 @@ use runner::drain::{DrainConfig, drain};
 use runner::drive::{drive, refuse};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::{Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// Exit code for a configuration that cannot work, as in the table of outcomes.
 const CONFIGURATION: u8 = 2;
@@ -47,12 +48,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log();
     let arguments = Arguments::parse();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -68,6 +64,17 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         ExitCode::from(CONFIGURATION)
     })
+}
+
+/// Warnings on stderr, or what `RUST_LOG` says (`target=level,…`: the form with expressions would cost a megabyte).
+fn log() {
+    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let filter = wanted.and_then(|wanted| wanted.parse::<Targets>().ok());
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }
 
 async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode> {

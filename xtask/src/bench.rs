@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: builds what is measured and what measures, and runs it.
 
+mod runner;
+
 use std::{ffi::OsString, fs, process::Command};
 
 use anyhow::{Context as _, Result, bail};
@@ -12,8 +14,11 @@ const PARTS: &[(&str, &str, &str)] = &[("operator", "agentic-operator", "OPERATO
 /// Runs the bench with these arguments, of which the first names the part that is measured.
 pub fn run(arguments: &[OsString]) -> Result<()> {
     let part = arguments.first().and_then(|part| part.to_str()).unwrap_or_default();
+    if part == "runner" {
+        return runner::run(&arguments[1..]);
+    }
     let Some((_, binary, variable)) = PARTS.iter().find(|(name, ..)| *name == part) else {
-        let names: Vec<_> = PARTS.iter().map(|(name, ..)| *name).collect();
+        let names: Vec<_> = PARTS.iter().map(|(name, ..)| *name).chain(["runner"]).collect();
         bail!("{part:?} is not measured: give one of {}", names.join(", "));
     };
     tools::ensure(tools::Group::ControlPlane)?;

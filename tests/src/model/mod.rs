@@ -43,7 +43,7 @@ impl MockModel {
         let app = router(Arc::clone(&shared));
         let serving = tokio::spawn(async move {
             // An error here shows as a refused connection in the test.
-            let _ = axum::serve(listener, app).await;
+            let _ = axum::serve(server::prompt(listener), app).await;
         });
         Ok(Self {
             address,

@@ -450,8 +450,15 @@ fn sse(event: &Value) -> Bytes {
     .into()
 }
 
+/// Connections on which an event does not wait for the acknowledgement of the one before, as with the real API.
+pub fn prompt(listener: tokio::net::TcpListener) -> impl axum::serve::Listener<Addr = std::net::SocketAddr> {
+    axum::serve::ListenerExt::tap_io(listener, |stream| {
+        let _ = stream.set_nodelay(true);
+    })
+}
+
 /// Serves until the process ends.
 pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) -> Result<Infallible, io::Error> {
-    axum::serve(listener, router(shared)).await?;
+    axum::serve(prompt(listener), router(shared)).await?;
     Err(io::Error::other("the listener closed"))
 }
