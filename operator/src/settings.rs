@@ -37,6 +37,9 @@ pub struct TimingSettings {
     /// How long an image may fail to be pulled, or a container to be made, before the attempt is given up.
     #[arg(long, hide = true, default_value_t = 300)]
     pub container_grace: u32,
+    /// First wait between attempts; it doubles.
+    #[arg(long, hide = true, default_value_t = 10)]
+    pub retry_first_wait: u32,
     /// First wait between drain Jobs; it grows with the time since the run's end.
     #[arg(long, hide = true, default_value_t = 30)]
     pub drain_first_wait: u32,
@@ -59,6 +62,7 @@ impl Default for TimingSettings {
         Self {
             job_retention: 3_600,
             container_grace: 300,
+            retry_first_wait: 10,
             drain_first_wait: 30,
             drain_longest_wait: 3_600,
             drain_bound: 86_400,

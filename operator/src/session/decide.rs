@@ -310,12 +310,6 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
         Some(_) => Reason::Retrying,
         None => Reason::WaitingForVolume,
     };
-    if let Some(pod) = seen.pods.iter().find(|pod| !pod.is_over()) {
-        return wait(
-            Reason::Retrying,
-            format!("Waits for pod {} of attempt {} to end.", pod.name, pod.attempt),
-        );
-    }
     if let Some(job) = seen.job.ours().filter(|job| !job.finished) {
         // It must not make another pod.
         let delete = (!job.deleting).then(|| Target::Job(job.name.clone(), job.uid.clone()));
@@ -325,6 +319,12 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
             message: format!("Waits for Job {} to be deleted.", job.name),
             delete,
         });
+    }
+    if let Some(pod) = seen.pods.iter().find(|pod| !pod.is_over()) {
+        return wait(
+            Reason::Retrying,
+            format!("Waits for pod {} of attempt {} to end.", pod.name, pod.attempt),
+        );
     }
     match seen.claim {
         ClaimSeen::Missing | ClaimSeen::Ours { .. } => {}
@@ -400,7 +400,13 @@ fn expire(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, 
 fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
     let recorded = &seen.session.status;
     let attempt = recorded.attempt.unwrap_or(1);
-    let mut pods: Vec<&PodSeen> = seen.pods.iter().filter(|pod| pod.attempt == attempt).collect();
+    // An attempt is one pod. When somebody takes it away, finalizers and all, its Job makes another, which is not followed.
+    let first = recorded.pod_uid.as_deref();
+    let mut pods: Vec<&PodSeen> = seen
+        .pods
+        .iter()
+        .filter(|pod| pod.attempt == attempt && first.is_none_or(|uid| pod.uid == uid))
+        .collect();
     // One that lives speaks for the attempt; then one with a report.
     pods.sort_by_key(|pod| (pod.is_judgeable(), !has_report(pod), std::cmp::Reverse(pod.created)));
     let pod = pods.first().copied();
@@ -411,7 +417,7 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
 
     let over = match pod {
         Some(pod) => pod.is_judgeable(),
-        None => seen.job.ours().is_none_or(|job| job.finished || job.deleting),
+        None => first.is_some() || seen.job.ours().is_none_or(|job| job.finished || job.deleting),
     };
     if over {
         let message = recorded.message.clone().unwrap_or_default();
@@ -421,7 +427,7 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
             pod,
             job: &seen.job,
         });
-        let terms = (&deadline::terms(seen, request), seen.policy.gateway);
+        let terms = (&deadline::terms(seen, request), &seen.policy);
         plan.status = transition::record(&plan.status, verdict, pod, seen.claim, terms, now);
         return plan;
     }

@@ -41,6 +41,8 @@ pub(super) struct Model {
     pub(super) expired: bool,
     /// What the runner of the living pod, and its Job, were told last.
     pub(super) told: Vec<Tuned>,
+    /// How many pods somebody took away.
+    pub(super) forced: u32,
 }
 
 /// What happens in the world.
@@ -120,6 +122,7 @@ impl Model {
             drain_pods: Vec::new(),
             expired: false,
             told: Vec::new(),
+            forced: 0,
         }
     }
 
@@ -364,12 +367,9 @@ impl Model {
                 }
             }
             Happening::PodForcedAway => {
-                // Somebody takes finalizers and all: the Job controller counts it as failed.
-                if let Some(pod) = self.pods.pop()
-                    && let Some((_, job)) = self.jobs.iter_mut().find(|(number, _)| *number == pod.attempt)
-                {
-                    job.finished = true;
-                }
+                // Somebody takes finalizers and all: the Job controller knows nothing of it and makes another.
+                self.pods.pop();
+                self.forced += 1;
             }
             Happening::JobDeleted => {
                 if let Some((number, _)) = self.jobs.pop() {
@@ -420,7 +420,7 @@ impl Model {
                     job.finished_at.get_or_insert(now);
                 }
                 if !job.finished && pods.iter().all(|pod| pod.attempt != *number) {
-                    pods.push(pod_of(job, *number, now));
+                    pods.push(pod_of(job, *number, self.forced, now));
                 }
             }
         }
@@ -506,10 +506,10 @@ pub(super) fn drain_report(outcome: Outcome) -> Report {
     }
 }
 
-fn pod_of(job: &OurJob, number: u32, now: Timestamp) -> PodSeen {
+fn pod_of(job: &OurJob, number: u32, forced: u32, now: Timestamp) -> PodSeen {
     PodSeen {
-        name: format!("{}-abcde", job.name),
-        uid: format!("pod-{}", job.uid),
+        name: format!("{}-{forced}", job.name),
+        uid: format!("pod-{}-{forced}", job.uid),
         attempt: number,
         job_uid: job.uid.clone(),
         created: Some(now),

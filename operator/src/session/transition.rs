@@ -8,13 +8,12 @@ use protocol::{Reason, Report};
 use super::{
     conditions,
     decide::Attempt,
-    observed::{ClaimSeen, PodSeen, Resolved, RunnerSeen, SessionSeen, Trouble},
+    observed::{ClaimSeen, PodSeen, Policy, Resolved, RunnerSeen, SessionSeen, Trouble},
     outcome::{End, Verdict},
 };
 
 /// Attempts of a run that the cluster may end without their counting.
 pub const MAX_FREE_RETRIES: u32 = 10;
-const FIRST_WAIT: u64 = 10;
 const LONGEST_WAIT: u64 = 300;
 /// Longest that the model API's own word is taken for.
 const LONGEST_RETRY_AFTER: u64 = 3_600;
@@ -216,7 +215,7 @@ pub fn record(
     verdict: Verdict,
     pod: Option<&PodSeen>,
     claim: ClaimSeen,
-    (terms, gateway): (&Resolved, bool),
+    (terms, policy): (&Resolved, &Policy),
     now: Timestamp,
 ) -> AgenticSessionStatus {
     let Verdict {
@@ -226,6 +225,7 @@ pub fn record(
         report,
     } = verdict;
     let mut next = status.clone();
+    let gateway = policy.gateway;
     let was_stopping = status.phase == Phase::Stopping;
     let until = attempt_ran(&mut next, pod, claim, now);
     match &report {
@@ -251,7 +251,15 @@ pub fn record(
             }
             next
         }
-        End::Again { free, retry_after } => again(next, (reason, &message), free, retry_after, terms, now),
+        End::Again { free, retry_after } => {
+            let first_wait = policy.timing.retry_first_wait.into();
+            let wait = |made| {
+                retry_after
+                    .unwrap_or_else(|| doubling(first_wait, made))
+                    .min(LONGEST_RETRY_AFTER)
+            };
+            again(next, (reason, &message), free, wait, terms, now)
+        }
         End::Queued => queued(next, &message, now),
     }
 }
@@ -275,7 +283,7 @@ fn again(
     mut next: AgenticSessionStatus,
     (reason, message): (Reason, &str),
     free: bool,
-    retry_after: Option<u64>,
+    wait: impl Fn(u32) -> u64,
     terms: &Resolved,
     now: Timestamp,
 ) -> AgenticSessionStatus {
@@ -312,8 +320,7 @@ fn again(
             now,
         );
     }
-    let wait = retry_after.unwrap_or_else(|| doubling(made)).min(LONGEST_RETRY_AFTER);
-    let at = now.saturating_add(seconds(wait)).unwrap_or(Timestamp::MAX);
+    let at = now.saturating_add(seconds(wait(made))).unwrap_or(Timestamp::MAX);
     next = waiting(
         &next,
         Reason::Retrying,
@@ -324,9 +331,9 @@ fn again(
     next
 }
 
-/// 10 s, doubling, at most 5 min.
-fn doubling(made: u32) -> u64 {
-    FIRST_WAIT
+/// Doubling, at most 5 min.
+fn doubling(first_wait: u64, made: u32) -> u64 {
+    first_wait
         .saturating_mul(1_u64.checked_shl(made.saturating_sub(1)).unwrap_or(u64::MAX))
         .min(LONGEST_WAIT)
 }

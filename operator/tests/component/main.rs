@@ -11,6 +11,7 @@
 mod crash;
 mod end;
 mod life;
+mod outcomes;
 mod plane;
 mod rules;
 mod uninstall;

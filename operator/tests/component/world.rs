@@ -189,6 +189,52 @@ impl World {
             .filter(|now| now.uid() == pod.uid())
     }
 
+    /// A kubelet that obeys: deleted pods are stopped with `report`, and go when nothing holds them.
+    pub fn kubelet(&self) -> Kubelet {
+        let (client, namespace) = (self.client.clone(), self.namespace.clone());
+        let task = tokio::spawn(async move {
+            let world = Self {
+                client,
+                namespace,
+                metrics: ([127, 0, 0, 1], 0).into(),
+                timing: TimingSettings::default(),
+                operator: None,
+            };
+            loop {
+                let Ok(pods) = world.pods().list(&ListParams::default()).await else {
+                    continue;
+                };
+                for pod in pods
+                    .items
+                    .iter()
+                    .filter(|pod| pod.metadata.deletion_timestamp.is_some())
+                {
+                    world.stop(pod).await;
+                }
+                tokio::time::sleep(POLL * 2).await;
+            }
+        });
+        Kubelet(task)
+    }
+
+    /// The kubelet's part in a deletion, as far as it is not done.
+    async fn stop(&self, pod: &Pod) {
+        let status = pod.status.clone().unwrap_or_default();
+        if !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            let runner = status.container_statuses.into_iter().flatten().next();
+            let ran = runner.and_then(|c| c.state?.running).is_some();
+            let attempt = pod.labels().get(label::ATTEMPT).and_then(|n| n.parse().ok());
+            if let (true, Some(attempt)) = (ran, attempt) {
+                self.end_runner(pod, 7, Some(&report(Outcome::Stopped, attempt))).await;
+            }
+            self.set_pod_status(pod, json!({"phase": "Failed"})).await;
+        }
+        let _ = self
+            .pods()
+            .delete(&pod.name_any(), &DeleteParams::default().grace_period(0))
+            .await;
+    }
+
     // --- in the place of scheduler and kubelet ---------------------------------------------------------------------
 
     /// The scheduler puts the pod on a node, and the kubelet starts its containers.
@@ -236,12 +282,18 @@ impl World {
 
     /// The runner ended, its pod not yet.
     pub async fn end_runner(&self, pod: &Pod, seconds: i64, report: Option<&Report>) {
+        self.end_runner_with(pod, seconds, "Error", report).await;
+    }
+
+    /// The same, with the kubelet's word for it.
+    pub async fn end_runner_with(&self, pod: &Pod, seconds: i64, reason: &str, report: Option<&Report>) {
         let until = jiff::Timestamp::now();
         let since = until - jiff::SignedDuration::from_secs(seconds);
         let terminated = json!({
             "exitCode": report.map_or(137, |r| i32::from(r.outcome.exit_code())),
             "startedAt": second(since),
             "finishedAt": second(until),
+            "reason": reason,
             "message": report.map(|r| String::from_utf8(r.to_bytes()).unwrap()),
         });
         self.set_pod_status(
@@ -252,14 +304,17 @@ impl World {
     }
 
     pub async fn set_pod_status(&self, pod: &Pod, status: Value) {
-        self.pods()
-            .patch_status(
-                &pod.name_any(),
-                &PatchParams::default(),
-                &Patch::Merge(json!({"status": status})),
-            )
+        let patch = Patch::Merge(json!({"status": status}));
+        match self
+            .pods()
+            .patch_status(&pod.name_any(), &PatchParams::default(), &patch)
             .await
-            .unwrap();
+        {
+            Ok(_) => {}
+            // It went meanwhile: nobody asks any more.
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => panic!("{}: {error}", self.namespace),
+        }
     }
 
     /// Somebody deletes a pod; the kubelet then ends it, and takes it away when its finalizers are gone.
@@ -304,6 +359,15 @@ impl World {
             .lines()
             .find(|line| line.starts_with(r#"agentic_operator_reconciles_total{result="ok"}"#));
         line.and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// Ends with its owner.
+pub struct Kubelet(JoinHandle<()>);
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
