@@ -241,6 +241,12 @@ impl Config {
         })
     }
 
+    /// Folder whose files the gateway may ask for.
+    pub fn files(&self) -> Option<PathBuf> {
+        let workspace = &self.repos.workspace;
+        (!workspace.as_os_str().is_empty()).then(|| workspace.clone())
+    }
+
     /// From the command line.
     pub fn local(args: LocalArgs, var: Lookup<'_>) -> Result<Self, ConfigError> {
         let state = match args.state {

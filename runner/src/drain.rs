@@ -169,7 +169,7 @@ impl Drain {
         let uplink = (last > 0).then(|| {
             let spool = journal.spool();
             let hello = hello(config, spool);
-            Uplink::start(config.gateway.clone(), hello, spool.readers(), spool.progress())
+            Uplink::start(config.gateway.clone(), hello, spool.readers(), spool.progress(), None)
         });
         Ok(Self {
             journal,

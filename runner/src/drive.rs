@@ -183,7 +183,13 @@ impl Attempt {
         let uplink = config.gateway.as_ref().map(|gateway| {
             let hello = hello(config, &journal);
             let spool = journal.spool();
-            Uplink::start(gateway.clone(), hello, spool.readers(), spool.progress())
+            Uplink::start(
+                gateway.clone(),
+                hello,
+                spool.readers(),
+                spool.progress(),
+                config.files(),
+            )
         });
         journal.session(&SessionBody::AttemptStarted {
             run: config.run,

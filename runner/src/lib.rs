@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod drain;
 pub mod drive;
+pub mod files;
 pub mod history;
 pub mod journal;
 pub mod langfuse;

@@ -7,6 +7,7 @@ mod connection;
 mod tests;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use protocol::Record;
@@ -69,12 +70,14 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Connects and keeps connected. `open` gives a reader of the spool from a seq on.
+    /// Connects and keeps connected. `open` gives a reader of the spool from a seq on; `files`: the folder whose files are
+    /// served.
     pub fn start(
         gateway: Gateway,
         hello: Hello,
         open: impl Fn(u64) -> Reader + Send + 'static,
         progress: watch::Receiver<Progress>,
+        files: Option<PathBuf>,
     ) -> Self {
         let (status_tx, status) = watch::channel(Status::default());
         let (requests_tx, requests) = mpsc::channel(REQUESTS);
@@ -88,6 +91,7 @@ impl Uplink {
             hello,
             open: Box::new(open),
             progress,
+            files,
             status: status_tx,
             requests: requests_tx,
             deltas: deltas_rx,
@@ -168,6 +172,8 @@ struct Link {
     hello: Hello,
     open: Box<dyn Fn(u64) -> Reader + Send>,
     progress: watch::Receiver<Progress>,
+    /// Folder whose files are served.
+    files: Option<PathBuf>,
     status: watch::Sender<Status>,
     requests: mpsc::Sender<Request>,
     deltas: mpsc::Receiver<Box<RawValue>>,

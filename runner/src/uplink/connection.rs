@@ -2,8 +2,8 @@
 
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use protocol::frame::{
-    Ack, EndSession, FileChunk, GatewayFrame, Hello, Interrupt, MAX_BATCH, MAX_MESSAGE, PermissionResponse,
-    RunnerFrame, UserMessage, Welcome,
+    Ack, EndSession, GatewayFrame, Hello, Interrupt, MAX_BATCH, MAX_MESSAGE, PermissionResponse, RunnerFrame,
+    UserMessage, Welcome,
 };
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
@@ -18,6 +18,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_conf
 
 use super::{Link, Request};
 use crate::command::{Command, Order};
+use crate::files::Files;
 use crate::spool::{Reader, SpoolError};
 
 /// How long connecting and being welcomed may take.
@@ -59,6 +60,7 @@ pub(super) struct Connection<'a> {
     socket: Socket,
     heard: Instant,
     ping: Interval,
+    files: Files,
 }
 
 impl<'a> Connection<'a> {
@@ -73,6 +75,7 @@ impl<'a> Connection<'a> {
         let mut ping = interval(PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
+            files: Files::new(link.files.clone()),
             link,
             socket,
             heard: Instant::now(),
@@ -119,6 +122,8 @@ impl<'a> Connection<'a> {
     /// Waits for something to happen in either direction.
     async fn wait(&mut self) -> Result<(), Lost> {
         tokio::select! {
+            // In this order: files are never ahead of records.
+            biased;
             message = self.socket.next() => self.take(message).await,
             changed = self.link.progress.changed() => changed.map_err(|_| Lost::Owner),
             Some(result) = self.link.results.1.recv() => self.send(&RunnerFrame::CommandResult(result)).await,
@@ -129,6 +134,7 @@ impl<'a> Connection<'a> {
                 }
                 self.message(Message::Ping(tungstenite::Bytes::new())).await
             }
+            frame = self.files.next() => self.send(&frame).await,
         }
     }
 
@@ -232,19 +238,14 @@ impl<'a> Connection<'a> {
                 let response = response.get().to_owned();
                 self.command(id, Order::PermissionResponse { request_id, response })
             }
-            GatewayFrame::FileRequest(command) => {
-                let error = Some("this runner does not serve files".to_owned());
-                let chunk = FileChunk {
-                    id: command.id,
-                    offset: 0,
-                    data: String::new(),
-                    eof: true,
-                    error,
-                };
-                self.send(&RunnerFrame::FileChunk(chunk)).await
+            GatewayFrame::FileRequest(request) => match self.files.request(request) {
+                Some(refusal) => self.send(&refusal).await,
+                None => Ok(()),
+            },
+            GatewayFrame::FileChunk(chunk) => {
+                self.files.chunk(chunk).await;
+                Ok(())
             }
-            // Of a write that was refused.
-            GatewayFrame::FileChunk(_) => Ok(()),
         }
     }
 

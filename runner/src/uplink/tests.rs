@@ -212,7 +212,7 @@ fn runner(url: &str, records: u32) -> Runner {
         token_file: Some(token_file),
     };
     let spool = journal.spool();
-    let uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress());
+    let uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress(), None);
     for n in 0..records {
         journal
             .record(Kind::Cli, &serde_json::json!({ "type": "n", "n": n }))
@@ -373,7 +373,7 @@ async fn a_log_that_forgot_its_end_is_filled_again_from_there() {
         token_file: None,
     };
     let spool = first.journal.spool();
-    first.uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress());
+    first.uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress(), None);
     first.deliver(0).await;
     let log = gatekeeper.log.lock().unwrap();
     assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), first.spooled());
@@ -395,7 +395,7 @@ async fn a_seq_that_is_taken_costs_a_new_one_once() {
         token_file: None,
     };
     let spool = first.journal.spool();
-    first.uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress());
+    first.uplink = Uplink::start(gateway, hello(spool.id()), spool.readers(), spool.progress(), None);
     let settled = async {
         loop {
             tokio::select! {

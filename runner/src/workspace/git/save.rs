@@ -24,7 +24,7 @@ done
 [ -e "$dir/rebase-merge" ] || [ -e "$dir/rebase-apply" ] && unfit "a rebase is in progress"
 [ -e "$dir/CHERRY_PICK_HEAD" ] && unfit "a cherry-pick is in progress"
 [ -e "$dir/REVERT_HEAD" ] && unfit "a revert is in progress"
-error=$(g add --all 2>&1) || unfit "git add failed: $error"
+error=$(g add --all -- . ':(exclude,top,glob)**/.agentic-*' 2>&1) || unfit "git add failed: $error"
 if ! g diff --cached --quiet 2>/dev/null || ! g rev-parse --quiet --verify HEAD >/dev/null; then
     if [ -n "$(g ls-files | head -n 1)" ] || g rev-parse --quiet --verify HEAD >/dev/null; then
         error=$(g commit --quiet --no-verify --message "$SUBJECT" --message "$TRAILER" 2>&1) || unfit "git commit failed: $error"
