@@ -1,6 +1,6 @@
 //! What the process is told on its command line and by its environment.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Parser;
 use gateway::{
@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// File of the event log, or `:memory:` to lose it with the process.
     #[arg(long, env = "GATEWAY_DATA", default_value = "/data/events.db")]
     pub(crate) data: store::Location,
+    /// File of API keys, such as a mounted Secret; read again when it changes.
+    #[arg(long, env = "GATEWAY_API_KEYS")]
+    pub(crate) api_keys: Option<PathBuf>,
     /// Connections at most; more wait.
     #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub(crate) max_connections: usize,

@@ -30,7 +30,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::timeout::TimeoutLayer;
 
 use crate::{
-    auth::kubernetes::Reviews, live::Live, metrics::Metrics, room::Room, sessions::Sessions, store::EventLog,
+    auth::{api_key::Keys, kubernetes::Reviews},
+    live::Live,
+    metrics::Metrics,
+    room::Room,
+    sessions::Sessions,
+    store::EventLog,
     watch::Watched,
 };
 
@@ -51,6 +56,8 @@ pub struct Gateway {
     pub watched: Watched,
     /// Who may do what.
     pub reviews: Reviews,
+    /// Callers without a Kubernetes identity.
+    pub keys: Keys,
     /// The event log.
     pub log: Arc<dyn EventLog>,
     /// What happens now.
@@ -73,6 +80,7 @@ impl Gateway {
         Arc::new(Self {
             sessions: Sessions::new(client.clone()),
             reviews: Reviews::new(client.clone()),
+            keys: Keys::default(),
             client,
             watched: Watched::default(),
             log,

@@ -54,6 +54,14 @@ async fn run(args: Args) -> anyhow::Result<()> {
         let gateway = gateway.clone();
         async move { gateway.watched.run(&gateway.sessions).await }
     });
+    if let Some(path) = args.api_keys {
+        gateway.keys.load(&path)?;
+        let gateway = gateway.clone();
+        gateway
+            .tasks
+            .clone()
+            .spawn(async move { gateway.keys.follow(&path, &gateway.shutdown).await });
+    }
     let limits = args.retention.limits();
     gateway.tasks.spawn({
         let gateway = gateway.clone();

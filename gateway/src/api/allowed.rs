@@ -13,8 +13,8 @@ use super::ApiError;
 use crate::{
     Gateway,
     auth::{
-        self,
-        kubernetes::{Caller, Verb},
+        Credential,
+        kubernetes::{Caller, Refusal, Verb},
     },
     sessions::{Target, is_namespace},
 };
@@ -69,7 +69,7 @@ pub struct OfSession<R> {
     /// Which session.
     pub target: Target,
     /// What the caller showed, to ask again later.
-    pub token: String,
+    pub credential: Credential,
     _right: PhantomData<R>,
 }
 
@@ -108,11 +108,11 @@ impl<R: Right> FromRequestParts<Arc<Gateway>> for OfSession<R> {
                 "no session can have the name {session:?} in namespace {project:?}"
             ))
         })?;
-        let (caller, token) = allowed(gateway, parts, R::VERB, &project, Some(&session)).await?;
+        let (caller, credential) = allowed(gateway, parts, R::VERB, &project, Some(&session)).await?;
         Ok(Self {
             caller,
             target,
-            token,
+            credential,
             _right: PhantomData,
         })
     }
@@ -129,16 +129,21 @@ async fn allowed(
     verb: Verb,
     namespace: &str,
     name: Option<&str>,
-) -> Result<(Caller, String), ApiError> {
-    let token = auth::bearer(&parts.headers).ok_or_else(|| {
-        ApiError::unauthorized("no token: send a Kubernetes token in the header `Authorization: Bearer <token>`")
+) -> Result<(Caller, Credential), ApiError> {
+    let credential = Credential::of(&parts.headers).ok_or_else(|| {
+        ApiError::unauthorized(
+            "no token: send a Kubernetes token in the header `Authorization: Bearer <token>`, or an API key in `X-API-Key`",
+        )
     })?;
     if !is_namespace(namespace) {
         return Err(ApiError::not_found(format!(
             "no namespace can have the name {namespace:?}"
         )));
     }
-    let caller = gateway.reviews.authenticate(token).await?;
-    gateway.reviews.authorize(&caller, verb, namespace, name).await?;
-    Ok((caller, token.to_owned()))
+    let caller = gateway.authenticate(&credential).await?;
+    if let Some(key) = &caller.key {
+        key.count().map_err(Refusal::TooOften)?;
+    }
+    gateway.authorize(&caller, verb, namespace, name).await?;
+    Ok((caller, credential))
 }

@@ -1,7 +1,10 @@
 //! Errors as Kubernetes writes them, with the message once more where clients of the platform look for it.
 
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
+use http::{
+    HeaderValue, StatusCode,
+    header::{RETRY_AFTER, WWW_AUTHENTICATE},
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
@@ -67,6 +70,7 @@ pub struct ApiError {
     code: StatusCode,
     reason: String,
     message: String,
+    retry_after: Option<u64>,
 }
 
 impl ApiError {
@@ -75,6 +79,15 @@ impl ApiError {
             code,
             reason: reason.to_owned(),
             message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// Too much at once: try again in so many seconds.
+    pub fn too_many(message: impl Into<String>, retry_after: u64) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
         }
     }
 
@@ -138,12 +151,15 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let code = self.code;
+        let (code, retry_after) = (self.code, self.retry_after);
         let mut response = (code, axum::Json(self.status())).into_response();
         if code == StatusCode::UNAUTHORIZED {
             response
                 .headers_mut()
                 .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -152,7 +168,8 @@ impl IntoResponse for ApiError {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Unauthenticated => Self::unauthorized(refusal.to_string()),
+            Refusal::Unauthenticated | Refusal::UnknownKey => Self::unauthorized(refusal.to_string()),
+            Refusal::TooOften(seconds) => Self::too_many(refusal.to_string(), seconds),
             Refusal::Forbidden { .. } => Self::new(StatusCode::FORBIDDEN, "Forbidden", refusal.to_string()),
             // What the gateway may not ask is no fault of the caller.
             Refusal::Unavailable(error) => Self::unavailable(error.to_string()),

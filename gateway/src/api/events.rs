@@ -18,7 +18,10 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use super::ApiError;
 use crate::{
     Gateway,
-    auth::kubernetes::{Refusal, Verb},
+    auth::{
+        Credential,
+        kubernetes::{Refusal, Verb},
+    },
     follow::{CloseReason, Follower, Item},
     metrics::Counted,
     sessions::{Target, View},
@@ -72,7 +75,7 @@ struct Client {
     gateway: Arc<Gateway>,
     follower: Follower,
     target: Target,
-    token: String,
+    credential: Credential,
     uid: String,
     heartbeat: Interval,
     recheck: Interval,
@@ -81,14 +84,14 @@ struct Client {
 }
 
 /// The stream as a response.
-pub fn response(gateway: Arc<Gateway>, follower: Follower, target: Target, token: String) -> Response<Body> {
+pub fn response(gateway: Arc<Gateway>, follower: Follower, target: Target, credential: Credential) -> Response<Body> {
     let client = Client {
         uid: follower.session().to_owned(),
         _counted: gateway.metrics.stream(),
         gateway,
         follower,
         target,
-        token,
+        credential,
         heartbeat: every(HEARTBEAT),
         recheck: every(RECHECK),
         long: None,
@@ -170,15 +173,18 @@ impl Client {
     }
 
     async fn is_forbidden(&self) -> bool {
-        let reviews = &self.gateway.reviews;
+        let gateway = &self.gateway;
         let answer = async {
-            let caller = reviews.authenticate(&self.token).await?;
-            reviews
+            let caller = gateway.authenticate(&self.credential).await?;
+            gateway
                 .authorize(&caller, Verb::Get, self.target.namespace(), Some(self.target.name()))
                 .await
         };
         // An API server that cannot be asked takes no rights away.
-        matches!(answer.await, Err(Refusal::Unauthenticated | Refusal::Forbidden { .. }))
+        matches!(
+            answer.await,
+            Err(Refusal::Unauthenticated | Refusal::UnknownKey | Refusal::Forbidden { .. })
+        )
     }
 }
 

@@ -270,11 +270,15 @@ impl Api {
                 "description": "Agentic sessions: create them, follow their events, speak with their agents.",
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
-            "security": [{"kubernetes": []}],
+            "security": [{"kubernetes": []}, {"apiKey": []}],
             "paths": self.paths,
             "components": {
                 "schemas": std::mem::take(&mut schemas),
                 "securitySchemes": {
+                    "apiKey": {
+                        "type": "apiKey", "in": "header", "name": "X-API-Key",
+                        "description": "A key of this gateway, for one namespace.",
+                    },
                     "kubernetes": {
                         "type": "http", "scheme": "bearer",
                         "description": "A Kubernetes token, such as that of `kubectl create token <service account>`.",

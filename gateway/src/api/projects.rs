@@ -156,13 +156,13 @@ async fn delete(
 
 async fn follow(
     State(gateway): State<Arc<Gateway>>,
-    OfSession { target, token, .. }: OfSession<Get>,
+    OfSession { target, credential, .. }: OfSession<Get>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let view = View::from(&existing(&gateway, &target).await?);
     let cursor = events::cursor(&headers, &view.uid)?;
     let follower = follower(&gateway, &target, view, cursor);
-    Ok(events::response(gateway, follower, target, token))
+    Ok(events::response(gateway, follower, target, credential))
 }
 
 fn follower(gateway: &Gateway, target: &Target, view: View, cursor: u64) -> Follower {

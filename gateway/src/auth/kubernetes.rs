@@ -12,20 +12,25 @@ use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
 };
 use kube::{Api, Client, Resource as _, api::PostParams};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
+use super::api_key::Key;
 use crate::sessions::{self, bounded};
 
 /// How long a yes is believed.
 pub const YES: Duration = Duration::from_mins(1);
 /// How long a no is believed: rights that were just given should work soon.
 pub const NO: Duration = Duration::from_secs(5);
+/// Tokens reviewed at once.
+static ASKING: Semaphore = Semaphore::const_new(64);
 /// Answers kept at most.
 const CAPACITY: usize = 10_000;
 
 /// What a caller wants to do with sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Verb {
     /// Read one, and its events.
     Get,
@@ -60,6 +65,12 @@ pub enum Refusal {
         "the token was not accepted by the cluster: send a valid Kubernetes token, such as that of `kubectl create token <service account>`"
     )]
     Unauthenticated,
+    /// Nobody has that API key.
+    #[error("the API key is not known: ask who runs this gateway for one")]
+    UnknownKey,
+    /// The API key asks too often.
+    #[error("the API key made too many requests: try again in {0} s")]
+    TooOften(u64),
     /// It may not.
     #[error(
         "{user} may not {verb} agenticsessions.vteam.ambient-code in namespace {namespace}: ask its administrator for a role that allows it"
@@ -97,7 +108,19 @@ type Digest = [u8; 32];
 pub struct Caller {
     /// Who it is.
     pub identity: Arc<Identity>,
+    /// The API key that it showed instead of a token.
+    pub key: Option<Arc<Key>>,
     token: Digest,
+}
+
+impl From<Arc<Key>> for Caller {
+    fn from(key: Arc<Key>) -> Self {
+        Self {
+            identity: Arc::new(key.identity()),
+            key: Some(key),
+            token: Digest::default(),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -140,6 +163,7 @@ impl Reviews {
         let identity = identity.ok_or(Refusal::Unauthenticated)?;
         Ok(Caller {
             identity,
+            key: None,
             token: digest,
         })
     }
@@ -228,6 +252,8 @@ pub(crate) async fn review(
         },
         ..TokenReview::default()
     };
+    // Whoever sends tokens that nobody knows costs the API server no more than this.
+    let _turn = ASKING.acquire().await;
     let api: Api<TokenReview> = Api::all(client.clone());
     let params = PostParams::default();
     let answer = bounded("create", || "TokenReview".to_owned(), api.create(&params, &review)).await?;

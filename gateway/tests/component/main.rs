@@ -15,6 +15,7 @@ mod memory;
 mod plane;
 mod retention;
 mod rights;
+mod security;
 mod server;
 mod store;
 mod streams;

@@ -1,0 +1,177 @@
+//! Who may do what, and what those who may not can do.
+
+use std::io::Write as _;
+
+use http::{Method, StatusCode};
+use rstest::rstest;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::support::{Served, soon, sse::http};
+
+/// Of the callers below and what they may, the one truth that the matrix is held against.
+const RIGHTS: &[(&str, &[(&str, &[&str])])] = &[
+    ("nobody", &[]),
+    ("unknown token", &[]),
+    ("runner", &[]),
+    ("reader", &[("team-a", &["get", "list"])]),
+    ("writer", &[("team-a", &["get", "list", "create", "update", "delete"])]),
+    (
+        "neighbour",
+        &[("team-ab", &["get", "list", "create", "update", "delete"])],
+    ),
+    (
+        "everywhere",
+        &[("team-a", &["get", "list"]), ("team-ab", &["get", "list"])],
+    ),
+    ("key: reader", &[("team-a", &["get", "list"])]),
+    ("key: creator", &[("team-ab", &["create"])]),
+    ("unknown key", &[]),
+];
+
+const REQUESTS: &[(&str, &str, &str)] = &[
+    ("list", "GET", "agentic-sessions"),
+    ("create", "POST", "agentic-sessions"),
+    ("get", "GET", "agentic-sessions/s"),
+    ("get", "GET", "agentic-sessions/s/events"),
+    ("delete", "DELETE", "agentic-sessions/none"),
+];
+
+fn key(name: &str) -> String {
+    format!("fake-{name}-key")
+}
+
+fn keys(served: &Served) {
+    let entry = |name: &str, namespace: &str, verbs: &[&str]| {
+        let sha256 = hex::encode(Sha256::digest(key(name)));
+        json!({"name": name, "sha256": sha256, "namespace": namespace, "verbs": verbs})
+    };
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let keys = json!({"keys": [entry("reader", "team-a", &["get", "list"]), entry("creator", "team-ab", &["create"])]});
+    file.write_all(keys.to_string().as_bytes()).unwrap();
+    served.gateway.keys.load(file.path()).unwrap();
+}
+
+#[tokio::test]
+async fn every_caller_may_do_exactly_what_it_was_given_in_each_namespace() {
+    let served = Served::new().await;
+    for (name, uid, namespace) in [("s", "u", "team-a"), ("s", "u-ab", "team-ab")] {
+        served.cluster.set(namespace, name, uid, &json!({"phase": "Running"}));
+    }
+    for (caller, rights) in RIGHTS {
+        for (namespace, verbs) in *rights {
+            served.cluster.allow(caller, verbs, namespace);
+        }
+        if !["nobody", "unknown token", "runner"].contains(caller) && !caller.contains("key") {
+            served.cluster.caller(&format!("token of {caller}"), caller);
+        }
+    }
+    served.cluster.runner("token of runner", Some("p1"));
+    keys(&served);
+    let client = http();
+    let (mut asked, mut allowed) = (0, 0);
+    for (caller, rights) in RIGHTS {
+        for namespace in ["team-a", "team-ab", "team"] {
+            for (verb, method, path) in REQUESTS {
+                let url = served.url(&format!("/api/projects/{namespace}/{path}"));
+                let mut request = client.request(method.parse::<Method>().unwrap(), url);
+                request = match *caller {
+                    "nobody" => request,
+                    "key: reader" => request.header("x-api-key", key("reader")),
+                    "key: creator" => request.header("x-api-key", key("creator")),
+                    "unknown key" => request.header("x-api-key", "fake-other-key"),
+                    caller => request.bearer_auth(format!("token of {caller}")),
+                };
+                if *verb == "create" {
+                    request = request.json(&json!({"prompt": "p"}));
+                }
+                let answer = soon("an answer", request.send()).await.unwrap().status();
+                let may = rights
+                    .iter()
+                    .any(|(of, verbs)| *of == namespace && verbs.contains(verb));
+                let known = !["nobody", "unknown token", "runner", "unknown key"].contains(caller);
+                let refused = if known {
+                    StatusCode::FORBIDDEN
+                } else {
+                    StatusCode::UNAUTHORIZED
+                };
+                let case = format!("{caller}: {verb} {path} in {namespace}: {answer}");
+                assert_eq!(answer == refused, !may, "{case}");
+                assert!(may || answer == refused, "{case}");
+                asked += 1;
+                allowed += u32::from(may);
+            }
+        }
+    }
+    eprintln!("{asked} cases, {allowed} of them allowed");
+}
+
+#[tokio::test]
+async fn a_key_is_told_when_to_come_again_and_its_sessions_bear_its_name() {
+    let served = Served::new().await;
+    let sha256 = hex::encode(Sha256::digest(key("ci")));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let keys = json!({"keys": [{"name": "ci", "sha256": sha256, "namespace": "team-a", "verbs": ["create", "get"], "ratePerMinute": 2}]});
+    file.write_all(keys.to_string().as_bytes()).unwrap();
+    served.gateway.keys.load(file.path()).unwrap();
+    let sessions = served.url("/api/projects/team-a/agentic-sessions");
+    let create = || {
+        http()
+            .post(&sessions)
+            .header("x-api-key", key("ci"))
+            .json(&json!({"prompt": "p"}))
+            .send()
+    };
+    let created: serde_json::Value = create().await.unwrap().json().await.unwrap();
+    let read = http()
+        .get(format!("{sessions}/{}", created["name"].as_str().unwrap()))
+        .header("x-api-key", key("ci"));
+    let session: serde_json::Value = read.send().await.unwrap().json().await.unwrap();
+    assert_eq!(session["spec"]["userContext"]["userId"], "api-key:ci");
+    let refused = create().await.unwrap();
+    assert_eq!(refused.status(), 429);
+    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=30).contains(&wait), "{wait}");
+}
+
+/// A request as it is, with a path that no client would send.
+async fn raw(served: &Served, path: &str) -> String {
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer token\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = soon("an answer", stream.read_to_end(&mut answer)).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[rstest]
+#[case("/api/projects/team-a/agentic-sessions/../../team-b/agentic-sessions/s")]
+#[case("/api/projects/team-a/agentic-sessions/..%2f..%2fteam-b%2fagentic-sessions%2fs")]
+#[case("/api/projects/team-a/agentic-sessions/%2e%2e")]
+#[case("/api/projects/team-a/agentic-sessions/s%00")]
+#[case("/api/projects/team-a/agentic-sessions/s%2fstatus")]
+#[case("/api/projects/team-a/agentic-sessions/%252e%252e")]
+#[case("/api/projects/team-a/agentic-sessions/s%3flimit=1")]
+#[case("/api/projects/team-a%2f..%2fteam-b/agentic-sessions/s")]
+#[case("/api/projects/%00/agentic-sessions/s")]
+#[case("/api/projects/TEAM-A/agentic-sessions/s")]
+#[case("//api/projects/team-a/agentic-sessions/s")]
+#[case("/api/projects/team-a/agentic-sessions/%ff")]
+#[tokio::test]
+async fn no_path_leads_out_of_what_the_caller_may_see(#[case] path: &str) {
+    let served = Served::new().await;
+    served.cluster.caller("token", "ann");
+    for namespace in ["team-a", "team-b"] {
+        served.cluster.set(namespace, "s", "u", &json!({"phase": "Running"}));
+    }
+    served.cluster.allow("ann", &["get", "list"], "team-a");
+    let answer = raw(&served, path).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"),
+        "{path}: {answer}"
+    );
+}
