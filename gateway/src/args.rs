@@ -7,6 +7,7 @@ use gateway::{
     quantity::{self, Bytes, Seconds},
     retention, store,
 };
+use http::HeaderValue;
 
 /// Receives the records of agentic sessions and serves them, with the sessions themselves, over HTTP.
 #[derive(Debug, Parser)]
@@ -24,6 +25,18 @@ pub(crate) struct Args {
     /// File of API keys, such as a mounted Secret; read again when it changes.
     #[arg(long, env = "GATEWAY_API_KEYS")]
     pub(crate) api_keys: Option<PathBuf>,
+    /// Address of the same API with TLS; needs the certificate and the key.
+    #[arg(long, env = "GATEWAY_TLS_LISTEN", requires_all = ["tls_certificate", "tls_key"])]
+    pub(crate) tls_listen: Option<SocketAddr>,
+    /// PEM file of the certificate and its chain; read again when it changes.
+    #[arg(long, env = "GATEWAY_TLS_CERTIFICATE")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// PEM file of the certificate's key; read again when it changes.
+    #[arg(long, env = "GATEWAY_TLS_KEY")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Origins whose web pages may use the API and its WebSockets, such as `https://console.example.com`.
+    #[arg(long = "allow-origin", env = "GATEWAY_ALLOW_ORIGINS", value_delimiter = ',')]
+    pub(crate) allow_origins: Vec<HeaderValue>,
     /// Connections at most; more wait.
     #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub(crate) max_connections: usize,

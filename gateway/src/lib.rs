@@ -7,12 +7,14 @@ pub mod follow;
 pub mod ingest;
 pub mod live;
 pub mod metrics;
+pub mod origin;
 pub mod quantity;
 pub mod retention;
 pub mod room;
 pub mod server;
 pub mod sessions;
 pub mod store;
+pub mod tls;
 pub mod watch;
 
 use std::{sync::Arc, time::Duration};
@@ -33,6 +35,7 @@ use crate::{
     auth::{api_key::Keys, kubernetes::Reviews},
     live::Live,
     metrics::Metrics,
+    origin::Origins,
     room::Room,
     sessions::Sessions,
     store::EventLog,
@@ -50,6 +53,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 pub struct Gateway {
     /// The API server.
     pub client: Client,
+    /// Whether it answers.
+    pub cluster: api::health::Cluster,
     /// Its sessions, read live.
     pub sessions: Sessions,
     /// Its sessions as the watch has them.
@@ -82,6 +87,7 @@ impl Gateway {
             reviews: Reviews::new(client.clone()),
             keys: Keys::default(),
             client,
+            cluster: api::health::Cluster::default(),
             watched: Watched::default(),
             log,
             live: Live::default(),
@@ -94,8 +100,13 @@ impl Gateway {
     }
 }
 
-/// All routes.
+/// All routes, for web pages of the gateway itself only.
 pub fn router(gateway: Arc<Gateway>) -> Router {
+    router_for(gateway, &Origins::default())
+}
+
+/// All routes, for web pages of these origins too.
+pub fn router_for(gateway: Arc<Gateway>, origins: &Origins) -> Router {
     Router::new()
         .route("/api/projects/{project}/sessions/{session}/ws", get(ingest::connect))
         .merge(api::router())
@@ -107,6 +118,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
             ANSWER_WITHIN,
         ))
         .route_layer(middleware::from_fn_with_state(gateway.clone(), count))
+        .layer(middleware::from_fn_with_state(origins.clone(), origin::check))
+        .layer(origins.cors())
         .with_state(gateway)
 }
 

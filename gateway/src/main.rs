@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use gateway::{Gateway, metrics, retention, server, store};
+use gateway::{Gateway, metrics, origin::Origins, retention, server, store, tls::Certificate};
 use kube::Client;
 use tokio::{
     net::TcpListener,
@@ -76,7 +76,22 @@ async fn run(args: Args) -> anyhow::Result<()> {
         shutdown.clone(),
         tasks.clone(),
     ));
-    let router = gateway::router(gateway.clone());
+    let router = gateway::router_for(gateway.clone(), &Origins::new(args.allow_origins));
+    if let (Some(address), Some(certificate), Some(key)) = (args.tls_listen, args.tls_certificate, args.tls_key) {
+        let certificate = Certificate::load(&certificate, &key)?;
+        let listener = listen(address).await?;
+        tracing::info!(address = %listener.local_addr()?, "listening with TLS");
+        tasks.spawn(server::serve_tls(
+            listener,
+            certificate.acceptor(),
+            router.clone(),
+            args.max_connections,
+            shutdown.clone(),
+            tasks.clone(),
+        ));
+        let shutdown = shutdown.clone();
+        tasks.spawn(async move { certificate.follow(&shutdown).await });
+    }
     tasks.spawn(server::serve(
         api,
         router,

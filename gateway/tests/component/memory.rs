@@ -156,3 +156,50 @@ async fn long_records_of_many_sessions_wait_for_their_turn_and_readers_take_them
     eprintln!("{SESSIONS} records of 62 MiB at once: peak {before} -> {stored} MiB, with 24 readers {after} MiB");
     assert!(after < 256, "{before} -> {stored} -> {after} MiB");
 }
+
+/// `GATEWAY_IDLE_SOCKETS=10000` for the long run.
+fn idle_sockets() -> u64 {
+    std::env::var("GATEWAY_IDLE_SOCKETS").map_or(1_500, |count| count.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_say_little_or_nothing_cost_little_and_are_closed() {
+    let count = idle_sockets();
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit
+        .maximum
+        .or(Some(count + 500))
+        .map(|most| most.min(count + 500).max(limit.current.unwrap_or(0)));
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let cluster = Cluster::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(&cluster, folder.path()).await;
+    let before = peak(&process);
+    let mut sockets = Vec::new();
+    for number in 0..count {
+        let mut stream = tokio::net::TcpStream::connect(process.address).await.unwrap();
+        if number % 2 == 0 {
+            // Half of them as far as headers can go without an end.
+            let mut headers = b"GET /health HTTP/1.1\r\nhost: a\r\nx-slow: ".to_vec();
+            headers.resize(12 << 10, b'x');
+            tokio::io::AsyncWriteExt::write_all(&mut stream, &headers)
+                .await
+                .unwrap();
+        }
+        sockets.push(stream);
+    }
+    let closed = async {
+        for stream in &mut sockets {
+            let mut answer = Vec::new();
+            let _ = tokio::io::AsyncReadExt::read_to_end(stream, &mut answer).await;
+        }
+    };
+    Box::pin(tokio::time::timeout(Duration::from_mins(1), closed))
+        .await
+        .expect("all sockets are closed");
+    let address = process.address;
+    tokio::task::spawn_blocking(move || health(address)).await.unwrap();
+    let after = peak(&process);
+    eprintln!("{count} sockets: peak {before} -> {after} MiB, all closed by the gateway");
+    assert!(after < before + 8 + count / 25, "{before} -> {after} MiB");
+}

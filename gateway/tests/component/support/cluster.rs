@@ -197,6 +197,7 @@ impl Cluster {
 fn router(shared: &Shared) -> Router {
     let sessions = "/apis/vteam.ambient-code/v1alpha1/namespaces/{namespace}/agenticsessions";
     Router::new()
+        .route("/version", get(version))
         .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
         .route("/apis/authorization.k8s.io/v1/subjectaccessreviews", post(access))
         .route("/apis/vteam.ambient-code/v1alpha1/agenticsessions", get(list_or_watch))
@@ -239,6 +240,30 @@ fn remove(shared: &Shared, namespace: &str, name: &str) -> Option<Value> {
 fn failure(code: u16, reason: &str, message: &str) -> Response {
     let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message});
     (StatusCode::from_u16(code).unwrap(), Json(status)).into_response()
+}
+
+async fn version(State(shared): State<Shared>) -> Response {
+    if shared.state.lock().unwrap().down {
+        return failure(500, "InternalError", "down");
+    }
+    let parts = [
+        "major",
+        "minor",
+        "gitVersion",
+        "gitCommit",
+        "gitTreeState",
+        "buildDate",
+        "goVersion",
+        "compiler",
+        "platform",
+    ];
+    Json(
+        parts
+            .iter()
+            .map(|part| ((*part).to_owned(), json!("1")))
+            .collect::<serde_json::Map<_, _>>(),
+    )
+    .into_response()
 }
 
 async fn review(State(shared): State<Shared>, Json(mut review): Json<Value>) -> Response {
