@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// PEM file of the certificate's key; read again when it changes.
     #[arg(long, env = "GATEWAY_TLS_KEY")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Origins whose web pages may use the API and its WebSockets, such as `https://console.example.com`.
+    /// Origins whose web pages may use the API and its streams, such as `https://console.example.com`.
     #[arg(long = "allow-origin", env = "GATEWAY_ALLOW_ORIGINS", value_delimiter = ',')]
     pub(crate) allow_origins: Vec<HeaderValue>,
     /// Connections at most; more wait.

@@ -57,7 +57,7 @@ fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
     authority.is_some() && authority == host.and_then(|host| host.to_str().ok())
 }
 
-/// Refuses WebSockets of other pages: browsers ask no leave for them.
+/// Refuses upgrades asked for by other pages: browsers ask no leave for them.
 pub async fn check(State(origins): State<Origins>, request: Request, next: Next) -> Response {
     if request.headers().contains_key(UPGRADE) && !origins.allows(request.headers()) {
         return ApiError::forbidden(

@@ -13,8 +13,11 @@ use tokio::{
 
 use crate::support::{Served, soon, sse::http};
 
+/// Verbs by namespace.
+type Rights = &'static [(&'static str, &'static [&'static str])];
+
 /// Of the callers below and what they may, the one truth that the matrix is held against.
-const RIGHTS: &[(&str, &[(&str, &[&str])])] = &[
+const RIGHTS: &[(&str, Rights)] = &[
     ("nobody", &[]),
     ("unknown token", &[]),
     ("runner", &[]),
