@@ -16,6 +16,7 @@ mod git;
 mod interactive;
 mod local;
 mod pod;
+mod repos;
 mod resume;
 mod rounds;
 mod shim;

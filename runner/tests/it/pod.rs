@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::common::{DEADLINE, Session, bash, eventually, script, signal, text};
 
 /// The agent container.
-fn agent_container(session: &Session) -> Child {
+pub fn agent_container(session: &Session) -> Child {
     Command::new(env!("CARGO_BIN_EXE_runner"))
         .args(["agent", "--socket"])
         .arg(session.state().join("agent.sock"))
@@ -32,7 +32,7 @@ fn agent_container(session: &Session) -> Child {
 }
 
 /// What the operator's environment says to the runner container.
-fn config(session: &Session, prompt: &str) -> Config {
+pub fn config(session: &Session, prompt: &str) -> Config {
     let state = session.state();
     for folder in [&state, &session.workspace()] {
         std::fs::create_dir_all(folder).unwrap();
@@ -80,7 +80,7 @@ fn config(session: &Session, prompt: &str) -> Config {
 }
 
 /// Boxed: the future of a whole attempt is a large one.
-fn drive(config: Config) -> impl Future<Output = Outcome> {
+pub fn drive(config: Config) -> impl Future<Output = Outcome> {
     let (told, stop) = watch::channel(false);
     let driven = Box::pin(runner::drive::drive(config, stop));
     async move {
