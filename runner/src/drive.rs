@@ -151,6 +151,8 @@ struct Attempt {
     deadline: Instant,
     /// Continuation messages sent in this attempt.
     continuations: u32,
+    /// Messages written to the CLI in this attempt.
+    said: u64,
     /// How often the agent was lost since a turn went well.
     losses: u32,
     /// When somebody last had a part in an interactive session, or a turn worked.
@@ -214,6 +216,7 @@ impl Attempt {
             live: Live::new(config.limits, limits.clone()),
             interactive: config.options.interactive,
             losses: 0,
+            said: 0,
             active: begun,
             cli_version: None,
             control,
@@ -324,10 +327,11 @@ impl Attempt {
             return Ok(());
         }
         let turn = history.turn;
-        let untaken = history.untaken().any(|message| message.turn == turn);
+        // The next message was taken up already.
+        let goes_on = history.untaken().any(|message| message.started);
         let ended = match (history.stopped(), history.stream.concluded()) {
-            (Some(cause), _) if !untaken => Some(cause),
-            (None, Some(result)) if !untaken => Some(outcome(result, &Witness::default())),
+            (Some(cause), _) => Some(cause),
+            (None, Some(result)) if !goes_on => Some(outcome(result, &Witness::default())),
             _ => None,
         };
         ended.map_or(Ok(()), |outcome| self.turn_ended(turn, outcome))

@@ -18,6 +18,10 @@ pub struct Message {
     pub body: UserBody,
     /// Turn that it opened or joined.
     pub turn: u32,
+    /// The CLI took it up, but may not have it on disk.
+    pub started: bool,
+    /// A result names it.
+    pub answered: bool,
     /// The CLI took it: never sent again.
     pub taken: bool,
 }
@@ -118,7 +122,14 @@ impl History {
 
     /// Messages that were sent and not seen to be taken.
     pub fn untaken(&self) -> impl Iterator<Item = &Message> {
-        self.messages.iter().filter(|message| !message.taken)
+        self.messages
+            .iter()
+            .filter(|message| !message.taken && !message.answered)
+    }
+
+    /// Messages that wait for the CLI to take them up.
+    pub fn queued(&self) -> usize {
+        self.untaken().filter(|message| !message.started).count()
     }
 
     /// Tokens of the session.
@@ -171,7 +182,7 @@ impl History {
     fn turn_begins(&mut self, turn: u32) {
         if turn > self.turn {
             self.turn = turn;
-            self.messages.retain(|message| !message.taken);
+            self.messages.retain(|message| !message.taken && !message.answered);
             self.stream.next();
         }
     }
@@ -182,6 +193,8 @@ impl History {
         let message = Message {
             body,
             turn,
+            started: false,
+            answered: false,
             taken: false,
         };
         self.first.get_or_insert_with(|| message.clone());
@@ -226,6 +239,11 @@ impl History {
         let Some(event) = wire::event(line) else { return };
         self.stream.observe(&event, Instant::now());
         match event {
+            Event::Started(uuid) => {
+                for message in self.messages.iter_mut().filter(|message| message.body.uuid == uuid) {
+                    message.started = true;
+                }
+            }
             Event::Assistant {
                 message_id, main: true, ..
             } if self.last_round != message_id => {
@@ -233,6 +251,10 @@ impl History {
                 self.last_round = message_id;
             }
             Event::Result(result) => {
+                let answered = |message: &&mut Message| result.user_message_uuids.contains(&message.body.uuid);
+                for message in self.messages.iter_mut().chain(&mut self.first).filter(answered) {
+                    message.answered = true;
+                }
                 if let Ok(counted) = serde_json::from_str::<Counted>(line) {
                     self.told.conversation(counted.total());
                 }

@@ -13,6 +13,7 @@ pub mod drive;
 pub mod files;
 pub mod history;
 pub mod journal;
+pub mod kill_point;
 pub mod langfuse;
 pub mod limits;
 pub mod plan;

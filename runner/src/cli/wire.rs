@@ -93,6 +93,8 @@ pub enum Event {
         main: bool,
         /// Tool calls among its blocks.
         calls: usize,
+        /// Messages of ours that the model has been given with it, or since the last one.
+        answers: Vec<Uuid>,
     },
     /// Results of tool calls of the main loop.
     ToolResults(usize),
@@ -273,6 +275,8 @@ fn assistant(line: &str) -> Option<Event> {
     struct Assistant {
         message: Message,
         parent_tool_use_id: Option<serde::de::IgnoredAny>,
+        #[serde(default)]
+        user_message_uuids: Vec<Uuid>,
     }
     #[derive(Deserialize)]
     struct Message {
@@ -283,12 +287,14 @@ fn assistant(line: &str) -> Option<Event> {
     let Assistant {
         message,
         parent_tool_use_id,
+        user_message_uuids: answers,
     } = serde_json::from_str(line).ok()?;
     let main = parent_tool_use_id.is_none() && message.model.as_deref() != Some("<synthetic>");
     Some(Event::Assistant {
         message_id: message.id,
         main,
         calls: message.content.map_or(0, |content| content.count("tool_use")),
+        answers,
     })
 }
 
@@ -480,10 +486,10 @@ mod tests {
         r#"{"subtype":"background_tasks_changed","tasks":[{},{}],"type":"system"}"#,
         Event::BackgroundTasks(2)
     )]
-    #[case(r#"{"type":"assistant","message":{"id":"m","model":"<synthetic>"},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: false, calls: 0 })]
-    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x"},"parent_tool_use_id":"t"}"#, Event::Assistant { message_id: Some("m".into()), main: false, calls: 0 })]
-    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x","content":[{"type":"text"},{"type":"tool_use"}]},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: true, calls: 1 })]
-    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x","content":"text"}}"#, Event::Assistant { message_id: Some("m".into()), main: true, calls: 0 })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"<synthetic>"},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: false, calls: 0, answers: vec![] })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x"},"parent_tool_use_id":"t"}"#, Event::Assistant { message_id: Some("m".into()), main: false, calls: 0, answers: vec![] })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x","content":[{"type":"text"},{"type":"tool_use"}]},"parent_tool_use_id":null}"#, Event::Assistant { message_id: Some("m".into()), main: true, calls: 1, answers: vec![] })]
+    #[case(r#"{"type":"assistant","message":{"id":"m","model":"x","content":"text"},"user_message_uuids":["00000000-0000-0000-0000-000000000000"]}"#, Event::Assistant { message_id: Some("m".into()), main: true, calls: 0, answers: vec![Uuid::nil()] })]
     #[case(r#"{"type":"user","message":{"content":[{"type":"tool_result"},{"type":"tool_result","content":[]}]},"parent_tool_use_id":null}"#, Event::ToolResults(2))]
     #[case(
         r#"{"type":"user","message":{"content":[{"type":"tool_result"}]},"parent_tool_use_id":"t"}"#,

@@ -14,10 +14,13 @@ use crate::cli::turn::resume_refused;
 use crate::cli::wire::State;
 use crate::cli::{Event, Lines, RawLine, TESTED_VERSION, Turn, wire};
 use crate::config::Config;
+use crate::kill_point;
 use crate::status::Question;
 
 /// How long a resumed CLI may take to go on by itself.
 const GOES_ON: Duration = Duration::from_secs(15);
+/// How far the CLI's stdout may run ahead of its transcript.
+const TRANSCRIBED: Duration = Duration::from_secs(1);
 /// How much of stderr is kept for a message.
 const STDERR_TAIL: usize = 2_000;
 
@@ -56,6 +59,8 @@ pub(super) struct Converse<'a> {
     /// Permission questions without an answer.
     pub(super) questions: Vec<Question>,
     pub(super) round: Round,
+    /// Messages that the model was given, and when that was seen.
+    given: Vec<(Instant, Uuid)>,
     /// The session is to end for this.
     pub(super) ending: Option<End>,
     /// The process is being ended: nothing is begun any more.
@@ -78,6 +83,7 @@ impl Round {
                 message_id,
                 main: true,
                 calls,
+                ..
             } => {
                 if self.message != *message_id {
                     *self = Self {
@@ -117,6 +123,7 @@ impl<'a> Converse<'a> {
             interrupting: None,
             questions: Vec::new(),
             round: Round::default(),
+            given: Vec::new(),
             ending: None,
             closing: false,
         };
@@ -182,6 +189,8 @@ impl<'a> Converse<'a> {
         for body in messages {
             self.tell(ToShim::Stdin(wire::user_message(body.uuid, &body.text).into()))
                 .await?;
+            self.attempt.said += 1;
+            kill_point::reach("sent", self.attempt.said);
         }
         Ok(())
     }
@@ -239,10 +248,10 @@ impl<'a> Converse<'a> {
         if self.interrupting.is_some() && self.turn.result().is_some() {
             return true;
         }
-        let patience = match self.attempt.journal.history().untaken().next() {
+        let patience = match self.attempt.journal.history().queued() {
+            0 => Duration::ZERO,
             // It is on its way to the CLI, which takes it up now.
-            Some(_) => TAKES_UP,
-            None => Duration::ZERO,
+            _ => TAKES_UP,
         };
         self.turn.over_at().is_some_and(|at| at + patience <= Instant::now())
     }
@@ -273,6 +282,7 @@ impl<'a> Converse<'a> {
             lost = keeper.lost() => return Err(lost.into()),
             _ = clock.tick() => {
                 self.attempt.tick();
+                self.given_for_long()?;
                 self.publish();
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => return Ok(Step::Due),
@@ -354,8 +364,17 @@ impl<'a> Converse<'a> {
 
     async fn react(&mut self, event: Event) -> Result<(), End> {
         match event {
-            Event::Started(uuid) => self.taken(&[uuid])?,
-            Event::Result(result) => self.taken(&result.user_message_uuids)?,
+            Event::Assistant {
+                answers, main: true, ..
+            } => {
+                self.given
+                    .extend(answers.into_iter().map(|uuid| (Instant::now(), uuid)));
+            }
+            Event::Result(result) => {
+                let mut uuids = result.user_message_uuids;
+                uuids.extend(self.given.drain(..).map(|(_, uuid)| uuid));
+                self.taken(&uuids)?;
+            }
             Event::ConversationReset(Some(id)) => self.conversation(id).await?,
             Event::Init { session_id, version } => {
                 // After `/clear` this is the one that can be resumed.
@@ -398,6 +417,15 @@ impl<'a> Converse<'a> {
         let refusal = wire::refusal(&request_id, subtype);
         // If the agent is lost, the next step says so.
         let _ = self.tell(ToShim::Stdin(refusal.into())).await;
+    }
+
+    /// What the model was given a while ago is in the transcript by now; what it was given just now may not be, and then the
+    /// transcripts are to be asked for it.
+    fn given_for_long(&mut self) -> Result<(), End> {
+        let (long, since): (Vec<_>, Vec<_>) = self.given.drain(..).partition(|(at, _)| at.elapsed() >= TRANSCRIBED);
+        self.given = since;
+        let uuids: Vec<Uuid> = long.into_iter().map(|(_, uuid)| uuid).collect();
+        self.taken(&uuids)
     }
 
     fn taken(&mut self, uuids: &[Uuid]) -> Result<(), End> {

@@ -8,6 +8,7 @@ use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use super::ladder::KILLED;
 use super::{Attempt, End};
+use crate::kill_point;
 use crate::report::ReportFile;
 use crate::status::Phase;
 
@@ -70,7 +71,9 @@ impl Attempt {
             Err(_) => tracing::error!("the end of the attempt could not be recorded: the volume does not answer"),
         }
         let delivered = self.deliver().await;
+        kill_point::reach("report", 0);
         self.write_final(&end, delivered);
+        kill_point::reach("reported", 0);
         // Before the next runner on this folder may listen there.
         self.control = None;
         if let Err(error) = self.keeper.release(RELEASED).await {

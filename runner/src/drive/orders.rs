@@ -12,6 +12,7 @@ use crate::cli::wire::{self, PermissionAnswer};
 use crate::command::{Command, Order};
 use crate::control::Control;
 use crate::history::Done;
+use crate::kill_point;
 use crate::spool::SpoolError;
 use crate::status::{Phase, Status};
 use crate::uplink::Request;
@@ -125,6 +126,7 @@ impl Converse<'_> {
         self.attempt.journal.session(&SessionBody::Stopping { turn, cause })?;
         let seq = self.done(id, None)?;
         self.attempt.journal.spool().durable(seq).await?;
+        kill_point::reach("interrupt", 0);
         self.interrupting = Some((turn, Instant::now() + STOPS));
         // What people said meanwhile is not theirs to lose: it opens the next turn.
         let _ = self.tell(ToShim::Stdin(wire::interrupt(id, false).into())).await;
@@ -193,7 +195,7 @@ impl super::Attempt {
             status.cost_usd = history.cost();
             status.limits = self.live.now();
             status.used_seconds = (self.used + self.begun.elapsed()).as_secs();
-            status.queued = history.untaken().count();
+            status.queued = history.queued();
             status.last_seq = last_seq;
             status.unacked = self
                 .uplink

@@ -54,6 +54,7 @@ impl Writer {
                 self.progress.send_modify(|progress| progress.failed = Some(error));
                 return;
             }
+            crate::kill_point::reach("durable", batch.last_seq);
             self.next_seq = batch.last_seq + 1;
             self.progress.send_modify(|progress| {
                 progress.durable = batch.last_seq;
