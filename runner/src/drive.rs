@@ -46,6 +46,8 @@ const RESTARTS: u32 = 3;
 /// Said to an agent whose turn was stopped.
 pub const CONTINUE: &str = "Your work was interrupted before it was finished. Continue where you left off.";
 
+const LOST_CONVERSATION: &str = "The earlier conversation could not be resumed: its transcript is not there. A new one begins with the messages of the turn that was open.";
+
 /// How an attempt ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct End {
@@ -269,10 +271,7 @@ impl Attempt {
             match Converse::start(self, config, conversation, say, &token).await? {
                 Episode::Ended(end) => return Ok(end),
                 Episode::ResumeRefused => {
-                    self.journal.log(
-                        LogLevel::Warning,
-                        "The earlier conversation could not be resumed: its transcript is not there. A new one begins with the messages of the turn that was open.",
-                    )?;
+                    self.journal.log(LogLevel::Warning, LOST_CONVERSATION)?;
                     refused = true;
                 }
                 Episode::AgentLost { out_of_memory, why } => self.agent_lost(out_of_memory, &why).await?,
@@ -301,7 +300,12 @@ impl Attempt {
                 return Ok(Opening::Work(fresh(), Say::Nothing));
             }
             Plan::Begin { again } if again.is_empty() => (fresh(), Say::Prompt),
-            Plan::Begin { again } => (fresh(), Say::Again(again)),
+            Plan::Begin { again } => {
+                if self.journal.history().conversation.is_some() {
+                    self.journal.log(LogLevel::Warning, LOST_CONVERSATION)?;
+                }
+                (fresh(), Say::Again(again))
+            }
             Plan::Resume {
                 conversation: id,
                 interrupted,

@@ -46,9 +46,10 @@ async fn killed_during_a_model_call_the_prompt_is_still_given_once() {
 #[tokio::test]
 async fn a_conversation_that_is_lost_begins_again_with_the_prompt() {
     let session = Session::new().await;
-    let prompt = script("MARK", &[json!({ "text": "Done.", "hold": "go" })]);
+    // The model has been given the prompt for so long that nobody asks the transcripts for it.
+    let prompt = script("MARK", &[bash("sleep 1.5"), json!({ "text": "Done.", "hold": "go" })]);
     let runner = session.start(&prompt, &[]);
-    session.request(Logged::asks_for_message).await;
+    session.request(|request| request.step == Some(1)).await;
     killed(&session, runner).await;
     std::fs::remove_dir_all(session.state().join("claude/projects")).unwrap();
     session.model.release("go");
@@ -126,6 +127,31 @@ fn cut(session: &Session, keep: usize) {
         end += 8 + u32::from_le_bytes(bytes[end..end + 4].try_into().unwrap()) as usize;
     }
     std::fs::write(&segment, &bytes[..end + 3]).unwrap();
+}
+
+#[tokio::test]
+async fn a_conversation_that_was_never_written_begins_again_at_once() {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[json!({ "text": "Done.", "hold": "go" })]);
+    let runner = session.start(&prompt, &[]);
+    session.request(Logged::asks_for_message).await;
+    killed(&session, runner).await;
+    std::fs::remove_dir_all(session.state().join("claude/projects")).unwrap();
+    session.model.release("go");
+    let ended = session.run(&prompt, &[]).await;
+    assert_eq!(ended.code, Some(0));
+    session.assert_prompt_once("MARK");
+    let resumed: Vec<_> = session
+        .events("cliStarted")
+        .iter()
+        .map(|event| event["resumed"].clone())
+        .collect();
+    assert_eq!(resumed, [false, false]);
+    let told = session
+        .bodies(Kind::Log)
+        .iter()
+        .any(|log| log["message"].as_str().unwrap().contains("could not be resumed"));
+    assert!(told);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tests::model::Logged;
 use crate::common::{Session, bash, ended, eventually, script, text};
 
 /// How many points are taken when not all are.
-const FEW: usize = 8;
+const FEW: usize = 6;
 
 fn points(all: Vec<String>) -> Vec<String> {
     if std::env::var_os("RUNNER_EVERY_KILL").is_some() {
