@@ -1,5 +1,10 @@
 //! The model, what it may use up, and what follows failures.
 
+#![expect(
+    clippy::struct_field_names,
+    reason = "maxTurns, maxCostUSD and maxTokens are the words of the API"
+)]
+
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

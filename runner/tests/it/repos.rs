@@ -63,7 +63,10 @@ async fn an_agent_works_in_a_clone_and_what_it_changed_is_pushed() {
     let (scene, session) = scene().await;
     let prompt = script(
         "MARK",
-        &[bash("pwd; echo more >> README.md; (setsid sleep 100 >/dev/null 2>&1 &)"), text("Done.")],
+        &[
+            bash("pwd; echo more >> README.md; (setsid sleep 100 >/dev/null 2>&1 &)"),
+            text("Done."),
+        ],
     );
     let _container = agent_container(&session);
     assert_eq!(drive(with_repos(&scene, &session, &prompt)).await, Outcome::Succeeded);
