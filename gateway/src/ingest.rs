@@ -1,6 +1,7 @@
 //! The runner's WebSocket: records in, acknowledgements out once they are stored.
 
 mod gate;
+mod orders;
 mod peer;
 mod upgrade;
 
@@ -13,7 +14,7 @@ use axum::{
 use bytes::Bytes;
 use protocol::{
     Kind, Record, RecordHead,
-    frame::{self, Ack, GatewayFrame, Hello, RunnerFrame, Welcome, close},
+    frame::{self, Ack, GatewayFrame, Hello, Role, RunnerFrame, Welcome, close},
     record::{GapBody, MAX_RECORD, checksum},
 };
 use serde::Deserialize;
@@ -30,6 +31,7 @@ use crate::{
         self,
         runner::{self, Refusal},
     },
+    files::{Attached, Reply},
     live::Channel,
     server::Place,
     sessions::{Target, View},
@@ -138,6 +140,10 @@ struct Connection {
     channel: Arc<Channel>,
     seen: tokio::sync::watch::Receiver<Seen>,
     heard: Instant,
+    /// It drives an agent.
+    takes_orders: bool,
+    /// Number of the last command that was sent.
+    sent: u64,
 }
 
 async fn admit(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &mut Peer) -> Result<Connection, End> {
@@ -168,6 +174,8 @@ async fn admit(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &m
         seen: gateway.watched.follow(target, view),
         state,
         heard: Instant::now(),
+        takes_orders: hello.role == Role::Run,
+        sent: 0,
     })
 }
 
@@ -224,6 +232,12 @@ impl Connection {
         let channel = self.channel.clone();
         let superseded = channel.superseded(self.state.epoch);
         tokio::pin!(superseded);
+        // Asked for before the store is read: what is kept in between is told twice, and sent once.
+        let mut commands = channel.commands();
+        commands.mark_changed();
+        let mut files = self
+            .takes_orders
+            .then(|| Attached::new(channel.clone(), self.state.epoch));
         let mut ping = interval(PING_EVERY);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -238,6 +252,8 @@ impl Connection {
                     }
                     peer.message(Message::Ping(Bytes::new())).await?;
                 }
+                _ = commands.changed(), if self.takes_orders => self.order(gateway, peer).await?,
+                frame = orders::next(&mut files) => peer.send(&frame).await?,
                 message = peer.receive() => {
                     let message = message?;
                     self.heard = Instant::now();
@@ -279,9 +295,13 @@ impl Connection {
                 Ok(())
             }
             RunnerFrame::Hello(_) => Err(End::Protocol("hello may be sent only once".to_owned())),
-            RunnerFrame::CommandResult(_) | RunnerFrame::FileChunk(_) | RunnerFrame::Records(_) => {
-                Err(End::Protocol("an answer to a command that was not sent".to_owned()))
+            RunnerFrame::CommandResult(result) => self.answered(gateway, result).await,
+            RunnerFrame::FileChunk(chunk) => {
+                // Nobody: the client has left.
+                self.channel.files.reply(Reply::Chunk(chunk));
+                Ok(())
             }
+            RunnerFrame::Records(_) => Err(End::Protocol("records must be the frame's first key".to_owned())),
         }
     }
 
@@ -292,6 +312,7 @@ impl Connection {
             session: self.session.clone(),
             epoch: self.state.epoch,
             spool: self.spool.clone(),
+            answers: orders::answers(&records),
             records: records.clone(),
         };
         let Appended::Stored(receipt) = gateway.log.append(batch).await? else {

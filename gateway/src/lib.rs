@@ -3,11 +3,14 @@
 pub mod api;
 pub mod auth;
 pub mod body;
+pub mod commands;
+pub mod files;
 pub mod follow;
 pub mod ingest;
 pub mod live;
 pub mod metrics;
 pub mod origin;
+pub mod project;
 pub mod quantity;
 pub mod retention;
 pub mod room;

@@ -8,7 +8,10 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
 
-use crate::store::{Epoch, Progress, StoredRecord};
+use crate::{
+    files::Files,
+    store::{Epoch, Progress, StoredRecord},
+};
 
 /// Events that a reader may be behind before it is told to catch up from the store.
 const BACKLOG: usize = 128;
@@ -35,6 +38,9 @@ pub enum Event {
 pub struct Channel {
     events: broadcast::Sender<Event>,
     epoch: watch::Sender<Epoch>,
+    commands: watch::Sender<()>,
+    /// The way to the runner for files.
+    pub files: Files,
 }
 
 impl Channel {
@@ -42,6 +48,8 @@ impl Channel {
         Self {
             events: broadcast::channel(BACKLOG).0,
             epoch: watch::channel(0).0,
+            commands: watch::channel(()).0,
+            files: Files::default(),
         }
     }
 
@@ -68,6 +76,16 @@ impl Channel {
         if delta.len() <= INLINE {
             let _ = self.events.send(Event::Delta(delta));
         }
+    }
+
+    /// Tells the session's runner that there are commands.
+    pub fn commanded(&self) {
+        self.commands.send_replace(());
+    }
+
+    /// Changes when there are new commands.
+    pub fn commands(&self) -> watch::Receiver<()> {
+        self.commands.subscribe()
     }
 
     /// Tells older writers that this one was admitted.

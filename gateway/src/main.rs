@@ -67,6 +67,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         let gateway = gateway.clone();
         async move { retention::run(&gateway, limits).await }
     });
+    gateway.tasks.spawn(gateway::commands::run(gateway.clone()));
     let metrics = metrics::router(gateway.metrics.clone());
     let tasks = gateway.tasks.clone();
     tasks.spawn(server::serve(

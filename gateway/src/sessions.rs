@@ -9,8 +9,11 @@ use kube::{
     api::{DeleteParams, DynamicObject, ListParams, PostParams},
     core::ApiResource,
 };
+use protocol::names::annotation;
 use serde_json::Value;
 
+/// Reason of a session that was stopped by `suspend`.
+const STOPPED_BY_USER: &str = "StoppedByUser";
 /// Longest wait for the API server.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -134,6 +137,18 @@ pub struct View {
     pub ended: Option<Timestamp>,
     /// Whether its records have arrived.
     pub delivered: Delivered,
+    /// Its run has ended, and the next one is asked for.
+    pub starting: bool,
+    /// It stays for further messages.
+    pub interactive: bool,
+}
+
+/// Whether an ended session is about to begin its next run: see the resource's annotation and `suspend`.
+fn starting(object: &DynamicObject, status: &AgenticSessionStatus) -> bool {
+    let suspended = object.data["spec"]["suspend"] == true;
+    let asked = object.annotations().get(annotation::START_REQUESTED_AT);
+    let by_itself = status.phase == Phase::Stopped && status.reason.as_deref() == Some(STOPPED_BY_USER);
+    status.phase.is_terminal() && !suspended && (by_itself || asked != status.handled_start_request.as_ref())
 }
 
 impl From<&DynamicObject> for View {
@@ -151,6 +166,8 @@ impl From<&DynamicObject> for View {
             .iter()
             .find(|condition| condition.type_ == condition::EVENTS_DELIVERED);
         Self {
+            starting: starting(object, &status),
+            interactive: object.data["spec"]["interactive"] == true,
             uid: object.uid().unwrap_or_default(),
             version: object
                 .resource_version()

@@ -25,6 +25,7 @@ const REMEMBERED: usize = 256;
 #[derive(Debug, Default)]
 pub struct Watched {
     known: Mutex<Known>,
+    synced: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +51,19 @@ impl Watched {
             .or_insert_with(|| watch::channel(None).0);
         update(sender, view);
         sender.subscribe()
+    }
+
+    /// What is known of a session now.
+    pub fn view(&self, target: &Target) -> Seen {
+        self.lock()
+            .sessions
+            .get(target)
+            .and_then(|sender| sender.borrow().clone())
+    }
+
+    /// Whether all sessions have been seen since the start.
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
     }
 
     fn apply(&self, object: &DynamicObject) -> Option<Target> {
@@ -99,6 +113,7 @@ impl Watched {
                     for target in unlisted.drain() {
                         self.delete(&target, None);
                     }
+                    self.synced.send_replace(true);
                 }
                 Ok(watcher::Event::Apply(object)) => {
                     self.apply(&object);

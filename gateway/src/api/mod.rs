@@ -5,8 +5,10 @@ mod create;
 mod error;
 mod events;
 pub mod health;
+mod messages;
 pub mod openapi;
 pub mod projects;
+mod speak;
 
 use std::sync::{Arc, LazyLock};
 
@@ -25,7 +27,8 @@ fn described() -> Api {
     let document = openapi::get("getOpenapi", "This document", document)
         .open()
         .answers_with(200, "An OpenAPI 3.1 document", &["application/json"]);
-    projects::routes(health::routes(Api::default())).route("/openapi.json", [document])
+    let api = projects::routes(health::routes(Api::default()));
+    messages::routes(speak::routes(api)).route("/openapi.json", [document])
 }
 
 /// The routes that the OpenAPI document describes.

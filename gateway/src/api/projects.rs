@@ -175,7 +175,7 @@ fn follower(gateway: &Gateway, target: &Target, view: View, cursor: u64) -> Foll
     Follower::new(sources, view, cursor)
 }
 
-async fn existing(gateway: &Gateway, target: &Target) -> Result<DynamicObject, ApiError> {
+pub(super) async fn existing(gateway: &Gateway, target: &Target) -> Result<DynamicObject, ApiError> {
     gateway.sessions.get(target).await?.ok_or_else(|| none(target))
 }
 

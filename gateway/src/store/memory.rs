@@ -1,5 +1,7 @@
 //! The event log in memory.
 
+mod commands;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     convert::Infallible,
@@ -20,6 +22,7 @@ use super::{
 #[derive(Clone, Debug, Default)]
 pub struct MemoryLog {
     sessions: Arc<Mutex<HashMap<String, Session>>>,
+    commands: Arc<Mutex<commands::Commands>>,
 }
 
 #[derive(Debug, Default)]
@@ -67,10 +70,17 @@ impl EventLog for MemoryLog {
             epoch,
             spool,
             records,
+            answers,
         } = batch;
+        let commands = self.commands.clone();
+        let uid = session.clone();
         self.with(&session, move |session| {
             if session.state.epoch != epoch || epoch == 0 {
                 return Appended::Superseded;
+            }
+            let mut commands = commands.lock().unwrap_or_else(PoisonError::into_inner);
+            for (id, answer) in answers {
+                commands.answer(&uid, &id, answer);
             }
             Appended::Stored(session.append(spool, records))
         })
@@ -154,6 +164,10 @@ impl EventLog for MemoryLog {
     }
 
     fn forget(&self, session: &str) -> BoxFuture<'static, Result<Removed, StoreError>> {
+        self.commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .forget(session);
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = sessions
             .remove(session)

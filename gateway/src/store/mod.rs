@@ -3,6 +3,7 @@
 //! `(session uid, seq)` is unique. An equal resend (same CRC32C and length) is a no-op; other bytes for a stored seq are kept
 //! beside it and answered as a conflict. One writer at a time: see [`Admission`].
 
+pub mod commands;
 pub mod memory;
 pub mod sqlite;
 
@@ -203,6 +204,8 @@ pub struct Batch {
     pub spool: String,
     /// The records, ascending.
     pub records: Vec<NewRecord>,
+    /// Answers to commands, by id, that the records are; taken together with them.
+    pub answers: Vec<(String, commands::Answer)>,
 }
 
 /// Answer to a batch.
@@ -318,7 +321,7 @@ const STEP: PageSize = PageSize {
 };
 
 /// A durable log of records.
-pub trait EventLog: Send + Sync + 'static {
+pub trait EventLog: commands::CommandLog {
     /// What is known of a session; the default for one never seen.
     fn state(&self, session: &str) -> BoxFuture<'static, Result<State, StoreError>>;
     /// Makes a pod the session's writer.

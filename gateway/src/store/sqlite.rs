@@ -1,5 +1,6 @@
 //! The event log in an SQLite file: one writer thread that commits what has gathered while the last commit synced.
 
+mod commands;
 mod open;
 mod removal;
 
@@ -39,6 +40,7 @@ enum Job {
     Admit(Task<Admission, Admitted>),
     Append(Task<Batch, Appended>),
     Remove(Task<Removal, Removed>),
+    Command(Task<commands::Write, commands::Written>),
 }
 
 /// A write and its answer, which is given when its transaction is on disk.
@@ -228,6 +230,7 @@ fn commit(connection: &mut Connection, mut jobs: Vec<Job>) {
             Job::Admit(task) => task.answer(&outcome),
             Job::Append(task) => task.answer(&outcome),
             Job::Remove(task) => task.answer(&outcome),
+            Job::Command(task) => task.answer(&outcome),
         }
     }
 }
@@ -239,6 +242,7 @@ fn commit_all(connection: &mut Connection, jobs: &mut [Job]) -> rusqlite::Result
             Job::Admit(task) => task.output = Some(admit(&tx, &task.input)?),
             Job::Append(task) => task.output = Some(append(&tx, &task.input)?),
             Job::Remove(task) => task.output = Some(removal::step(&tx, &task.input)?),
+            Job::Command(task) => task.run(&tx)?,
         }
     }
     tx.commit()
@@ -248,6 +252,7 @@ impl Job {
     fn bytes(&self) -> usize {
         match self {
             Self::Admit(_) => 0,
+            Self::Command(task) => task.input.bytes(),
             // A commit of its own, as far as the bounds go.
             Self::Remove(_) => STEP.bytes,
             Self::Append(task) => task.input.records.iter().map(|record| record.bytes.len()).sum(),
@@ -305,6 +310,9 @@ fn append(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<Appended> {
         progress: state.progress,
         ..Receipt::default()
     };
+    for (command, answer) in &batch.answers {
+        commands::set(tx, &batch.session, command, answer)?;
+    }
     let (mut holes, mut bytes) = (false, 0);
     for record in &batch.records {
         match insert(tx, id, receipt.progress.removed, record)? {

@@ -67,6 +67,7 @@ impl World {
 
     async fn store(&self, seqs: &[u64]) -> Receipt {
         let batch = Batch {
+            answers: Vec::new(),
             session: "u".to_owned(),
             epoch: self.epoch,
             spool: "spool-1".to_owned(),

@@ -39,6 +39,7 @@ pub(crate) async fn append(
     records: &[String],
 ) -> Appended {
     let batch = Batch {
+        answers: Vec::new(),
         session: session.to_owned(),
         epoch,
         spool: spool.to_owned(),
@@ -144,6 +145,7 @@ async fn a_failed_commit_is_an_error_for_all_and_stores_nothing() {
         .execute_batch("CREATE TRIGGER full BEFORE INSERT ON records WHEN new.turn = 1 AND (new.key & 0xffffffff) = 2 BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         .unwrap();
     let batch = Batch {
+        answers: Vec::new(),
         session: "u".to_owned(),
         epoch: 1,
         spool: "spool-1".to_owned(),
@@ -265,6 +267,7 @@ async fn a_gap_record_lets_acknowledgements_pass_what_will_never_come() {
             ..parsed(&record(8, Kind::Gap, "gap"))
         };
         let batch = Batch {
+            answers: Vec::new(),
             session: "u".to_owned(),
             epoch: 1,
             spool: "spool-2".to_owned(),

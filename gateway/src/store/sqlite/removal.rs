@@ -133,6 +133,8 @@ fn forget(tx: &Transaction<'_>, session: &str) -> rusqlite::Result<Removed> {
     if !removed.more {
         tx.prepare_cached("DELETE FROM missing WHERE session = ?1")?
             .execute([id])?;
+        tx.prepare_cached("DELETE FROM commands WHERE session = ?1")?
+            .execute([session])?;
         tx.prepare_cached("DELETE FROM sessions WHERE id = ?1")?.execute([id])?;
     }
     Ok(removed)

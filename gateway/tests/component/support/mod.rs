@@ -53,6 +53,7 @@ impl<C> Served<C> {
             gateway.shutdown.clone(),
             gateway.tasks.clone(),
         ));
+        gateway.tasks.spawn(gateway::commands::run(gateway.clone()));
         tokio::spawn({
             let gateway = gateway.clone();
             async move { gateway.watched.run(&gateway.sessions).await }
