@@ -9,11 +9,9 @@ use kube::{
     api::{DeleteParams, DynamicObject, ListParams, PostParams},
     core::ApiResource,
 };
-use protocol::names::annotation;
+use protocol::{Reason, names::annotation};
 use serde_json::Value;
 
-/// Reason of a session that was stopped by `suspend`.
-const STOPPED_BY_USER: &str = "StoppedByUser";
 /// Longest wait for the API server.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -147,7 +145,7 @@ pub struct View {
 fn starting(object: &DynamicObject, status: &AgenticSessionStatus) -> bool {
     let suspended = object.data["spec"]["suspend"] == true;
     let asked = object.annotations().get(annotation::START_REQUESTED_AT);
-    let by_itself = status.phase == Phase::Stopped && status.reason.as_deref() == Some(STOPPED_BY_USER);
+    let by_itself = status.phase == Phase::Stopped && status.reason.as_deref() == Some(Reason::StoppedByUser.as_str());
     status.phase.is_terminal() && !suspended && (by_itself || asked != status.handled_start_request.as_ref())
 }
 

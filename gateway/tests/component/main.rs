@@ -8,6 +8,7 @@
 )]
 
 mod api;
+mod commands;
 mod follower;
 mod ingest;
 mod kill;

@@ -179,6 +179,16 @@ impl Cluster {
         put(&self.shared, namespace, name, session);
     }
 
+    /// A session that takes messages.
+    pub fn interactive(&self, name: &str, uid: &str, status: &Value) {
+        let session = json!({
+            "apiVersion": "vteam.ambient-code/v1alpha1", "kind": "AgenticSession",
+            "metadata": {"namespace": "team-a", "name": name, "uid": uid},
+            "spec": {"prompt": "p", "interactive": true}, "status": status,
+        });
+        put(&self.shared, "team-a", name, session);
+    }
+
     /// A running session whose writer is `pod`.
     pub fn running(&self, name: &str, uid: &str, pod: &str) {
         self.set(
@@ -202,7 +212,7 @@ fn router(shared: &Shared) -> Router {
         .route("/apis/authorization.k8s.io/v1/subjectaccessreviews", post(access))
         .route("/apis/vteam.ambient-code/v1alpha1/agenticsessions", get(list_or_watch))
         .route(sessions, get(list).post(create))
-        .route(&format!("{sessions}/{{name}}"), get(read).delete(delete))
+        .route(&format!("{sessions}/{{name}}"), get(read).delete(delete).patch(patch))
         .with_state(shared.clone())
 }
 
@@ -384,6 +394,41 @@ async fn read(State(shared): State<Shared>, Path(key): Path<(String, String)>) -
     match found {
         Some(session) => Json(session).into_response(),
         None => failure(404, "NotFound", "not found"),
+    }
+}
+
+/// A JSON merge patch of spec and metadata.
+async fn patch(
+    State(shared): State<Shared>,
+    Path((namespace, name)): Path<(String, String)>,
+    Json(change): Json<Value>,
+) -> Response {
+    let found = shared
+        .state
+        .lock()
+        .unwrap()
+        .sessions
+        .get(&(namespace.clone(), name.clone()))
+        .cloned();
+    let Some(mut session) = found else {
+        return failure(404, "NotFound", "not found");
+    };
+    merge(&mut session, &change);
+    Json(put(&shared, &namespace, &name, session)).into_response()
+}
+
+fn merge(object: &mut Value, change: &Value) {
+    for (name, value) in change.as_object().unwrap() {
+        if value.is_object() {
+            merge(&mut object[name], value);
+        } else if value.is_null() {
+            object.as_object_mut().unwrap().remove(name);
+        } else {
+            if object.is_null() {
+                *object = json!({});
+            }
+            object[name] = value.clone();
+        }
     }
 }
 
