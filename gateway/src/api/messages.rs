@@ -54,7 +54,7 @@ struct Page {
 /// Messages of a session.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Messages {
+struct MessagePage {
     /// The messages, in order.
     messages: Vec<Message>,
     /// Where the next page begins: give it as `after`, or to the events as `Last-Event-ID`.
@@ -83,7 +83,7 @@ pub(super) fn list() -> Operation {
     openapi::get("listMessages", "What people and agent said, and what was done", page)
         .says("A page of at most 1 MiB of records. The events give the same as it happens.")
         .query::<Page>()
-        .answers::<Messages>(
+        .answers::<MessagePage>(
             200,
             "The messages",
             json!({
@@ -119,7 +119,7 @@ async fn page(
     State(gateway): State<Arc<Gateway>>,
     OfSession { target, .. }: OfSession<Get>,
     query: Result<Query<Page>, QueryRejection>,
-) -> Result<Json<Messages>, ApiError> {
+) -> Result<Json<MessagePage>, ApiError> {
     let Query(Page { after: cursor, limit }) = query.map_err(wrong_query)?;
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
@@ -136,7 +136,7 @@ async fn page(
     let records = gateway.log.read(&view.uid, seq, size).await?;
     let last = records.last().map_or(seq, |record| record.seq);
     let progress = gateway.log.state(&view.uid).await?.progress;
-    Ok(Json(Messages {
+    Ok(Json(MessagePage {
         messages: records.iter().flat_map(of_record).collect(),
         cursor: format!("{}/{last}", view.uid),
         has_more: progress.acked > last,

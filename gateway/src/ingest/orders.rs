@@ -18,7 +18,7 @@ pub(super) fn answers(records: &[NewRecord]) -> Vec<(String, Answer)> {
     let parts = records
         .iter()
         .filter(|record| matches!(record.head.kind, Kind::User | Kind::Session));
-    parts.filter_map(|record| answer(record)).collect()
+    parts.filter_map(answer).collect()
 }
 
 fn answer(record: &NewRecord) -> Option<(String, Answer)> {

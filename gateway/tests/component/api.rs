@@ -51,7 +51,7 @@ async fn a_session_is_created_read_listed_and_deleted() {
     assert_eq!(session["metadata"]["name"], name);
     assert_eq!(
         session["spec"],
-        json!({"prompt": "Say 7f3a", "userContext": {"userId": "ann"}})
+        json!({"prompt": "Say 7f3a", "interactive": false, "userContext": {"userId": "ann", "groups": ["system:authenticated"]}})
     );
     assert_eq!(session["status"]["phase"], "Pending");
 
