@@ -328,7 +328,7 @@ impl From<commands::Error> for ApiError {
         match error {
             commands::Error::Id(_) => Self::bad_request(error.to_string()),
             commands::Error::Store(error) => error.into(),
-            commands::Error::Full(_) => Self::too_many(error.to_string()),
+            commands::Error::Full(_) => Self::too_many(error.to_string(), 5),
             commands::Error::Over { .. }
             | commands::Error::OneShot(_)
             | commands::Error::NoTurn(_)
