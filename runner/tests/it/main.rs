@@ -8,6 +8,7 @@
 )]
 
 mod budget;
+mod commands;
 mod common;
 mod crash;
 mod drain;
