@@ -9,10 +9,13 @@
 )]
 
 mod crash;
+mod drains;
 mod end;
 mod life;
+mod loss;
 mod outcomes;
 mod plane;
 mod rules;
+mod runs;
 mod uninstall;
 mod world;

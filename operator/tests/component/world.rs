@@ -254,10 +254,14 @@ impl World {
     }
 
     pub async fn bind(&self, pod: &Pod) {
+        self.bind_to(pod, NODE).await;
+    }
+
+    pub async fn bind_to(&self, pod: &Pod, node: &str) {
         if self.pod_now(pod).await.and_then(|pod| pod.spec?.node_name).is_some() {
             return;
         }
-        let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod.name_any()}, "target": {"kind": "Node", "name": NODE}});
+        let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod.name_any()}, "target": {"kind": "Node", "name": node}});
         let request = http::Request::post(format!(
             "/api/v1/namespaces/{}/pods/{}/binding",
             self.namespace,

@@ -1,0 +1,243 @@
+//! Nothing hangs: not on a node that is lost, not on a namespace that goes, not on a session that cannot be read.
+
+use crds::Phase;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use protocol::{Outcome, names::REPORT_FINALIZER};
+use serde_json::json;
+
+use crate::world::{World, report, until};
+
+/// A node of a test's own.
+struct TheNode {
+    nodes: Api<Node>,
+    name: String,
+}
+
+impl TheNode {
+    async fn new(world: &World) -> Self {
+        let (nodes, name) = (Api::all(world.client.clone()), format!("node-{}", world.namespace));
+        let node = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+        nodes.create(&PostParams::default(), &node).await.unwrap();
+        let node = Self { nodes, name };
+        node.ready("True").await;
+        node
+    }
+
+    /// What the node controller writes when the kubelet's heartbeat stops or comes back; the component plane has none.
+    async fn ready(&self, is: &str) {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let ready = json!({"type": "Ready", "status": is, "reason": "NodeStatusUnknown", "lastTransitionTime": now, "lastHeartbeatTime": now});
+        let patch = Patch::Merge(json!({"status": {"conditions": [ready]}}));
+        self.nodes
+            .patch_status(&self.name, &PatchParams::default(), &patch)
+            .await
+            .unwrap();
+    }
+}
+
+async fn world(name: &str) -> World {
+    let mut world = World::without_operator(name).await;
+    world.timing.node_loss = 2;
+    world.timing.retry_first_wait = 1;
+    world.start_operator().await;
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_on_a_lost_node_is_ended_and_another_follows_free_of_charge() {
+    let world = world("node-lost").await;
+    let node = TheNode::new(&world).await;
+    world.create("elegy", json!({"prompt": "write"})).await;
+    let pod = world.pod("elegy", 1).await;
+    world.bind_to(&pod, &node.name).await;
+    world.start(&pod).await;
+    world.phase("elegy", Phase::Running).await;
+    node.ready("Unknown").await;
+    let waiting = world.status_when("elegy", |s| s.free_retries == Some(1)).await;
+    assert_eq!(waiting.phase, Phase::Pending);
+    let message = waiting.message.unwrap();
+    assert!(
+        message.contains("NodeLost") && message.contains(&node.name),
+        "{message}"
+    );
+    until("the pod to go though no kubelet ends it", async || {
+        world.pod_now(&pod).await.is_none().then_some(())
+    })
+    .await;
+    world.pod("elegy", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_comes_back_in_time_has_lost_nothing() {
+    let mut world = World::without_operator("node-back").await;
+    world.timing.node_loss = 3_600;
+    world.start_operator().await;
+    let node = TheNode::new(&world).await;
+    world.create("idyll", json!({"prompt": "write"})).await;
+    let pod = world.pod("idyll", 1).await;
+    world.bind_to(&pod, &node.name).await;
+    world.start(&pod).await;
+    world.phase("idyll", Phase::Running).await;
+    node.ready("Unknown").await;
+    node.ready("True").await;
+    world.end(&pod, 2, Some(&report(Outcome::Succeeded, 1))).await;
+    let done = world.phase("idyll", Phase::Completed).await;
+    assert_eq!(done.attempt, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn suspending_and_deleting_do_not_hang_on_a_dead_node() {
+    let world = world("dead-node").await;
+    let node = TheNode::new(&world).await;
+    let mut pods = Vec::new();
+    for name in ["suspended", "deleted"] {
+        world.create(name, json!({"prompt": "write"})).await;
+        let pod = world.pod(name, 1).await;
+        world.bind_to(&pod, &node.name).await;
+        world.start(&pod).await;
+        world.phase(name, Phase::Running).await;
+        pods.push(pod);
+    }
+    node.ready("Unknown").await;
+    world.patch("suspended", json!({"spec": {"suspend": true}})).await;
+    world
+        .sessions()
+        .delete("deleted", &DeleteParams::foreground())
+        .await
+        .unwrap();
+    world.phase("suspended", Phase::Stopped).await;
+    until("session and pods to go", async || {
+        let session = world.sessions().get_opt("deleted").await.unwrap();
+        let (first, second) = (world.pod_now(&pods[0]).await, world.pod_now(&pods[1]).await);
+        (session.is_none() && first.is_none() && second.is_none()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_is_deleted_goes_whatever_its_sessions_do() {
+    let world = world("namespace-deleted").await;
+    // Of its own, since the rights of the operator go with the namespace.
+    let mut phases = Vec::new();
+    for (name, started) in [("waits", false), ("works", true)] {
+        world.create(name, json!({"prompt": "write"})).await;
+        let pod = world.pod(name, 1).await;
+        if started {
+            world.start(&pod).await;
+            world.phase(name, Phase::Running).await;
+        }
+        phases.push(pod);
+    }
+    world
+        .create("sleeps", json!({"prompt": "write", "suspend": true}))
+        .await;
+    let _kubelet = world.kubelet();
+    let sessions = world.sessions();
+    sessions
+        .delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await
+        .unwrap();
+    until("the pods to go", async || {
+        let left = world.pods().list(&ListParams::default()).await.unwrap().items;
+        left.is_empty().then_some(())
+    })
+    .await;
+    let namespaces: Api<Namespace> = Api::all(world.client.clone());
+    namespaces
+        .delete(&world.namespace, &DeleteParams::default())
+        .await
+        .unwrap();
+    until("the namespace to go", async || {
+        namespaces
+            .get_opt(&world.namespace)
+            .await
+            .unwrap()
+            .is_none()
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_only_claims_to_be_a_sessions_is_not_believed() {
+    let world = world("impostor").await;
+    world.create("credo", json!({"prompt": "write"})).await;
+    let real = world.pod("credo", 1).await;
+    let mut impostor: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "impostor", "labels": real.labels()},
+        "spec": real.spec,
+    }))
+    .unwrap();
+    impostor
+        .metadata
+        .labels
+        .as_mut()
+        .unwrap()
+        .retain(|name, _| !name.contains("job") && !name.contains("controller-uid"));
+    if let Some(spec) = impostor.spec.as_mut() {
+        spec.node_name = None;
+    }
+    world.pods().create(&PostParams::default(), &impostor).await.unwrap();
+    let impostor = world.pods().get("impostor").await.unwrap();
+    world.start(&impostor).await;
+    world.end(&impostor, 1, Some(&report(Outcome::Succeeded, 1))).await;
+    world.start(&real).await;
+    let running = world.phase("credo", Phase::Running).await;
+    assert_eq!(running.pod_uid, real.uid());
+    assert!(running.turns.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_deleted_in_every_phase_and_leaves_nothing() {
+    let world = world("deleted-in-every-phase").await;
+    let _kubelet = world.kubelet();
+    let phases = [
+        "suspended",
+        "creating",
+        "running",
+        "stopping",
+        "retrying",
+        "completed",
+        "failed",
+    ];
+    for name in phases {
+        let suspend = name == "suspended";
+        world.create(name, json!({"prompt": "write", "suspend": suspend})).await;
+    }
+    for name in &phases[1..] {
+        let pod = world.pod(name, 1).await;
+        if *name == "creating" {
+            continue;
+        }
+        world.start(&pod).await;
+        world.phase(name, Phase::Running).await;
+        match *name {
+            "stopping" => world.patch(name, json!({"spec": {"suspend": true}})).await,
+            "retrying" => world.end(&pod, 1, Some(&report(Outcome::RateLimited, 1))).await,
+            "completed" => world.end(&pod, 1, Some(&report(Outcome::Succeeded, 1))).await,
+            "failed" => world.end(&pod, 1, Some(&report(Outcome::AgentError, 1))).await,
+            _ => {}
+        }
+    }
+    for name in phases {
+        world.sessions().delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    let claims: Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> =
+        Api::namespaced(world.client.clone(), &world.namespace);
+    until("all to be gone", async || {
+        let all = ListParams::default();
+        let pods = world.pods().list(&all).await.unwrap().items;
+        let held = pods.iter().any(|pod| {
+            pod.finalizers().iter().any(|f| f == REPORT_FINALIZER) && pod.metadata.deletion_timestamp.is_none()
+        });
+        let left = world.jobs().list(&all).await.unwrap().items.len()
+            + pods.len()
+            + claims.list(&all).await.unwrap().items.len();
+        (left == 0 && !held).then_some(())
+    })
+    .await;
+}
