@@ -311,13 +311,17 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
         None => Reason::WaitingForVolume,
     };
     if let Some(job) = seen.job.ours().filter(|job| !job.finished) {
-        // It must not make another pod.
-        let delete = (!job.deleting).then(|| Target::Job(job.name.clone(), job.uid.clone()));
-        let delete = delete.into_iter().collect();
+        // A Job that has lost its pod, or has made another, must not go on. One whose pod is over is finished soon.
+        let mut pods = seen.pods.iter().filter(|pod| pod.job_uid == job.uid).peekable();
+        let goes_on = pods.peek().is_none() && !job.counted || pods.any(|pod| !pod.is_over() && !pod.deleting);
+        let delete = (goes_on || job.suspended) && !job.deleting;
         return Some(Hindrance {
             reason: Reason::Retrying,
-            message: format!("Waits for Job {} to be deleted.", job.name),
-            delete,
+            message: format!("Waits for Job {} to end.", job.name),
+            delete: delete
+                .then(|| Target::Job(job.name.clone(), job.uid.clone()))
+                .into_iter()
+                .collect(),
         });
     }
     if let Some(pod) = seen.pods.iter().find(|pod| !pod.is_over()) {

@@ -81,7 +81,7 @@ pub async fn children(
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
     let live = matches!(seen.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
     let claim_name = build::claim_name(&name);
-    let (jobs, claim) = tokio::try_join!(
+    let (mut jobs, claim) = tokio::try_join!(
         jobs(client, &namespace, session, &seen, live),
         get(&claims, Some(&claim_name))
     )
@@ -97,6 +97,14 @@ pub async fn children(
     if let Some(job) = jobs.current.ours() {
         // A pod of another Job of that name is not this attempt's.
         pods.retain(|pod| Some(pod.attempt) != seen.status.attempt || pod.job_uid == job.uid);
+    }
+    if let Some(job) = jobs.current.ours().filter(|job| !live && !job.finished && !job.counted)
+        && pods.iter().all(|pod| pod.job_uid != job.uid)
+    {
+        // Its pod may have been counted, and then have gone, since the Job was read.
+        let again = get(&Api::namespaced(client.clone(), &namespace), Some(&job.name)).await;
+        let again: Option<Job> = again.map_err(failed("the Job"))?;
+        jobs.current = JobSeen::of(again.as_ref(), &session.metadata);
     }
     let unsaid = match silent(jobs.current.ours(), &pods, seen.status.attempt, now).filter(|_| live) {
         // Only the explanation hangs on it.

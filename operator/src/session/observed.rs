@@ -219,6 +219,8 @@ pub struct OurJob {
     pub finished: bool,
     /// Since when.
     pub finished_at: Option<Timestamp>,
+    /// A pod of it has ended and is counted: it will be finished soon, and makes no other.
+    pub counted: bool,
     /// It was ended by its `activeDeadlineSeconds`.
     pub deadline_exceeded: bool,
     /// Its `activeDeadlineSeconds`.
@@ -276,6 +278,13 @@ impl From<&Job> for OurJob {
             deleting: job.metadata.deletion_timestamp.is_some(),
             finished: ends().next().is_some(),
             finished_at: ends().filter_map(|c| Some(c.last_transition_time.as_ref()?.0)).max(),
+            counted: status.is_some_and(|s| {
+                let uncounted = s.uncounted_terminated_pods.as_ref();
+                let waiting = uncounted.map_or(0, |u| {
+                    u.failed.as_ref().map_or(0, Vec::len) + u.succeeded.as_ref().map_or(0, Vec::len)
+                });
+                s.failed.unwrap_or(0) + s.succeeded.unwrap_or(0) > 0 || waiting > 0
+            }),
             deadline_exceeded: conditions().any(|c| c.reason.as_deref() == Some("DeadlineExceeded")),
             deadline: spec.and_then(|s| s.active_deadline_seconds),
             resolved: resolved.and_then(|json| serde_json::from_str(json).ok()),

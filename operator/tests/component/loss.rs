@@ -9,7 +9,10 @@ use kube::{
 use protocol::{Outcome, names::REPORT_FINALIZER};
 use serde_json::json;
 
-use crate::world::{World, report, until};
+use crate::{
+    plane::jobs_created,
+    world::{World, report, until},
+};
 
 /// A node of a test's own.
 struct TheNode {
@@ -164,31 +167,34 @@ async fn a_namespace_that_is_deleted_goes_whatever_its_sessions_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_only_claims_to_be_a_sessions_is_not_believed() {
-    let world = world("impostor").await;
+    let mut world = world("impostor").await;
     world.create("credo", json!({"prompt": "write"})).await;
     let real = world.pod("credo", 1).await;
+    world.start(&real).await;
+    world.phase("credo", Phase::Running).await;
+    world.stop_operator().await;
+    world.end(&real, 1, Some(&report(Outcome::RateLimited, 1))).await;
     let mut impostor: Pod = serde_json::from_value(json!({
         "metadata": {"name": "impostor", "labels": real.labels()},
         "spec": real.spec,
     }))
     .unwrap();
-    impostor
-        .metadata
-        .labels
-        .as_mut()
-        .unwrap()
-        .retain(|name, _| !name.contains("job") && !name.contains("controller-uid"));
-    if let Some(spec) = impostor.spec.as_mut() {
-        spec.node_name = None;
-    }
+    let labels = impostor.labels_mut();
+    labels.retain(|name, _| !name.contains("job") && !name.contains("controller-uid"));
+    labels.insert("vteam.ambient-code/attempt".into(), "2".into());
+    impostor.spec.as_mut().unwrap().node_name = None;
     world.pods().create(&PostParams::default(), &impostor).await.unwrap();
-    let impostor = world.pods().get("impostor").await.unwrap();
     world.start(&impostor).await;
-    world.end(&impostor, 1, Some(&report(Outcome::Succeeded, 1))).await;
-    world.start(&real).await;
-    let running = world.phase("credo", Phase::Running).await;
-    assert_eq!(running.pod_uid, real.uid());
-    assert!(running.turns.is_none());
+    world.end(&impostor, 1, Some(&report(Outcome::Succeeded, 2))).await;
+    world.start_operator().await;
+    until("the real second attempt", async || {
+        jobs_created(&world.namespace)
+            .contains(&"credo-job-2".to_owned())
+            .then_some(())
+    })
+    .await;
+    let status = world.phase("credo", Phase::Creating).await;
+    assert!(status.pod_name.is_none_or(|name| name != "impostor"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
