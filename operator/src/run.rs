@@ -63,7 +63,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
 
     let ready = async { waiting_for.wait_for(Option::is_none).await.is_ok() };
     let result = if until(&stop, ready).await == Some(true) {
-        lead(context, &stop).await
+        Box::pin(lead(context, &stop)).await
     } else {
         Ok(())
     };

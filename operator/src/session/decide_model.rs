@@ -383,7 +383,7 @@ impl Model {
                 self.generation += i64::from(self.suspend != suspend);
                 self.suspend = suspend;
             }
-            Happening::DrainEnds(outcome) => self.end_drain(outcome.map(drain_report)),
+            Happening::DrainEnds(outcome) => self.end_drain(outcome.map(drain_report).as_ref()),
             Happening::TimeoutChanged(timeout) => {
                 self.generation += 1;
                 if let Ok(request) = &mut self.request {
@@ -427,7 +427,7 @@ impl Model {
     }
 
     /// A drain's pod ends, with this report.
-    pub(super) fn end_drain(&mut self, report: Option<Report>) {
+    pub(super) fn end_drain(&mut self, report: Option<&Report>) {
         for pod in self.drain_pods.iter_mut().filter(|pod| !pod.is_over()) {
             pod.runner = RunnerSeen::Ended {
                 since: None,
@@ -435,7 +435,7 @@ impl Model {
                 exit_code: 75,
                 out_of_memory: false,
                 said: String::new(),
-                report: report.clone().map(Box::new),
+                report: report.cloned().map(Box::new),
             };
             pod.terminal = true;
         }
@@ -484,7 +484,7 @@ impl Model {
             self.look(true);
             self.happen(Happening::RunnerEnds(Outcome::Succeeded));
             self.happen(Happening::PodTurnsTerminal);
-            self.end_drain(Some(drain_report(Outcome::Succeeded)));
+            self.end_drain(Some(&drain_report(Outcome::Succeeded)));
             self.happen(Happening::Time(60));
             self.look(true);
         }

@@ -188,6 +188,7 @@ impl Default for Resolved {
 
 /// A Job of a name that a session needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "two of them live for one reconcile")]
 pub enum JobSeen {
     /// There is none.
     Missing,

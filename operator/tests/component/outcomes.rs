@@ -259,8 +259,7 @@ async fn first_half(world: &World, name: &str, event: Event, pod: &Pod) {
             let target = json!({"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "by the test", "lastTransitionTime": now});
             world.set_pod_status(pod, json!({"conditions": [target]})).await;
         }
-        NodePressure => world.end_runner(pod, 7, Some(&report(Outcome::Stopped, 1))).await,
-        DiskLimit => world.end_runner(pod, 7, Some(&report(Outcome::Stopped, 1))).await,
+        NodePressure | DiskLimit => world.end_runner(pod, 7, Some(&report(Outcome::Stopped, 1))).await,
         PodDeleted => {
             world
                 .pods()
