@@ -51,6 +51,8 @@ pub mod container {
     pub const AGENT: &str = "agent";
     /// Main container: secrets, spool, proxy.
     pub const RUNNER: &str = "runner";
+    /// Init container of a user's own image: copies runner and CLI.
+    pub const TOOLS: &str = "tools";
 }
 
 /// The two Secrets that the runner container takes its credentials from, both optional.
@@ -162,8 +164,13 @@ pub mod path {
     pub const MCP_CREDENTIALS: &str = "/etc/agentic/mcp";
     /// The socket of `runner send|interrupt|status`, in the runner container.
     pub const CONTROL_SOCKET: &str = "/run/runner/control.sock";
-    /// In the agent container of a user's own image: where an init container puts the runner and the CLI.
+    /// Where runner and CLI are, in the product's image and in the agent container of a user's own image, where an init
+    /// container copies them to.
     pub const TOOLS: &str = "/opt/agentic";
+    /// The runner. Not looked for in `PATH`, which the session's author can set.
+    pub const RUNNER: &str = "/opt/agentic/runner";
+    /// The CLI, as the agent sees it.
+    pub const CLI: &str = "/opt/agentic/claude";
     /// Where the kubelet reads the termination report.
     pub const TERMINATION_LOG: &str = "/dev/termination-log";
 

@@ -52,6 +52,9 @@ pub struct User {
     /// Their name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub display_name: String,
+    /// Groups that they belong to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
 }
 
 /// See [`AgenticSpec::tools`].

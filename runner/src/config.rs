@@ -22,8 +22,6 @@ use crate::workspace::git::{Credentials, Identity, Repos};
 
 /// Where the model API is when nothing else is said.
 const PUBLIC_API: &str = "https://api.anthropic.com";
-/// Where the CLI is in the agent container: first in its PATH.
-const CLI_IN_CONTAINER: &str = "claude";
 /// Running time when nothing else is said.
 const DEFAULT_TIMEOUT: u64 = 3_600;
 /// The control socket in the state folder, without Kubernetes.
@@ -222,7 +220,7 @@ impl Config {
         };
         let agent = AgentConfig {
             place: Place::Container(path::SHIM_SOCKET.into()),
-            cli: CLI_IN_CONTAINER.to_owned(),
+            cli: path::CLI.to_owned(),
             workspace: main.map_or_else(|| mount.clone(), |main| format!("{mount}/{main}")),
             mount,
             home: path::AGENT_HOME.to_owned(),

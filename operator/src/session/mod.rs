@@ -1,5 +1,6 @@
 //! The controller of `AgenticSession`: one file a step.
 
+mod allow;
 mod apply;
 mod build;
 mod conditions;
@@ -7,10 +8,14 @@ pub mod controller;
 mod deadline;
 mod decide;
 mod drain;
+mod mcp;
 mod observe;
 mod observed;
 mod outcome;
 mod pod;
+mod quantity;
+mod repos;
+mod resolve;
 mod status;
 mod transition;
 mod validate;

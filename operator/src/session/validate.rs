@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crds::AgenticSession;
+use crds::{
+    AgenticSession, AgenticSessionSpec, ProjectSettingsSpec,
+    session::{LlmSettings, PodOptions, Retention, ToolRule},
+};
 use k8s_openapi::{
     api::core::v1::ResourceRequirements,
     apimachinery::pkg::{
@@ -11,7 +14,12 @@ use k8s_openapi::{
     },
 };
 use kube::{Resource as _, ResourceExt as _};
-use protocol::spec::{LiveLimits, User};
+use protocol::{
+    names::{RUNNER_SECRETS, label},
+    spec::{AgenticSpec, LiveLimits, McpServer, Repo, Tools, User},
+};
+
+use super::{allow, mcp, mcp::McpSecret, repos, resolve};
 
 /// Running time when `spec.timeout` is absent, seconds.
 pub const DEFAULT_TIMEOUT: u64 = 3_600;
@@ -39,33 +47,68 @@ pub struct Request {
     pub owner: OwnerReference,
     /// The task.
     pub prompt: String,
+    /// Whether it stays for further messages.
+    pub interactive: bool,
     /// Running time, seconds.
     pub timeout: u64,
-    /// The model, if one is named.
-    pub model: Option<String>,
+    /// What may change while an attempt runs, `timeout` among it.
+    pub limits: LiveLimits,
+    /// The model and how it works.
+    pub llm: LlmSettings,
     /// The agent's environment.
     pub environment: BTreeMap<String, String>,
-    /// Size of the volume.
-    pub workspace_size: Quantity,
-    /// Class of the volume; the cluster's default when absent.
-    pub storage_class: Option<String>,
+    /// What the runner is told beside; run and used time are the attempt's.
+    pub spec: AgenticSpec,
+    /// The repositories.
+    pub repos: Vec<Repo>,
+    /// Secrets of the runner.
+    pub secrets: Vec<RunnerSecret>,
+    /// Where the values of the MCP credentials are that the session uses.
+    pub mcp_secrets: Vec<McpSecret>,
+    /// The volume.
+    pub claim: Claim,
     /// Resources of the agent.
     pub resources: ResourceRequirements,
-    /// Who the session is for.
-    pub user: Option<User>,
-    /// What may change while the agent runs, running time included.
-    pub limits: LiveLimits,
-    /// Seconds that the pod may take to start.
+    /// Image and placement.
+    pub pod: PodOptions,
+    /// How long a pod may take to start, seconds.
     pub start_timeout: u64,
-    /// Attempts of a run that count.
+    /// Attempts of a run that count, before its failure is final.
     pub max_attempts: u32,
-    /// Seconds after which an ended session is deleted; never when absent.
+    /// How long after its end the session is deleted, seconds.
     pub ttl: Option<u64>,
+    /// Kueue's queue that admits its Jobs.
+    pub queue: Option<String>,
     /// Generation of the session that this was read from.
     pub generation: Option<i64>,
 }
 
-/// A session that cannot be run as it is written. The CRD's rules refuse these; one may be left over from an older schema.
+/// The volume of a session.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Claim {
+    /// A claim of the session's own.
+    Own {
+        /// Its size.
+        size: Quantity,
+        /// Its class; the cluster's default when absent.
+        storage_class: Option<String>,
+        /// What becomes of it with the session.
+        retention: Retention,
+    },
+    /// One that exists.
+    Existing(String),
+}
+
+/// A Secret of the runner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerSecret {
+    /// Its name.
+    pub name: String,
+    /// Whether the session runs without it.
+    pub optional: bool,
+}
+
+/// A session that cannot be run as it is written, or not here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     /// The object came from the API server without name, namespace or UID.
@@ -83,10 +126,66 @@ pub enum Invalid {
     /// A character that no environment variable can hold.
     #[error("{0} must not contain the NUL character: create another session")]
     Nul(&'static str),
+    /// The settings of the namespace cannot be read as this operator's schema has them.
+    #[error("the ProjectSettings projectsettings of this namespace cannot be read: {0}; its admin must correct them")]
+    Settings(String),
+    /// In no list of what is allowed.
+    #[error(
+        "spec.{field}: {asked} is not allowed in this namespace. Allowed by spec.{list} of its ProjectSettings: {allowed}. \
+         Ask the admin to add it, or create another session"
+    )]
+    NotAllowed {
+        /// Which field.
+        field: &'static str,
+        /// What it says.
+        asked: String,
+        /// The list.
+        list: &'static str,
+        /// What is in it.
+        allowed: String,
+    },
+    /// Above what is allowed.
+    #[error(
+        "spec.{field}: {asked} is above the ceiling of this namespace, which is {ceiling}. Ask the admin to raise it in \
+         spec.ceilings of the ProjectSettings, or ask for less"
+    )]
+    TooMuch {
+        /// Which field.
+        field: String,
+        /// What it says.
+        asked: String,
+        /// What it may say.
+        ceiling: String,
+    },
+    /// An MCP server's address is not under the prefix of its credential.
+    #[error(
+        "spec.tools.mcpServers.{server}: the credential {credential} is for addresses under {prefix} without .. in their path, \
+         which {url} is not: ask the admin for another entry of spec.mcpCredentials, or create another session"
+    )]
+    NotUnderPrefix {
+        /// The server.
+        server: String,
+        /// Its credential.
+        credential: String,
+        /// The address.
+        url: String,
+        /// What it should begin with.
+        prefix: String,
+    },
 }
 
-/// Makes a session safe to build from, with the built-in values where it names none.
-pub fn validate(session: &AgenticSession) -> Result<Request, Invalid> {
+impl Invalid {
+    /// Whether the admin can heal it: the session waits. Else it has failed, since its author cannot change it.
+    pub fn heals(&self) -> bool {
+        match self {
+            Self::Settings(_) | Self::NotAllowed { .. } | Self::TooMuch { .. } | Self::NotUnderPrefix { .. } => true,
+            Self::NoIdentity(_) | Self::LongName | Self::NotOnePrompt | Self::Timeout | Self::Nul(_) => false,
+        }
+    }
+}
+
+/// Makes a session safe to build from, with the namespace's and the built-in values where it names none.
+pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Result<Request, Invalid> {
     let spec = &session.spec;
     let name = session.name_any();
     if name.len() > MAX_NAME {
@@ -96,57 +195,100 @@ pub fn validate(session: &AgenticSession) -> Result<Request, Invalid> {
         (Some(prompt), None) | (None, Some(prompt)) => prompt.clone(),
         (Some(_), Some(_)) | (None, None) => return Err(Invalid::NotOnePrompt),
     };
-    let timeout = spec.timeout.map_or(DEFAULT_TIMEOUT, u64::from);
-    if !(1..=MAX_TIMEOUT).contains(&timeout) {
+    if !spec.timeout.is_none_or(|seconds| (1..=MAX_TIMEOUT).contains(&seconds.into())) {
         return Err(Invalid::Timeout);
     }
-    let model = spec.llm_settings.as_ref().and_then(|settings| settings.model.clone());
+    let llm = resolve::llm(spec, settings);
     let environment: BTreeMap<_, _> = spec
         .environment_variables
         .iter()
         .flatten()
         .map(|(name, value)| (name.clone(), value.0.clone()))
         .collect();
-    let texts = [
-        ("spec.prompt", Some(&prompt)),
-        ("spec.llmSettings.model", model.as_ref()),
-    ]
-    .into_iter()
-    .filter_map(|(field, text)| Some((field, text?)))
-    .chain(environment.values().map(|value| ("spec.environmentVariables", value)));
-    for (field, text) in texts {
-        if text.contains('\0') {
-            return Err(Invalid::Nul(field));
-        }
-    }
-    let workspace = spec.workspace.clone().unwrap_or_default();
+    no_nul(&prompt, &llm, &environment)?;
+    allow::check(spec, settings)?;
+    let (mcp_servers, mcp_secrets) = mcp::servers(spec, settings)?;
+    let limits = resolve::limits(spec, settings);
+    let ttl = spec.ttl_seconds_after_finished.or(settings.ttl_seconds_after_finished);
     Ok(Request {
         namespace: session.namespace().ok_or(Invalid::NoIdentity("namespace"))?,
         uid: session.uid().ok_or(Invalid::NoIdentity("UID"))?,
         owner: owner(&session.metadata).ok_or(Invalid::NoIdentity("name"))?,
         name,
         prompt,
-        timeout,
-        model,
+        interactive: spec.interactive.unwrap_or_default(),
+        timeout: limits.timeout.unwrap_or(DEFAULT_TIMEOUT),
+        limits,
         environment,
-        workspace_size: workspace
-            .size
-            .unwrap_or_else(|| Quantity(DEFAULT_WORKSPACE_SIZE.to_owned())),
-        storage_class: workspace.storage_class_name,
-        resources: resources(spec.resources.as_ref()),
+        spec: agentic_spec(spec, settings, &llm, mcp_servers),
+        llm,
+        repos: repos::repos(spec),
+        secrets: resolve::secrets(spec, settings).into_iter().map(RunnerSecret::from).collect(),
+        mcp_secrets,
+        claim: resolve::claim(spec, settings),
+        resources: resolve::resources(spec, settings),
+        pod: resolve::pod(spec, settings),
+        start_timeout: settings.start_timeout.map_or(DEFAULT_START_TIMEOUT, u64::from),
+        max_attempts: resolve::attempts(spec, settings),
+        ttl: ttl.map(u64::from),
+        queue: session.labels().get(label::KUEUE_QUEUE).cloned(),
+        generation: session.metadata.generation,
+    })
+}
+
+impl From<String> for RunnerSecret {
+    fn from(name: String) -> Self {
+        Self {
+            // A session runs without the built-in ones: what it needs may be in another.
+            optional: RUNNER_SECRETS.contains(&&*name),
+            name,
+        }
+    }
+}
+
+fn no_nul(prompt: &str, llm: &LlmSettings, environment: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    let texts = [("spec.prompt", Some(prompt)), ("spec.llmSettings.model", llm.model.as_deref())];
+    let values = environment.values().map(|value| ("spec.environmentVariables", &**value));
+    for (field, text) in texts.into_iter().filter_map(|(field, text)| Some((field, text?))).chain(values) {
+        if text.contains('\0') {
+            return Err(Invalid::Nul(field));
+        }
+    }
+    Ok(())
+}
+
+fn agentic_spec(
+    spec: &AgenticSessionSpec,
+    settings: &ProjectSettingsSpec,
+    llm: &LlmSettings,
+    mcp_servers: BTreeMap<String, McpServer>,
+) -> AgenticSpec {
+    let tools = spec.tools.clone().unwrap_or_default();
+    let rules = |rules: Vec<ToolRule>| rules.into_iter().map(|rule| rule.0).collect();
+    AgenticSpec {
         user: spec.user_context.as_ref().map(|context| User {
             user_id: context.user_id.clone().unwrap_or_default(),
             display_name: context.display_name.clone().unwrap_or_default(),
+            groups: context.groups.iter().map(|group| group.0.clone()).collect(),
         }),
-        limits: LiveLimits {
-            timeout: Some(timeout),
-            ..LiveLimits::default()
+        fallback_model: llm.fallback_model.clone(),
+        tools: Tools {
+            allowed: rules(tools.allowed),
+            disallowed: rules(tools.disallowed),
+            permission_mode: tools.permission_mode.unwrap_or_default().into(),
+            mcp_servers,
         },
-        start_timeout: DEFAULT_START_TIMEOUT,
-        max_attempts: DEFAULT_MAX_ATTEMPTS,
-        ttl: None,
-        generation: session.metadata.generation,
-    })
+        append_system_prompt: spec.append_system_prompt.clone(),
+        additional_args: spec.additional_args.iter().map(|argument| argument.0.clone()).collect(),
+        main_repo_index: spec.main_repo_index.unwrap_or_default() as usize,
+        prices: settings
+            .prices
+            .iter()
+            .map(|(model, price)| (model.clone(), resolve::price(price)))
+            .collect(),
+        allowed_private_hosts: settings.allowed_private_hosts.iter().map(|host| host.0.clone()).collect(),
+        ..AgenticSpec::default()
+    }
 }
 
 /// An owner reference to the version that is served.
@@ -160,34 +302,6 @@ fn owner(meta: &ObjectMeta) -> Option<OwnerReference> {
         // Foreground deletion of the session waits for them.
         block_owner_deletion: Some(true),
     })
-}
-
-/// What the session names, and the built-in amounts for what it does not.
-///
-/// A built-in request gives way to a lower limit, which the API server would refuse beside it.
-fn resources(asked: Option<&crds::session::Resources>) -> ResourceRequirements {
-    let mut resources = asked.map(ResourceRequirements::from).unwrap_or_default();
-    let limits = resources.limits.get_or_insert_default();
-    let requests = resources.requests.get_or_insert_default();
-    // A limit below a request that the session names would be refused: then there is no built-in limit.
-    if !requests.contains_key("memory") {
-        limits
-            .entry("memory".to_owned())
-            .or_insert_with(|| Quantity("4Gi".to_owned()));
-    }
-    for (name, amount) in [("cpu", "500m"), ("memory", "1Gi")] {
-        // With a limit and no request, Kubernetes takes the limit for the request.
-        let limited = asked.and_then(|a| a.limits.as_ref()).is_some_and(|l| match name {
-            "cpu" => l.cpu.is_some(),
-            _ => l.memory.is_some(),
-        });
-        if !limited {
-            requests
-                .entry(name.to_owned())
-                .or_insert_with(|| Quantity(amount.to_owned()));
-        }
-    }
-    resources
 }
 
 #[cfg(test)]
@@ -209,10 +323,26 @@ pub(crate) mod tests {
         .unwrap()
     }
 
+    fn checked(spec: Value) -> Result<Request, Invalid> {
+        validate(&session(spec), &ProjectSettingsSpec::default())
+    }
+
     #[test]
     fn a_minimal_session_gets_the_built_in_values() {
-        let request = validate(&session(json!({"initialPrompt": "hi"}))).unwrap();
-        assert_eq!((request.timeout, &*request.workspace_size.0), (3_600, "5Gi"));
+        let request = checked(json!({"initialPrompt": "hi"})).unwrap();
+        let limits = LiveLimits {
+            timeout: Some(3_600),
+            inactivity_timeout: Some(1_800),
+            ..LiveLimits::default()
+        };
+        assert_eq!((request.timeout, request.limits), (3_600, limits));
+        assert_eq!((request.start_timeout, request.max_attempts, request.ttl), (3_600, 3, None));
+        let own = Claim::Own {
+            size: Quantity("5Gi".into()),
+            storage_class: None,
+            retention: Retention::Delete,
+        };
+        assert_eq!(request.claim, own);
         assert_eq!(request.prompt, "hi");
         assert_eq!(request.owner.api_version, "vteam.ambient-code/v1alpha1");
         insta::assert_json_snapshot!(request.resources, @r#"
@@ -233,7 +363,7 @@ pub(crate) mod tests {
     #[case::a_request_above_the_built_in_limit_has_no_limit(json!({"requests": {"memory": "8Gi"}}), json!({"limits": {}, "requests": {"cpu": "500m", "memory": "8Gi"}}))]
     #[case::a_limit_of_processors_is_the_request(json!({"limits": {"cpu": "0.1"}}), json!({"limits": {"cpu": "0.1", "memory": "4Gi"}, "requests": {"memory": "1Gi"}}))]
     fn resources_that_are_named_are_kept(#[case] asked: Value, #[case] expected: Value) {
-        let request = validate(&session(json!({"prompt": "hi", "resources": asked}))).unwrap();
+        let request = checked(json!({"prompt": "hi", "resources": asked})).unwrap();
         assert_eq!(serde_json::to_value(request.resources).unwrap(), expected);
     }
 
@@ -244,6 +374,6 @@ pub(crate) mod tests {
     #[case(json!({"prompt": "a\u{0}b"}), Invalid::Nul("spec.prompt"))]
     #[case(json!({"prompt": "a", "environmentVariables": {"X": "\u{0}"}}), Invalid::Nul("spec.environmentVariables"))]
     fn what_cannot_run_is_refused(#[case] spec: Value, #[case] expected: Invalid) {
-        assert_eq!(validate(&session(spec)).unwrap_err(), expected);
+        assert_eq!(checked(spec).unwrap_err(), expected);
     }
 }

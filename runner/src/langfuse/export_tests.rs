@@ -116,6 +116,7 @@ fn exporter(host: &str) -> Exporter {
         user: Some(User {
             user_id: "user-4".into(),
             display_name: "Display".into(),
+            groups: vec!["g-1".into(), "g-2".into()],
         }),
         mask: false,
         tags: vec!["tag-5".into()],
@@ -212,6 +213,7 @@ async fn a_trace_arrives_as_langfuse_wants_it() {
             ("langfuse.trace.name", "name-2"),
             ("langfuse.session.id", "name-2"),
             ("langfuse.user.id", "user-4"),
+            ("langfuse.trace.metadata.user_groups", "g-1, g-2"),
             ("langfuse.trace.tags", "namespace:namespace-3,tag-5"),
         ];
         for (key, value) in wide {

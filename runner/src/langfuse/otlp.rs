@@ -51,6 +51,9 @@ impl Trace {
             if !id.is_empty() {
                 attributes.push(text("langfuse.user.id", cut(id, NAME_CAP)));
             }
+            if !user.groups.is_empty() {
+                attributes.push(text("langfuse.trace.metadata.user_groups", user.groups.join(", ")));
+            }
         }
         Self {
             id: protocol::identity::trace_id_bytes(&config.session_uid),

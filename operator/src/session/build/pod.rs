@@ -4,53 +4,46 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, ConfigMapEnvSource, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
-        EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource, ObjectFieldSelector,
-        PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, ProjectedVolumeSource, ResourceRequirements,
-        SeccompProfile, SecretEnvSource, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
-        VolumeProjection,
+        Capabilities, Container, EnvVar, LocalObjectReference, PodSecurityContext, PodSpec, ResourceRequirements,
+        SeccompProfile, SecurityContext,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
-use protocol::{
-    names::{
-        GATEWAY_AUDIENCE, GRACE_PERIOD_SECONDS, LANGFUSE_CONFIG, LANGFUSE_KEYS, RUNNER_SECRETS, annotation, container,
-        env, path,
-    },
-    spec::AgenticSpec,
-};
+use protocol::names::{GRACE_PERIOD_SECONDS, container, path};
 
-use super::{Request, claim_name, job::json};
+use super::{Request, environment, environment::variable, volumes};
 use crate::{
     session::decide::Attempt,
     settings::{PodSettings, RunAs},
 };
 
-/// The program of both containers, found by the image's `PATH`.
-const RUNNER: &str = "runner";
-const CLAIM: &str = "workspace";
-const SHIM: &str = "shim";
-const HOME: &str = "home";
-const CONFIG: &str = "config";
-const TMP: &str = "tmp";
-const PRIVATE: &str = "private";
-const LIMITS: &str = "limits";
-const TOKEN: &str = "gateway-token";
-/// The kubelet renews a projected token when a fifth of its time is left.
-const TOKEN_SECONDS: i64 = 3_600;
+/// Where the init container of a user's own image sees the folder that it fills.
+const FILLED: &str = "/copy";
 
 /// The pod of an attempt.
 pub(super) fn spec(request: &Request, attempt: Attempt, settings: &PodSettings) -> PodSpec {
+    let copy = request.pod.image.as_ref().map(|_| copy(settings));
+    let pod = &request.pod;
+    let pull_secrets = pod.image_pull_secrets.iter().map(|secret| LocalObjectReference { name: secret.0.clone() });
+    let pull_secrets: Vec<_> = pull_secrets.collect();
+    let selector: BTreeMap<_, _> = pod.node_selector.iter().map(|(k, v)| (k.clone(), v.0.clone())).collect();
+    let tolerations: Vec<_> = pod.tolerations.iter().map(Into::into).collect();
     PodSpec {
-        init_containers: Some(vec![agent(request, settings)]),
+        init_containers: Some(copy.into_iter().chain([agent(request, settings)]).collect()),
         containers: vec![runner(request, attempt, settings)],
-        volumes: Some(volumes(request, settings)),
+        volumes: Some(volumes::volumes(request, settings)),
         restart_policy: Some("Never".to_owned()),
+        service_account_name: pod.service_account_name.clone(),
         // Nothing in the pod speaks to the API server.
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         termination_grace_period_seconds: Some(GRACE_PERIOD_SECONDS),
         security_context: Some(pod_security(settings.run_as_user)),
+        image_pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
+        node_selector: (!selector.is_empty()).then_some(selector),
+        tolerations: (!tolerations.is_empty()).then_some(tolerations),
+        priority_class_name: pod.priority_class_name.clone(),
+        runtime_class_name: pod.runtime_class_name.clone(),
         ..PodSpec::default()
     }
 }
@@ -62,46 +55,55 @@ fn agent(request: &Request, settings: &PodSettings) -> Container {
         .iter()
         .map(|(name, value)| variable(name, value))
         .collect();
+    let own_image = request.pod.image.clone();
     Container {
         name: container::AGENT.to_owned(),
-        image: Some(settings.runner_image.clone()),
-        image_pull_policy: Some("IfNotPresent".to_owned()),
-        command: Some(vec![RUNNER.to_owned()]),
+        image: Some(own_image.unwrap_or_else(|| settings.runner_image.clone())),
+        image_pull_policy: Some(settings.image_pull_policy.as_str().to_owned()),
+        // Not looked for in PATH, which is the author's.
+        command: Some(vec![path::RUNNER.to_owned()]),
         args: Some(vec!["agent".to_owned()]),
+        working_dir: Some("/".to_owned()),
         restart_policy: Some("Always".to_owned()),
         env: (!environment.is_empty()).then_some(environment),
         resources: Some(request.resources.clone()),
+        security_context: Some(SecurityContext {
+            read_only_root_filesystem: Some(request.pod.read_only_root_filesystem.unwrap_or(true)),
+            ..restricted()
+        }),
+        volume_mounts: Some(volumes::of_agent(request)),
+        ..Container::default()
+    }
+}
+
+/// Brings runner and CLI to a user's own image.
+fn copy(settings: &PodSettings) -> Container {
+    Container {
+        name: container::TOOLS.to_owned(),
+        image: Some(settings.runner_image.clone()),
+        image_pull_policy: Some(settings.image_pull_policy.as_str().to_owned()),
+        command: Some(vec!["cp".to_owned()]),
+        args: Some(vec!["-R".to_owned(), format!("{}/.", path::TOOLS), format!("{FILLED}/")]),
+        resources: Some(ResourceRequirements {
+            requests: Some(amounts([("cpu", "50m"), ("memory", "64Mi")])),
+            // The page cache of what it writes counts.
+            limits: Some(amounts([("memory", "512Mi")])),
+            ..ResourceRequirements::default()
+        }),
         security_context: Some(restricted()),
-        volume_mounts: Some(vec![
-            mount(SHIM, path::SHIM_DIR),
-            folder_of_claim(path::WORKSPACE, path::workspace_dir(&request.uid)),
-            mount(HOME, path::AGENT_HOME),
-            // A volume of its own: the runtime would make the folder between two mounts, for root.
-            mount(CONFIG, path::CLAUDE_CONFIG),
-            folder_of_claim(path::CLAUDE_PROJECTS, path::transcripts_dir(&request.uid)),
-            mount(TMP, "/tmp"),
-        ]),
+        volume_mounts: Some(volumes::of_copy(FILLED)),
         ..Container::default()
     }
 }
 
 fn runner(request: &Request, attempt: Attempt, settings: &PodSettings) -> Container {
-    let mut mounts = vec![
-        mount(SHIM, path::SHIM_DIR),
-        mount(CLAIM, path::DATA),
-        mount(PRIVATE, path::PRIVATE),
-        read_only(LIMITS, parent(path::LIMITS)),
-    ];
-    if settings.gateway().is_some() {
-        mounts.push(read_only(TOKEN, parent(path::GATEWAY_TOKEN)));
-    }
     Container {
         name: container::RUNNER.to_owned(),
         image: Some(settings.runner_image.clone()),
-        image_pull_policy: Some("IfNotPresent".to_owned()),
-        command: Some(vec![RUNNER.to_owned()]),
-        env: Some(environment(request, attempt, settings)),
-        env_from: Some(credentials()),
+        image_pull_policy: Some(settings.image_pull_policy.as_str().to_owned()),
+        command: Some(vec![path::RUNNER.to_owned()]),
+        env: Some(environment::variables(request, attempt, settings)),
+        env_from: Some(environment::credentials(request)),
         resources: Some(ResourceRequirements {
             requests: Some(amounts([("cpu", "50m"), ("memory", "64Mi")])),
             limits: Some(amounts([("memory", "512Mi")])),
@@ -110,136 +112,8 @@ fn runner(request: &Request, attempt: Attempt, settings: &PodSettings) -> Contai
         security_context: Some(restricted()),
         termination_message_path: Some(path::TERMINATION_LOG.to_owned()),
         termination_message_policy: Some("File".to_owned()),
-        volume_mounts: Some(mounts),
+        volume_mounts: Some(volumes::of_runner(request, settings)),
         ..Container::default()
-    }
-}
-
-fn environment(request: &Request, attempt: Attempt, settings: &PodSettings) -> Vec<EnvVar> {
-    let spec = AgenticSpec {
-        run: attempt.run,
-        used_seconds: attempt.used_seconds,
-        user: request.user.clone(),
-        ..AgenticSpec::default()
-    };
-    let mut variables = vec![
-        variable(env::PROMPT, &request.prompt),
-        variable(env::SESSION_ID, &request.name),
-        variable(env::AGENTIC_SESSION_NAME, &request.name),
-        variable(env::AGENTIC_SESSION_NAMESPACE, &request.namespace),
-        variable(env::AGENTIC_SESSION_UID, &request.uid),
-        variable(env::ATTEMPT, &attempt.number.to_string()),
-        variable(env::TIMEOUT, &request.timeout.to_string()),
-        variable(env::WORKSPACE_PATH, path::WORKSPACE),
-        variable(env::AGENTIC_SPEC_JSON, &json(&spec)),
-        EnvVar {
-            name: env::POD_UID.to_owned(),
-            value_from: Some(EnvVarSource {
-                field_ref: Some(field("metadata.uid")),
-                ..EnvVarSource::default()
-            }),
-            ..EnvVar::default()
-        },
-    ];
-    variables.extend(request.model.as_ref().map(|model| variable(env::LLM_MODEL, model)));
-    if let Some(base) = settings.gateway() {
-        let base = base.trim_end_matches('/');
-        let url = format!("{base}/api/projects/{}/sessions/{}/ws", request.namespace, request.name);
-        variables.push(variable(env::WEBSOCKET_URL, &url));
-        variables.push(variable(env::GATEWAY_TOKEN_FILE, path::GATEWAY_TOKEN));
-    }
-    variables
-}
-
-/// The kubelet reads `$(NAME)` in values and halves `$$`: doubled, every `$` arrives as it was written.
-fn variable(name: &str, value: &str) -> EnvVar {
-    EnvVar {
-        name: name.to_owned(),
-        value: Some(value.replace('$', "$$")),
-        ..EnvVar::default()
-    }
-}
-
-/// All optional: which of them a session needs, the runner says itself when one is missing.
-fn credentials() -> Vec<EnvFromSource> {
-    let secret = |name: &str| EnvFromSource {
-        secret_ref: Some(SecretEnvSource {
-            name: name.to_owned(),
-            optional: Some(true),
-        }),
-        ..EnvFromSource::default()
-    };
-    let config = EnvFromSource {
-        config_map_ref: Some(ConfigMapEnvSource {
-            name: LANGFUSE_CONFIG.to_owned(),
-            optional: Some(true),
-        }),
-        ..EnvFromSource::default()
-    };
-    // Of two that set a name, the later counts: the admin's own Secret has the last word.
-    let mut sources = vec![config, secret(LANGFUSE_KEYS)];
-    sources.extend(RUNNER_SECRETS.iter().rev().map(|name| secret(name)));
-    sources
-}
-
-fn volumes(request: &Request, settings: &PodSettings) -> Vec<Volume> {
-    let mut volumes = vec![
-        Volume {
-            name: CLAIM.to_owned(),
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: claim_name(&request.name),
-                ..PersistentVolumeClaimVolumeSource::default()
-            }),
-            ..Volume::default()
-        },
-        Volume {
-            empty_dir: Some(EmptyDirVolumeSource {
-                medium: Some("Memory".to_owned()),
-                size_limit: Some(Quantity("1Mi".to_owned())),
-                ..EmptyDirVolumeSource::default()
-            }),
-            name: SHIM.to_owned(),
-            ..Volume::default()
-        },
-    ];
-    volumes.extend([HOME, CONFIG, TMP, PRIVATE].map(|name| Volume {
-        name: name.to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource::default()),
-        ..Volume::default()
-    }));
-    volumes.push(Volume {
-        name: LIMITS.to_owned(),
-        downward_api: Some(DownwardAPIVolumeSource {
-            items: Some(vec![DownwardAPIVolumeFile {
-                path: file_name(path::LIMITS).to_owned(),
-                field_ref: Some(field(&format!("metadata.annotations['{}']", annotation::LIMITS))),
-                ..DownwardAPIVolumeFile::default()
-            }]),
-            ..DownwardAPIVolumeSource::default()
-        }),
-        ..Volume::default()
-    });
-    volumes.extend(settings.gateway().map(|_| token()));
-    volumes
-}
-
-/// Good for the gateway only, and only as long as the pod lives.
-fn token() -> Volume {
-    Volume {
-        name: TOKEN.to_owned(),
-        projected: Some(ProjectedVolumeSource {
-            sources: Some(vec![VolumeProjection {
-                service_account_token: Some(ServiceAccountTokenProjection {
-                    audience: Some(GATEWAY_AUDIENCE.to_owned()),
-                    expiration_seconds: Some(TOKEN_SECONDS),
-                    path: file_name(path::GATEWAY_TOKEN).to_owned(),
-                    ..ServiceAccountTokenProjection::default()
-                }),
-                ..VolumeProjection::default()
-            }]),
-            ..ProjectedVolumeSource::default()
-        }),
-        ..Volume::default()
     }
 }
 
@@ -281,41 +155,4 @@ fn amounts<const N: usize>(amounts: [(&str, &str); N]) -> BTreeMap<String, Quant
         .into_iter()
         .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
         .collect()
-}
-
-fn mount(volume: &str, at: &str) -> VolumeMount {
-    VolumeMount {
-        name: volume.to_owned(),
-        mount_path: at.to_owned(),
-        ..VolumeMount::default()
-    }
-}
-
-fn read_only(volume: &str, at: &str) -> VolumeMount {
-    VolumeMount {
-        read_only: Some(true),
-        ..mount(volume, at)
-    }
-}
-
-fn folder_of_claim(at: &str, folder: String) -> VolumeMount {
-    VolumeMount {
-        sub_path: Some(folder),
-        ..mount(CLAIM, at)
-    }
-}
-
-fn field(path: &str) -> ObjectFieldSelector {
-    ObjectFieldSelector {
-        field_path: path.to_owned(),
-        ..ObjectFieldSelector::default()
-    }
-}
-
-fn parent(file: &str) -> &str {
-    file.rsplit_once('/').map_or("/", |(folder, _)| folder)
-}
-
-fn file_name(file: &str) -> &str {
-    file.rsplit_once('/').map_or(file, |(_, name)| name)
 }

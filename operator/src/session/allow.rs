@@ -1,0 +1,185 @@
+//! What the admin of a namespace allows: a session that asks for more waits, and is told what it may have.
+
+use crds::{
+    AgenticSessionSpec, ProjectSettingsSpec,
+    session::{ObjectName, PodOptions, Resources},
+};
+use protocol::names::RUNNER_SECRETS;
+
+use super::{quantity::exceeds, resolve::usd, validate::Invalid};
+
+/// Refuses the first value that is above its ceiling or in no list.
+pub fn check(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Result<(), Invalid> {
+    ceilings(spec, settings)?;
+    let nobody = PodOptions::default();
+    let default = settings.pod.as_ref().unwrap_or(&nobody);
+    let asked = spec.pod.as_ref().unwrap_or(&nobody);
+    let claim = spec.workspace.as_ref().and_then(|w| w.existing_claim.as_deref());
+    one("workspace.existingClaim", claim, None, "allowedClaims", &settings.allowed_claims)?;
+    let mut secrets: Vec<_> = settings.allowed_secrets.clone();
+    secrets.extend(settings.runner_secrets.iter().flatten().cloned());
+    secrets.extend(RUNNER_SECRETS.map(|name| ObjectName(name.to_owned())));
+    for secret in spec.runner_secrets.iter().flatten() {
+        one("runnerSecrets", Some(&secret.0), None, "allowedSecrets", &secrets)?;
+    }
+    let mut pull_secrets = settings.allowed_image_pull_secrets.clone();
+    pull_secrets.extend(default.image_pull_secrets.iter().cloned());
+    for secret in &asked.image_pull_secrets {
+        one("pod.imagePullSecrets", Some(&secret.0), None, "allowedImagePullSecrets", &pull_secrets)?;
+    }
+    for (field, asked, default, list, allowed) in [
+        (
+            "pod.priorityClassName",
+            &asked.priority_class_name,
+            &default.priority_class_name,
+            "allowedPriorityClasses",
+            &settings.allowed_priority_classes,
+        ),
+        (
+            "pod.runtimeClassName",
+            &asked.runtime_class_name,
+            &default.runtime_class_name,
+            "allowedRuntimeClasses",
+            &settings.allowed_runtime_classes,
+        ),
+        (
+            "pod.serviceAccountName",
+            &asked.service_account_name,
+            &default.service_account_name,
+            "allowedServiceAccounts",
+            &settings.allowed_service_accounts,
+        ),
+    ] {
+        one(field, asked.as_deref(), default.as_deref(), list, allowed)?;
+    }
+    image(asked, default, settings)?;
+    tolerations(asked, default, settings)
+}
+
+fn one(
+    field: &'static str,
+    asked: Option<&str>,
+    default: Option<&str>,
+    list: &'static str,
+    allowed: &[ObjectName],
+) -> Result<(), Invalid> {
+    let Some(asked) = asked.filter(|asked| Some(*asked) != default) else {
+        return Ok(());
+    };
+    if allowed.iter().any(|name| name.0 == asked) {
+        return Ok(());
+    }
+    let names = allowed.iter().map(|name| &*name.0).chain(default);
+    Err(not_allowed(field, asked, list, names.collect()))
+}
+
+fn image(asked: &PodOptions, default: &PodOptions, settings: &ProjectSettingsSpec) -> Result<(), Invalid> {
+    let Some(image) = asked.image.as_deref().filter(|image| Some(*image) != default.image.as_deref()) else {
+        return Ok(());
+    };
+    if settings.allowed_images.iter().any(|prefix| begins(image, &prefix.0)) {
+        return Ok(());
+    }
+    let prefixes = settings.allowed_images.iter().map(|prefix| &*prefix.0);
+    Err(not_allowed("pod.image", image, "allowedImages", prefixes.collect()))
+}
+
+/// Whether `prefix` is a beginning of `image` that ends where a part of the name ends: `registry.example` allows
+/// `registry.example/a` and neither `registry.example.org/a` nor, since another port is another server, `registry.example:1/a`.
+fn begins(image: &str, prefix: &str) -> bool {
+    let Some(rest) = image.strip_prefix(prefix) else {
+        return false;
+    };
+    let ends: &[char] = if prefix.contains('/') { &['/', ':', '@'] } else { &['/'] };
+    rest.is_empty() || prefix.ends_with(['/', ':', '@']) || rest.starts_with(ends)
+}
+
+fn tolerations(asked: &PodOptions, default: &PodOptions, settings: &ProjectSettingsSpec) -> Result<(), Invalid> {
+    let text = |value| serde_json::to_string(value).unwrap_or_default();
+    for toleration in &asked.tolerations {
+        let mut allowed = settings.allowed_tolerations.iter().chain(&default.tolerations);
+        if !allowed.any(|allowed| allowed.covers(toleration)) {
+            let allowed: Vec<_> = settings.allowed_tolerations.iter().map(text).collect();
+            let names = allowed.iter().map(|name| &**name).collect();
+            return Err(not_allowed("pod.tolerations", &text(toleration), "allowedTolerations", names));
+        }
+    }
+    Ok(())
+}
+
+fn not_allowed(field: &'static str, asked: &str, list: &'static str, mut names: Vec<&str>) -> Invalid {
+    names.sort_unstable();
+    names.dedup();
+    let shown: Vec<_> = names.iter().take(SHOWN).copied().collect();
+    let more = names.len().saturating_sub(SHOWN);
+    let allowed = match (shown.is_empty(), more) {
+        (true, _) => "none".to_owned(),
+        (false, 0) => shown.join(", "),
+        (false, more) => format!("{} and {more} more", shown.join(", ")),
+    };
+    Invalid::NotAllowed {
+        field,
+        asked: asked.to_owned(),
+        list,
+        allowed,
+    }
+}
+
+/// Most allowed values that a message names.
+const SHOWN: usize = 10;
+
+fn ceilings(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Result<(), Invalid> {
+    let Some(ceilings) = &settings.ceilings else {
+        return Ok(());
+    };
+    let limits = spec.limits.clone().unwrap_or_default();
+    let most = ceilings.limits.clone().unwrap_or_default();
+    above("timeout", spec.timeout, ceilings.timeout)?;
+    above("limits.maxTurns", limits.max_turns, most.max_turns)?;
+    above("limits.maxCostUSD", usd(&limits), usd(&most))?;
+    above("limits.maxTokens", limits.max_tokens, most.max_tokens)?;
+    let attempts = spec.retry.and_then(|retry| retry.max_attempts);
+    above("retry.maxAttempts", attempts, ceilings.max_attempts)?;
+    let size = spec.workspace.as_ref().and_then(|workspace| workspace.size.as_ref());
+    if let (Some(asked), Some(ceiling)) = (size, &ceilings.workspace_size)
+        && exceeds(asked, ceiling)
+    {
+        return Err(too_much("workspace.size", &asked.0, &ceiling.0));
+    }
+    let Some(ceiling) = &ceilings.resources else {
+        return Ok(());
+    };
+    let Resources { requests, limits } = spec.resources.clone().unwrap_or_default();
+    for (kind, amounts) in [("requests", requests), ("limits", limits)] {
+        let amounts = amounts.unwrap_or_default();
+        for (name, asked, ceiling) in [
+            ("cpu", &amounts.cpu, &ceiling.cpu),
+            ("memory", &amounts.memory, &ceiling.memory),
+            ("ephemeral-storage", &amounts.ephemeral_storage, &ceiling.ephemeral_storage),
+        ] {
+            if let (Some(asked), Some(ceiling)) = (asked, ceiling)
+                && exceeds(asked, ceiling)
+            {
+                return Err(too_much(&format!("resources.{kind}.{name}"), &asked.0, &ceiling.0));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn above<T: PartialOrd + ToString>(field: &str, asked: Option<T>, ceiling: Option<T>) -> Result<(), Invalid> {
+    match (asked, ceiling) {
+        (Some(asked), Some(ceiling)) if asked > ceiling => {
+            Err(too_much(field, &asked.to_string(), &ceiling.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn too_much(field: &str, asked: &str, ceiling: &str) -> Invalid {
+    Invalid::TooMuch {
+        field: field.to_owned(),
+        asked: asked.to_owned(),
+        ceiling: ceiling.to_owned(),
+    }
+}

@@ -1,0 +1,216 @@
+//! Session → `ProjectSettings` → built-in: what an attempt is made with.
+
+use crds::{
+    AgenticSessionSpec, ProjectSettingsSpec,
+    session::{Amounts, Limits, LlmSettings, PodOptions, Resources},
+};
+use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity};
+use protocol::{NanoUsd, names::RUNNER_SECRETS, price::Price, spec::LiveLimits};
+
+use super::{
+    quantity::exceeds,
+    validate::{Claim, DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT, DEFAULT_WORKSPACE_SIZE},
+};
+
+/// Idleness of an interactive session when nothing else is said, seconds.
+pub const DEFAULT_INACTIVITY: u64 = 1_800;
+
+/// A default, lowered to the ceiling; without a default the ceiling itself.
+fn under<T: PartialOrd>(default: Option<T>, ceiling: Option<T>) -> Option<T> {
+    match (default, ceiling) {
+        (Some(default), Some(ceiling)) if default > ceiling => Some(ceiling),
+        (Some(default), _) => Some(default),
+        (None, ceiling) => ceiling,
+    }
+}
+
+/// Everything that may change while an attempt runs.
+pub fn limits(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> LiveLimits {
+    let none = Limits::default();
+    let of = |limits: &Option<Limits>| limits.clone().unwrap_or_default();
+    let (asked, default) = (spec.limits.as_ref().unwrap_or(&none), of(&settings.limits));
+    let ceilings = settings.ceilings.clone().unwrap_or_default();
+    let ceiling = of(&ceilings.limits);
+    let seconds = |value: Option<u32>| value.map(u64::from);
+    let timeout = under(
+        seconds(settings.timeout).or(Some(DEFAULT_TIMEOUT)),
+        seconds(ceilings.timeout),
+    );
+    LiveLimits {
+        timeout: seconds(spec.timeout).or(timeout),
+        inactivity_timeout: seconds(spec.inactivity_timeout)
+            .or(seconds(settings.inactivity_timeout))
+            .or(Some(DEFAULT_INACTIVITY)),
+        max_turns: asked.max_turns.or(under(default.max_turns, ceiling.max_turns)),
+        max_cost_usd: usd(asked).or(under(usd(&default), usd(&ceiling))),
+        max_tokens: asked.max_tokens.or(under(default.max_tokens, ceiling.max_tokens)),
+    }
+}
+
+/// The amount; the CRD's rules leave nothing that is none.
+pub fn usd(limits: &Limits) -> Option<NanoUsd> {
+    limits.max_cost_usd.as_deref()?.parse().ok()
+}
+
+/// The model and how it works.
+pub fn llm(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> LlmSettings {
+    let asked = spec.llm_settings.clone().unwrap_or_default();
+    let default = settings.llm_settings.clone().unwrap_or_default();
+    LlmSettings {
+        model: asked.model.or(default.model),
+        fallback_model: asked.fallback_model.or(default.fallback_model),
+        max_tokens: asked.max_tokens.or(default.max_tokens),
+        temperature: asked.temperature.or(default.temperature),
+    }
+}
+
+/// The volume.
+pub fn claim(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Claim {
+    let asked = spec.workspace.clone().unwrap_or_default();
+    if let Some(name) = asked.existing_claim {
+        return Claim::Existing(name);
+    }
+    let default = settings.workspace.clone().unwrap_or_default();
+    let ceiling = settings.ceilings.as_ref().and_then(|c| c.workspace_size.clone());
+    let built_in = || Quantity(DEFAULT_WORKSPACE_SIZE.to_owned());
+    let size = asked
+        .size
+        .unwrap_or_else(|| lowered(default.size.unwrap_or_else(built_in), ceiling.as_ref()));
+    Claim::Own {
+        size,
+        storage_class: asked.storage_class_name.or(default.storage_class_name),
+        retention: asked.retention.or(default.retention).unwrap_or_default(),
+    }
+}
+
+fn lowered(amount: Quantity, ceiling: Option<&Quantity>) -> Quantity {
+    match ceiling {
+        Some(ceiling) if exceeds(&amount, ceiling) => ceiling.clone(),
+        _ => amount,
+    }
+}
+
+/// Image and placement.
+pub fn pod(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> PodOptions {
+    let asked = spec.pod.clone().unwrap_or_default();
+    let default = settings.pod.clone().unwrap_or_default();
+    PodOptions {
+        image: asked.image.or(default.image),
+        image_pull_secrets: or(asked.image_pull_secrets, default.image_pull_secrets),
+        node_selector: if asked.node_selector.is_empty() {
+            default.node_selector
+        } else {
+            asked.node_selector
+        },
+        tolerations: or(asked.tolerations, default.tolerations),
+        priority_class_name: asked.priority_class_name.or(default.priority_class_name),
+        runtime_class_name: asked.runtime_class_name.or(default.runtime_class_name),
+        service_account_name: asked.service_account_name.or(default.service_account_name),
+        read_only_root_filesystem: asked.read_only_root_filesystem.or(default.read_only_root_filesystem),
+    }
+}
+
+fn or<T>(asked: Vec<T>, default: Vec<T>) -> Vec<T> {
+    if asked.is_empty() { default } else { asked }
+}
+
+/// The Secrets of the runner; the two built-in ones when nobody names any.
+pub fn secrets(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Vec<String> {
+    let named = spec.runner_secrets.as_ref().or(settings.runner_secrets.as_ref());
+    named.map_or_else(
+        || RUNNER_SECRETS.map(str::to_owned).to_vec(),
+        |names| names.iter().map(|name| name.0.clone()).collect(),
+    )
+}
+
+/// Attempts of a run.
+pub fn attempts(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> u32 {
+    let asked = spec.retry.and_then(|retry| retry.max_attempts);
+    let default = settings.retry.and_then(|retry| retry.max_attempts).or(Some(DEFAULT_MAX_ATTEMPTS));
+    let ceiling = settings.ceilings.as_ref().and_then(|c| c.max_attempts);
+    asked.or(under(default, ceiling)).unwrap_or(DEFAULT_MAX_ATTEMPTS)
+}
+
+/// Prices of the namespace.
+pub fn price(price: &crds::project_settings::ModelPrice) -> Price {
+    // A US dollar per million tokens is a thousand billionths per token, so three digits behind the point are whole.
+    let nanos = |text: &str| text.parse::<NanoUsd>().map_or(0, |usd| usd.0 / 1_000_000);
+    let input = nanos(&price.input);
+    Price {
+        input,
+        output: nanos(&price.output),
+        cache_read: price.cache_read.as_deref().map_or(input, nanos),
+        cache_write: price.cache_write.as_deref().map_or(input.saturating_mul(5) / 4, nanos),
+        tier: None,
+    }
+}
+
+/// What the session names, then the defaults, then the built-in amounts; all that the session does not name at most the ceiling.
+///
+/// A built-in request gives way to a lower limit, which the API server would refuse beside it.
+pub fn resources(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> ResourceRequirements {
+    let asked = merged(spec.resources.as_ref(), settings.resources.as_ref());
+    let mut resources = ResourceRequirements::from(&asked);
+    let limits = resources.limits.get_or_insert_default();
+    let requests = resources.requests.get_or_insert_default();
+    // A limit below a request that is named would be refused: then there is no built-in limit.
+    if !requests.contains_key("memory") {
+        limits
+            .entry("memory".to_owned())
+            .or_insert_with(|| Quantity("4Gi".to_owned()));
+    }
+    for (name, amount) in [("cpu", "500m"), ("memory", "1Gi")] {
+        // With a limit and no request, Kubernetes takes the limit for the request.
+        let limited = asked.limits.as_ref().is_some_and(|l| match name {
+            "cpu" => l.cpu.is_some(),
+            _ => l.memory.is_some(),
+        });
+        if !limited {
+            requests
+                .entry(name.to_owned())
+                .or_insert_with(|| Quantity(amount.to_owned()));
+        }
+    }
+    let ceilings = settings.ceilings.as_ref().and_then(|c| c.resources.as_ref());
+    let ceilings: std::collections::BTreeMap<_, _> = ceilings.map(Into::into).unwrap_or_default();
+    for (name, ceiling) in &ceilings {
+        limits.entry(name.clone()).or_insert_with(|| ceiling.clone());
+        // What the session itself names above it is refused elsewhere.
+        for amounts in [&mut *limits, &mut *requests] {
+            if let Some(amount) = amounts.get_mut(name) {
+                *amount = lowered(amount.clone(), Some(ceiling));
+            }
+        }
+    }
+    resources
+}
+
+/// Amount by amount; a default request gives way to a limit of the session below it, and a default limit to a request above it.
+fn merged(asked: Option<&Resources>, default: Option<&Resources>) -> Resources {
+    let amounts = |resources: Option<&Resources>, limits: bool| {
+        let found = resources.and_then(|r| if limits { r.limits.clone() } else { r.requests.clone() });
+        found.unwrap_or_default()
+    };
+    let (mut limits, mut requests) = (amounts(asked, true), amounts(asked, false));
+    let (default_limits, default_requests) = (amounts(default, true), amounts(default, false));
+    for member in [
+        |a: &mut Amounts| &mut a.cpu,
+        |a: &mut Amounts| &mut a.memory,
+        |a: &mut Amounts| &mut a.ephemeral_storage,
+    ] {
+        let (limit, request) = (member(&mut limits), member(&mut requests));
+        let (mut low, mut high) = (default_requests.clone(), default_limits.clone());
+        if limit.is_none() {
+            let default = member(&mut high).take();
+            *limit = default.filter(|limit| !request.as_ref().is_some_and(|request| exceeds(request, limit)));
+        }
+        if request.is_none() {
+            let default = member(&mut low).take();
+            *request = default.filter(|request| !limit.as_ref().is_some_and(|limit| exceeds(request, limit)));
+        }
+    }
+    Resources {
+        requests: (requests != Amounts::default()).then_some(requests),
+        limits: (limits != Amounts::default()).then_some(limits),
+    }
+}
