@@ -3,6 +3,7 @@
 pub mod api;
 pub mod auth;
 pub mod body;
+pub mod catalog;
 pub mod commands;
 pub mod files;
 pub mod follow;

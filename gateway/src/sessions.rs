@@ -6,7 +6,7 @@ use crds::{AgenticSession, AgenticSessionStatus, Phase, condition};
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, DynamicObject, ListParams, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
     core::ApiResource,
 };
 use protocol::{Reason, names::annotation};
@@ -219,20 +219,24 @@ impl Sessions {
         bounded("get", || target.to_string(), api.get_opt(target.name())).await
     }
 
-    /// The sessions of a namespace.
-    pub async fn list(&self, namespace: &str) -> Result<Vec<DynamicObject>, Error> {
-        let api = self.of(namespace);
-        let what = || format!("AgenticSessions of namespace {namespace}");
-        Ok(bounded("list", what, api.list(&ListParams::default())).await?.items)
-    }
-
     /// Creates a session.
-    pub async fn create(&self, target: &Target, session: &AgenticSession) -> Result<AgenticSession, Error> {
-        let api = Api::namespaced(self.client.clone(), target.namespace());
+    pub async fn create(&self, target: &Target, session: &DynamicObject) -> Result<DynamicObject, Error> {
+        let api = self.of(target.namespace());
         bounded(
             "create",
             || target.to_string(),
             api.create(&PostParams::default(), session),
+        )
+        .await
+    }
+
+    /// Changes a session by a JSON merge patch.
+    pub async fn patch(&self, target: &Target, change: Value) -> Result<DynamicObject, Error> {
+        let api = self.of(target.namespace());
+        bounded(
+            "patch",
+            || target.to_string(),
+            api.patch(target.name(), &PatchParams::default(), &Patch::Merge(change)),
         )
         .await
     }

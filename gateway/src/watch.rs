@@ -13,7 +13,10 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use crate::sessions::{Sessions, Target, View};
+use crate::{
+    catalog::{Catalog, Entry, Wanted},
+    sessions::{Sessions, Target, View},
+};
 
 /// What is known of a session now; `None`: it is deleted.
 pub type Seen = Option<View>;
@@ -26,6 +29,7 @@ const REMEMBERED: usize = 256;
 pub struct Watched {
     known: Mutex<Known>,
     synced: watch::Sender<bool>,
+    catalog: Mutex<Catalog>,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +65,34 @@ impl Watched {
             .and_then(|sender| sender.borrow().clone())
     }
 
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows a session in lists as it is in this (live) answer.
+    pub fn list(&self, object: &DynamicObject) {
+        let target = Target::new(&object.namespace().unwrap_or_default(), &object.name_any());
+        if let Some(target) = target {
+            self.catalog().put(&target, object);
+        }
+    }
+
+    /// No longer shows a session in lists.
+    pub fn unlist(&self, target: &Target, uid: Option<&str>) {
+        self.catalog().remove(target, uid);
+    }
+
+    /// The sessions of a project that are wanted, newest first.
+    pub fn listed(&self, project: &str, wanted: &Wanted) -> Vec<Entry> {
+        self.catalog().list(project, wanted)
+    }
+
+    /// Returns when all sessions have been seen since the start.
+    pub async fn synced(&self) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
     /// Whether all sessions have been seen since the start.
     pub fn is_synced(&self) -> bool {
         *self.synced.borrow()
@@ -68,11 +100,19 @@ impl Watched {
 
     fn apply(&self, object: &DynamicObject) -> Option<Target> {
         let target = Target::new(&object.namespace()?, &object.name_any())?;
+        if !self.is_deleted(object) {
+            self.catalog().put(&target, object);
+        }
         self.follow(&target, View::from(object));
         Some(target)
     }
 
+    fn is_deleted(&self, object: &DynamicObject) -> bool {
+        self.lock().deleted.contains(&object.uid().unwrap_or_default())
+    }
+
     fn delete(&self, target: &Target, uid: Option<&str>) {
+        self.unlist(target, uid);
         let mut known = self.lock();
         if let Some(uid) = uid {
             known.deleted.truncate(REMEMBERED - 1);

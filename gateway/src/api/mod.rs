@@ -5,6 +5,8 @@ mod create;
 mod error;
 mod events;
 pub mod health;
+mod lifecycle;
+mod list;
 mod messages;
 pub mod openapi;
 pub mod projects;
@@ -28,7 +30,7 @@ fn described() -> Api {
         .open()
         .answers_with(200, "An OpenAPI 3.1 document", &["application/json"]);
     let api = projects::routes(health::routes(Api::default()));
-    messages::routes(speak::routes(api)).route("/openapi.json", [document])
+    lifecycle::routes(messages::routes(speak::routes(api))).route("/openapi.json", [document])
 }
 
 /// The routes that the OpenAPI document describes.

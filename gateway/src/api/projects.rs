@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    ApiError, Create, Delete, Get, List, OfProject, OfSession, create, events,
+    ApiError, Create, Delete, Get, OfProject, OfSession, create, events,
     openapi::{self, Api},
 };
 use crate::{
@@ -26,11 +26,6 @@ const NAME_TRIES: usize = 3;
 
 /// The routes below `/api/projects`.
 pub fn routes(api: Api) -> Api {
-    let list = openapi::get("listSessions", "The sessions of a project", list).answers::<SessionList>(
-        200,
-        "The sessions",
-        json!({"items": [example()]}),
-    );
     let create = openapi::post("createSession", "Create a session", create_session)
         .says("The gateway chooses the name. A field that the session cannot honour is refused by name, never dropped.")
         .body::<create::NewSession>(
@@ -61,9 +56,15 @@ pub fn routes(api: Api) -> Api {
         .header("Last-Event-ID", "The id of the last event that was received.", "6c5f4f2e-0d51-4f0a-8f6b-3f1f5a0f7c11/41")
         .answers_with(200, "The events", &["text/event-stream"])
         .refuses(&[400]);
-    api.route("/api/projects/{project}/agentic-sessions", [list, create])
-        .route("/api/projects/{project}/agentic-sessions/{session}", [read, delete])
-        .route("/api/projects/{project}/agentic-sessions/{session}/events", [follow])
+    api.route(
+        "/api/projects/{project}/agentic-sessions",
+        [super::list::list(), create],
+    )
+    .route("/api/projects/{project}/agentic-sessions/{session}", {
+        let [put, patch] = super::lifecycle::change();
+        [read, put, patch, delete]
+    })
+    .route("/api/projects/{project}/agentic-sessions/{session}/events", [follow])
 }
 
 const CREATED: &str = "Agentic session created successfully";
@@ -81,14 +82,6 @@ pub(super) fn example() -> Value {
     })
 }
 
-/// Sessions of a project.
-#[derive(Serialize, JsonSchema)]
-struct SessionList {
-    /// The sessions.
-    #[schemars(with = "Vec<crds::AgenticSession>")]
-    items: Vec<DynamicObject>,
-}
-
 /// That a session was created.
 #[derive(Serialize, JsonSchema)]
 struct Created {
@@ -100,38 +93,54 @@ struct Created {
     uid: Option<String>,
 }
 
-async fn list(
-    State(gateway): State<Arc<Gateway>>,
-    OfProject { project, .. }: OfProject<List>,
-) -> Result<Json<SessionList>, ApiError> {
-    let mut items = gateway.sessions.list(&project).await?;
-    items.iter_mut().for_each(shorten);
-    Ok(Json(SessionList { items }))
-}
-
 async fn create_session(
     State(gateway): State<Arc<Gateway>>,
     OfProject { project, caller, .. }: OfProject<Create>,
     body: Held,
 ) -> Result<Response, ApiError> {
-    let mut session = create::session(&body, &caller.identity)?;
+    let session = create::session(&body, &caller.identity)?;
     drop(body);
-    let mut tries = 0;
-    let created = loop {
-        let target = new_name(&project)?;
-        session.metadata.name = Some(target.name().to_owned());
-        tries += 1;
-        match gateway.sessions.create(&target, &session).await {
-            Err(error) if tries < NAME_TRIES && is_taken(&error) => {}
-            created => break created?,
-        }
-    };
+    let session: DynamicObject = serde_json::to_value(session)
+        .and_then(serde_json::from_value)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let created = create_named(&gateway, Named::Anew(project), session).await?;
     let answer = Created {
         message: CREATED,
         name: created.name_any(),
         uid: created.uid(),
     };
     Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+/// How a session is to be called.
+pub(super) enum Named {
+    /// This.
+    As(Target),
+    /// As nothing in this namespace is called yet.
+    Anew(String),
+}
+
+/// Creates a session under a name.
+pub(super) async fn create_named(
+    gateway: &Gateway,
+    named: Named,
+    mut session: DynamicObject,
+) -> Result<DynamicObject, ApiError> {
+    let mut tries = 0;
+    let created = loop {
+        let (target, last) = match &named {
+            Named::As(target) => (target.clone(), true),
+            Named::Anew(namespace) => (new_name(namespace)?, tries + 1 >= NAME_TRIES),
+        };
+        session.metadata.name = Some(target.name().to_owned());
+        tries += 1;
+        match gateway.sessions.create(&target, &session).await {
+            Err(error) if !last && is_taken(&error) => {}
+            created => break created?,
+        }
+    };
+    gateway.watched.list(&created);
+    Ok(created)
 }
 
 async fn read(
@@ -148,6 +157,7 @@ async fn delete(
     OfSession { target, .. }: OfSession<Delete>,
 ) -> Result<StatusCode, ApiError> {
     if gateway.sessions.delete(&target).await? {
+        gateway.watched.unlist(&target, None);
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(none(&target))
@@ -196,6 +206,6 @@ fn is_taken(error: &sessions::Error) -> bool {
 }
 
 /// Without what only the API server's bookkeeping needs.
-fn shorten(object: &mut DynamicObject) {
+pub(super) fn shorten(object: &mut DynamicObject) {
     object.metadata.managed_fields = None;
 }

@@ -11,7 +11,7 @@ async fn served() -> Served {
     served.cluster.caller("token", "ann");
     served
         .cluster
-        .allow("ann", &["get", "list", "create", "delete"], "team-a");
+        .allow("ann", &["get", "list", "create", "update", "delete"], "team-a");
     served
 }
 
@@ -56,7 +56,7 @@ async fn a_session_is_created_read_listed_and_deleted() {
     assert_eq!(session["status"]["phase"], "Pending");
 
     let (code, list) = request(&served, "GET", SESSIONS, Some("token"), &Value::Null).await;
-    assert_eq!((code, &list["items"]), (200, &json!([session])));
+    assert_eq!((code, &list["items"]), (200, &json!([session])), "{list}");
 
     assert_eq!(
         request(&served, "DELETE", &path, Some("token"), &Value::Null).await.0,
@@ -81,6 +81,136 @@ async fn a_session_is_passed_through_with_fields_of_tomorrow_and_without_bookkee
     let (_, session) = request(&served, "GET", &format!("{SESSIONS}/s"), Some("token"), &Value::Null).await;
     assert_eq!(session["spec"]["aFieldOfTomorrow"], 1);
     assert_eq!(session["metadata"].get("managedFields"), None);
+}
+
+#[tokio::test]
+async fn a_session_is_changed_stopped_started_and_cloned() {
+    let served = served().await;
+    served.cluster.interactive("s", "u", &json!({"phase": "Running"}));
+    let path = format!("{SESSIONS}/s");
+    let read = async || request(&served, "GET", &path, Some("token"), &Value::Null).await.1;
+    let change = json!({"displayName": "Nightly", "timeout": 7200, "userContext": {"userId": "root"}});
+    let (code, session) = request(&served, "PUT", &path, Some("token"), &change).await;
+    assert_eq!((code, &session["spec"]["timeout"]), (200, &json!(7200)), "{session}");
+    let (code, _) = request(
+        &served,
+        "PATCH",
+        &path,
+        Some("token"),
+        &json!({"spec": {"timeout": null}}),
+    )
+    .await;
+    assert_eq!(code, 200);
+    assert_eq!(
+        read().await["spec"],
+        json!({"prompt": "p", "interactive": true, "displayName": "Nightly"})
+    );
+
+    let post =
+        async |verb: &str, body: &Value| request(&served, "POST", &format!("{path}/{verb}"), Some("token"), body).await;
+    let (code, session) = post("stop", &Value::Null).await;
+    assert_eq!((code, &session["spec"]["suspend"]), (202, &json!(true)));
+    let (code, session) = post("start", &Value::Null).await;
+    assert_eq!((code, &session["spec"]["suspend"]), (202, &json!(false)));
+    let asked = |session: &Value| session["metadata"]["annotations"]["ambient-code.io/start-requested-at"].clone();
+    let first = asked(&session);
+    assert!(first.is_string());
+    assert_ne!(
+        asked(&post("start", &Value::Null).await.1),
+        first,
+        "each request is another"
+    );
+
+    let (code, clone) = post("clone", &Value::Null).await;
+    assert_eq!(code, 201, "{clone}");
+    assert_ne!(clone["metadata"]["name"], "s");
+    assert_eq!(clone["spec"]["userContext"]["userId"], "ann");
+    assert_eq!(
+        (&clone["spec"]["prompt"], clone["spec"].get("suspend")),
+        (&json!("p"), None)
+    );
+    let named = json!({"newSessionName": "second", "prompt": "q"});
+    let (code, clone) = post("clone", &named).await;
+    assert_eq!(
+        (code, &clone["metadata"]["name"], &clone["spec"]["prompt"]),
+        (201, &json!("second"), &json!("q"))
+    );
+    assert_eq!(post("clone", &named).await.0, 409, "the name is taken");
+    assert_eq!(post("clone", &json!({"targetProject": "team-b"})).await.0, 403);
+}
+
+#[tokio::test]
+async fn a_list_has_pages_and_shows_at_once_what_its_caller_did() {
+    let served = served().await;
+    for n in 0..7 {
+        let body = json!({"prompt": if n == 3 { "Write a HAIKU" } else { "p" }, "displayName": format!("number {n}")});
+        request(&served, "POST", SESSIONS, Some("token"), &body).await;
+    }
+    let list = async |query: &str| {
+        let (code, list) = request(
+            &served,
+            "GET",
+            &format!("{SESSIONS}?{query}"),
+            Some("token"),
+            &Value::Null,
+        )
+        .await;
+        assert_eq!(code, 200, "{list}");
+        list
+    };
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items
+            .map(|item| item["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let all = list("").await;
+    assert_eq!((all["totalCount"].as_u64(), &all["hasMore"]), (Some(7), &json!(false)));
+    let by_offset = [list("limit=4").await, list("limit=4&offset=4").await];
+    assert_eq!(
+        (&by_offset[0]["nextOffset"], &by_offset[1]["hasMore"]),
+        (&json!(4), &json!(false))
+    );
+    assert_eq!([names(&by_offset[0]), names(&by_offset[1])].concat(), names(&all));
+    let cursor = by_offset[0]["nextCursor"].as_str().unwrap();
+    assert_eq!(
+        names(&list(&format!("limit=4&cursor={cursor}")).await),
+        names(&by_offset[1])
+    );
+    assert_eq!(list("search=haiku").await["totalCount"], 1);
+    assert_eq!(list("search=NUMBER%205").await["totalCount"], 1);
+    assert_eq!(list("phase=Pending,Running").await["totalCount"], 7);
+    assert_eq!(list("phase=Failed").await["totalCount"], 0);
+    let gone = &names(&all)[0];
+    request(
+        &served,
+        "DELETE",
+        &format!("{SESSIONS}/{gone}"),
+        Some("token"),
+        &Value::Null,
+    )
+    .await;
+    assert_eq!(list("").await["totalCount"], 6);
+}
+
+#[rstest]
+#[case("limit=0", "limit must be")]
+#[case("limit=x", "limit")]
+#[case("phase=Done", "Pending, Creating")]
+#[case("cursor=x", "nextCursor")]
+#[tokio::test]
+async fn a_list_that_cannot_be_given_is_refused(#[case] query: &str, #[case] says: &str) {
+    let served = served().await;
+    let (code, error) = request(
+        &served,
+        "GET",
+        &format!("{SESSIONS}?{query}"),
+        Some("token"),
+        &Value::Null,
+    )
+    .await;
+    assert_eq!(code, 400);
+    assert!(error["message"].as_str().unwrap().contains(says), "{error}");
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ fn namespace(name: &str) -> String {
          {{apiVersion: v1, kind: ServiceAccount, metadata: {{name: client, namespace: {name}}}}}\n---\n\
          {{apiVersion: v1, kind: ServiceAccount, metadata: {{name: agent, namespace: {name}}}}}\n---\n\
          {{apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {{name: sessions, namespace: {name}}}, rules: [\
-         {{apiGroups: [vteam.ambient-code], resources: [agenticsessions], verbs: [get, list, create, delete]}}]}}\n---\n\
+         {{apiGroups: [vteam.ambient-code], resources: [agenticsessions], verbs: [get, list, create, update, delete]}}]}}\n---\n\
          {{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {{name: sessions, namespace: {name}}}, \
          roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: sessions}}, \
          subjects: [{{kind: ServiceAccount, name: client, namespace: {name}}}]}}\n"
@@ -198,6 +198,31 @@ async fn a_service_account_works_with_the_sessions_of_its_namespace_and_of_no_ot
         error["message"].as_str().unwrap().contains("spec.timeout must be"),
         "{error}"
     );
+
+    let (code, changed) = request(
+        &served,
+        "PUT",
+        &path,
+        &token,
+        Some(json!({"timeout": 600, "prompt": "p"})),
+    )
+    .await;
+    assert_eq!((code, &changed["spec"]["timeout"]), (200, &json!(600)), "{changed}");
+    let (code, error) = request(&served, "PUT", &path, &token, Some(json!({"prompt": "other"}))).await;
+    assert_eq!(code, 422);
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("spec.prompt cannot be changed"),
+        "{error}"
+    );
+    for (verb, suspend) in [("stop", true), ("start", false)] {
+        let (code, session) = request(&served, "POST", &format!("{path}/{verb}"), &token, None).await;
+        assert_eq!((code, &session["spec"]["suspend"]), (202, &json!(suspend)), "{session}");
+    }
+    let (code, clone) = request(&served, "POST", &format!("{path}/clone"), &token, None).await;
+    assert_eq!((code, &clone["spec"]["timeout"]), (201, &json!(600)), "{clone}");
 
     assert_eq!(request(&served, "DELETE", &path, &token, None).await.0, 204);
     assert_eq!(request(&served, "GET", &path, &token, None).await.0, 404);
