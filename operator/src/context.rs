@@ -3,7 +3,9 @@
 use kube::Client;
 use tokio_util::task::TaskTracker;
 
-use crate::{backoff::Backoff, events::Events, metrics::Metrics, settings::Settings};
+use crate::{
+    backoff::Backoff, events::Events, metrics::Metrics, project_settings::Projects, session::Gate, settings::Settings,
+};
 
 /// What every reconcile needs.
 pub struct Context {
@@ -17,6 +19,10 @@ pub struct Context {
     pub metrics: Metrics,
     /// Failures in a row, by session.
     pub backoff: Backoff,
+    /// What the admins decide.
+    pub projects: Projects,
+    /// Who may run now.
+    pub gate: Gate,
     /// Reconciles under way: a token each.
     pub under_way: TaskTracker,
 }

@@ -8,6 +8,7 @@ mod metrics;
 mod nodes;
 mod pods;
 mod preflight;
+mod project_settings;
 mod run;
 mod server;
 mod session;
@@ -15,4 +16,4 @@ mod settings;
 pub mod uninstall;
 
 pub use run::{Error, run};
-pub use settings::{LeaseSettings, PodSettings, RunAs, Settings, TimingSettings};
+pub use settings::{LeaseSettings, PodSettings, PullPolicy, RunAs, Settings, TimingSettings};

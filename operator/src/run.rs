@@ -7,8 +7,16 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    backoff::Backoff, context::Context, events::Events, lease, metrics::Metrics, nodes, pods, preflight, server,
-    session::controller, settings::Settings,
+    backoff::Backoff,
+    context::Context,
+    events::Events,
+    lease,
+    metrics::Metrics,
+    nodes, pods, preflight, project_settings,
+    project_settings::Projects,
+    server,
+    session::{Gate, controller},
+    settings::Settings,
 };
 
 /// Why the operator ends other than by being told to.
@@ -45,6 +53,8 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         events: Events::new(client.clone(), &settings.lease.identity),
         metrics: Metrics::default(),
         backoff: Backoff::default(),
+        projects: Projects::default(),
+        gate: Gate::default(),
         under_way: TaskTracker::new(),
         client: client.clone(),
         settings,
@@ -86,6 +96,7 @@ async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Err
         tokio::join!(
             controller::run(context.clone(), work.clone()),
             pods::run(context.clone(), work.clone()),
+            project_settings::run(context.clone(), work.clone()),
             nodes::run(context.clone(), work.clone())
         )
     };

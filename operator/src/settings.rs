@@ -84,6 +84,32 @@ pub struct PodSettings {
     /// User and group of a session's containers. `none` leaves them to the cluster, as `OpenShift` wants it.
     #[arg(long, env = "RUN_AS_USER", default_value_t = RunAs::User(USER_ID))]
     pub run_as_user: RunAs,
+    /// When images of a session's pod are pulled.
+    #[arg(long, env = "IMAGE_PULL_POLICY", value_enum, default_value_t = PullPolicy::IfNotPresent)]
+    pub image_pull_policy: PullPolicy,
+}
+
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// At each start.
+    Always,
+    /// When the node does not have it.
+    IfNotPresent,
+    /// The node must have it.
+    Never,
+}
+
+impl PullPolicy {
+    /// The policy as a container's spec has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
 }
 
 impl Settings {

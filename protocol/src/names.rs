@@ -10,6 +10,8 @@ pub mod label {
     pub const ATTEMPT: &str = "vteam.ambient-code/attempt";
     /// Kueue's label for the queue that admits a Job; on a session it is passed to its Jobs.
     pub const KUEUE_QUEUE: &str = "kueue.x-k8s.io/queue-name";
+    /// Kueue's label for the priority of a Job among those that wait; passed on like [`KUEUE_QUEUE`].
+    pub const KUEUE_PRIORITY: &str = "kueue.x-k8s.io/priority-class";
     /// Kubernetes' own label for what part of an application an object is.
     pub const COMPONENT: &str = "app.kubernetes.io/component";
     /// Kubernetes' own label for the tool that manages an object; our watches select on it.

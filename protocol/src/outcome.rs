@@ -189,6 +189,8 @@ pub enum Reason {
     Inactivity,
     /// Waits for its turn.
     Queued,
+    /// It has a place among those that may run.
+    Admitted,
     /// `suspend` at creation.
     Suspended,
     /// The pod is gone and left no report.
@@ -249,6 +251,7 @@ impl Reason {
             Self::StoppedByUser => "StoppedByUser",
             Self::Inactivity => "Inactivity",
             Self::Queued => "Queued",
+            Self::Admitted => "Admitted",
             Self::Suspended => "Suspended",
             Self::OutcomeUnknown => "OutcomeUnknown",
             Self::NameConflict => "NameConflict",

@@ -15,7 +15,13 @@ pub fn check(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Resul
     let default = settings.pod.as_ref().unwrap_or(&nobody);
     let asked = spec.pod.as_ref().unwrap_or(&nobody);
     let claim = spec.workspace.as_ref().and_then(|w| w.existing_claim.as_deref());
-    one("workspace.existingClaim", claim, None, "allowedClaims", &settings.allowed_claims)?;
+    one(
+        "workspace.existingClaim",
+        claim,
+        None,
+        "allowedClaims",
+        &settings.allowed_claims,
+    )?;
     let mut secrets: Vec<_> = settings.allowed_secrets.clone();
     secrets.extend(settings.runner_secrets.iter().flatten().cloned());
     secrets.extend(RUNNER_SECRETS.map(|name| ObjectName(name.to_owned())));
@@ -25,7 +31,13 @@ pub fn check(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Resul
     let mut pull_secrets = settings.allowed_image_pull_secrets.clone();
     pull_secrets.extend(default.image_pull_secrets.iter().cloned());
     for secret in &asked.image_pull_secrets {
-        one("pod.imagePullSecrets", Some(&secret.0), None, "allowedImagePullSecrets", &pull_secrets)?;
+        one(
+            "pod.imagePullSecrets",
+            Some(&secret.0),
+            None,
+            "allowedImagePullSecrets",
+            &pull_secrets,
+        )?;
     }
     for (field, asked, default, list, allowed) in [
         (
@@ -74,7 +86,11 @@ fn one(
 }
 
 fn image(asked: &PodOptions, default: &PodOptions, settings: &ProjectSettingsSpec) -> Result<(), Invalid> {
-    let Some(image) = asked.image.as_deref().filter(|image| Some(*image) != default.image.as_deref()) else {
+    let Some(image) = asked
+        .image
+        .as_deref()
+        .filter(|image| Some(*image) != default.image.as_deref())
+    else {
         return Ok(());
     };
     if settings.allowed_images.iter().any(|prefix| begins(image, &prefix.0)) {
@@ -101,7 +117,12 @@ fn tolerations(asked: &PodOptions, default: &PodOptions, settings: &ProjectSetti
         if !allowed.any(|allowed| allowed.covers(toleration)) {
             let allowed: Vec<_> = settings.allowed_tolerations.iter().map(text).collect();
             let names = allowed.iter().map(|name| &**name).collect();
-            return Err(not_allowed("pod.tolerations", &text(toleration), "allowedTolerations", names));
+            return Err(not_allowed(
+                "pod.tolerations",
+                &text(toleration),
+                "allowedTolerations",
+                names,
+            ));
         }
     }
     Ok(())
@@ -155,7 +176,11 @@ fn ceilings(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Result
         for (name, asked, ceiling) in [
             ("cpu", &amounts.cpu, &ceiling.cpu),
             ("memory", &amounts.memory, &ceiling.memory),
-            ("ephemeral-storage", &amounts.ephemeral_storage, &ceiling.ephemeral_storage),
+            (
+                "ephemeral-storage",
+                &amounts.ephemeral_storage,
+                &ceiling.ephemeral_storage,
+            ),
         ] {
             if let (Some(asked), Some(ceiling)) = (asked, ceiling)
                 && exceeds(asked, ceiling)

@@ -75,7 +75,10 @@ pub async fn apply(
     } = plan;
     if let Some(request) = request {
         if *create_claim {
-            create(client, namespace, "claim", &build::claim(request)).await?;
+            // One that exists already is not made.
+            if let Some(claim) = build::claim(request) {
+                create(client, namespace, "claim", &claim).await?;
+            }
         }
         if let Some(attempt) = create_job {
             create(client, namespace, "Job", &build::job(request, *attempt, settings)).await?;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crds::AgenticSession;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _, stream};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, ResourceExt as _,
@@ -11,7 +11,7 @@ use kube::{
     runtime::{
         Controller, WatchStreamExt as _,
         controller::{Action, Config},
-        reflector::{self, ObjectRef},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
@@ -27,16 +27,28 @@ type Meta = PartialObjectMeta<AgenticSession>;
 const LONGEST_RECONCILE: Duration = Duration::from_mins(1);
 /// How often a settled session is looked at though nothing was heard of it: watches may miss.
 const SAFETY: Duration = Duration::from_mins(10);
+/// How often places are looked for that sessions hold which went while the watch was away.
+const SWEEP: Duration = Duration::from_mins(1);
 
 /// Runs until `stop`, then waits for the reconciles that are under way.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
+    let gone = context.clone();
     let trigger = watcher(context.api::<Meta>(), watcher::Config::default())
         .default_backoff()
+        .inspect(move |event| {
+            // A reconcile comes only for what is there.
+            if let Ok(watcher::Event::Delete(session)) = event {
+                gone.gate
+                    .gone(&session.namespace().unwrap_or_default(), &session.name_any());
+            }
+        })
         .modify(|session| session.metadata.managed_fields = None)
         .reflect(writer)
         .applied_objects();
     let ours = watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
+    let trigger = stream::select(trigger, nudged(&context, reader.clone()));
+    let sweeping = tokio::spawn(sweep(context.clone(), reader.clone(), stop.clone()));
     Controller::for_stream(trigger, reader)
         .with_config(Config::default().concurrency(context.settings.concurrency))
         .watches(context.api::<PartialObjectMeta<Job>>(), ours.clone(), |job| {
@@ -51,6 +63,29 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             }
         })
         .await;
+    sweeping.abort();
+}
+
+/// Sessions whose turn it is, or that a change of their namespace's settings may concern.
+fn nudged(context: &Context, sessions: Store<Meta>) -> impl Stream<Item = Result<Meta, watcher::Error>> + use<> {
+    let nudges = stream::iter(context.gate.nudges()).flat_map(|nudges| {
+        stream::unfold(nudges, |mut nudges| async {
+            nudges.recv().await.map(|nudge| (nudge, nudges))
+        })
+    });
+    nudges.filter_map(move |nudge| {
+        let found = sessions.get(&nudge);
+        async move { found.map(|session| Ok((*session).clone())) }
+    })
+}
+
+async fn sweep(context: Arc<Context>, sessions: Store<Meta>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP) => super::gate::sweep(&context, &sessions),
+        }
+    }
 }
 
 /// Pods are owned by Jobs: the label leads to the session, and the reconcile checks UIDs.
@@ -114,6 +149,7 @@ fn on_error(session: Arc<Meta>, error: &Error, context: Arc<Context>) -> Action 
         tracing::debug!(session = name, namespace, %error, "observed again");
         return Action::requeue(jittered(Duration::from_millis(100)));
     }
+    context.gate.stumbled(&namespace, &name);
     let wait = context.backoff.next(&namespace, &name);
     let why = chain(error);
     tracing::warn!(

@@ -4,14 +4,15 @@
 //! function of the session, so that the next reconcile finds and adopts it. And what takes something away (a pod deleted, a
 //! report's finalizer removed) is planned only when the status that justifies it is already recorded.
 
-use crds::{AgenticSessionStatus, Phase};
+use crds::{AgenticSessionStatus, Phase, condition};
 use jiff::{SignedDuration, Timestamp};
 use protocol::{Reason, spec::LiveLimits};
 
 use super::{
-    build, deadline, drain,
-    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, Resolved, RunnerSeen},
+    build, conditions, deadline, drain,
+    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, Resolved, RunnerSeen, Trouble},
     outcome::{Evidence, judge},
+    pod::Grace,
     transition,
     validate::{Invalid, Request},
 };
@@ -32,6 +33,8 @@ pub struct Attempt {
     pub run: u32,
     /// Running time that the run has used, seconds.
     pub used_seconds: u64,
+    /// The last one was held back by whoever admits Jobs: this one waits for them too.
+    pub held: bool,
 }
 
 /// A new drain Job.
@@ -169,12 +172,19 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
     if let Some(job) = unrecorded(seen, attempt, request) {
         // Made by a reconcile that did not live to record it. Whatever else is the case now, it is recorded first.
         plan.status = transition::creating(&plan.status, attempt, &job, seen.claim, now);
+        let suspended = seen.next_job.ours().is_some_and(|job| job.suspended);
+        plan.status = transition::admitted(plan.status, suspended.then(|| held(&job)).as_ref(), now);
         return plan;
     }
     let in_a_run = status.attempt.is_some_and(|a| a >= status.first_attempt.unwrap_or(a));
     plan.status = transition::note_start_request(plan.status, &seen.session);
     let request = match request {
         Ok(request) => request,
+        // The admin's word, which may change; nothing is held meanwhile.
+        Err(invalid) if invalid.heals() => {
+            plan.status = transition::waiting(&plan.status, Reason::ConfigError, &invalid.to_string());
+            return plan;
+        }
         Err(invalid) => {
             plan.status = transition::finish(
                 &plan.status,
@@ -213,6 +223,8 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
             plan.create_job = Some(attempt);
             let job = build::job_name(&request.name, attempt.number);
             plan.status = transition::creating(&plan.status, attempt, &job, seen.claim, now);
+            let waits = attempt.held || request.queue.is_some();
+            plan.status = transition::admitted(plan.status, waits.then(|| held(&job)).as_ref(), now);
         }
         Some(Hindrance {
             reason,
@@ -229,6 +241,16 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         }
     }
     plan
+}
+
+/// What a Job waits for that is suspended.
+fn held(job: &str) -> Trouble {
+    Trouble {
+        reason: Reason::Queued,
+        message: format!("Job {job} is suspended: the session waits for whoever admits Jobs."),
+        since: None,
+        grace: Grace::Start,
+    }
 }
 
 /// Name of the next attempt's Job, if that was made: it is there, or a pod of it is, which stays until its report is read.
@@ -278,12 +300,33 @@ pub fn refused(
     plan
 }
 
+/// What is left to do for a session that has no place yet: to say so.
+pub fn queued(seen: &Observed, message: &str, now: Timestamp) -> Plan {
+    let mut plan = Plan::nothing(seen.session.status.clone());
+    plan.status.observed_generation = seen.session.generation;
+    plan.release = recorded_pods(seen);
+    if plan.status.run.is_none() {
+        plan.status = transition::first_run(plan.status, &seen.session);
+    }
+    plan.status = transition::waiting(&plan.status, Reason::Queued, message);
+    conditions::set(
+        &mut plan.status,
+        condition::ADMITTED,
+        "False",
+        Reason::Queued,
+        message,
+        now,
+    );
+    plan
+}
+
 /// The attempt that comes after what is recorded.
 pub fn next_attempt(status: &AgenticSessionStatus) -> Attempt {
     Attempt {
         number: status.attempt.unwrap_or(0).saturating_add(1),
         run: status.run.unwrap_or(1),
         used_seconds: status.running_seconds.unwrap_or(0),
+        held: transition::was_held(status),
     }
 }
 
@@ -338,9 +381,14 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
                 "Waits for the claim of an earlier session of this name to be deleted.".to_owned(),
             );
         }
+        ClaimSeen::Absent => {
+            let message =
+                "The claim of spec.workspace.existingClaim does not exist: create it, or create another session.";
+            return wait(Reason::ConfigError, message.to_owned());
+        }
         ClaimSeen::Foreign => {
-            let message = "The persistent volume claim that the session needs exists and is not the session's: \
-                           delete the claim, or create the session under another name.";
+            let message = "The persistent volume claim that the session needs exists and is not the session's: delete the \
+                           claim, or create the session under another name, or name the claim in spec.workspace.existingClaim.";
             return wait(Reason::NameConflict, message.to_owned());
         }
     }
@@ -445,7 +493,13 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
         plan.status = transition::stopping(&plan.status, reason, &message);
         return plan;
     }
-    plan.status = transition::progress(&plan.status, pod, trouble, seen.claim, now);
+    let held = seen
+        .job
+        .ours()
+        .filter(|job| job.suspended && pod.is_none())
+        .map(|job| held(&job.name));
+    plan.status = transition::progress(&plan.status, pod, held.as_ref().or(trouble), seen.claim, now);
+    plan.status = transition::admitted(plan.status, held.as_ref(), now);
     plan.tune = tuned(seen, pod, request);
     plan.wake = deadline::next(seen, pod, trouble, request).map(|at| at.duration_since(now));
     // Why a Job has no pod, or what a pod waits for, may be said in Events alone, which nobody watches.

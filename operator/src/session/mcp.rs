@@ -37,7 +37,12 @@ pub fn servers(
             let args = args.into_iter().map(|argument| argument.0).collect();
             let env = plain(env);
             servers.insert(name.clone(), McpServer::Stdio { command, args, env });
-        } else if let Some(HttpServer { url, headers, credential }) = server.http.clone() {
+        } else if let Some(HttpServer {
+            url,
+            headers,
+            credential,
+        }) = server.http.clone()
+        {
             let credential = match credential {
                 Some(credential) => {
                     let (credential, secret) = credential_for(name, &credential, &url, settings)?;
@@ -49,7 +54,14 @@ pub fn servers(
                 None => None,
             };
             let headers = plain(headers);
-            servers.insert(name.clone(), McpServer::Http { url, headers, credential });
+            servers.insert(
+                name.clone(),
+                McpServer::Http {
+                    url,
+                    headers,
+                    credential,
+                },
+            );
         }
     }
     Ok((servers, secrets))
@@ -65,13 +77,25 @@ fn credential_for(
     url: &str,
     settings: &ProjectSettingsSpec,
 ) -> Result<(McpCredential, McpSecret), Invalid> {
-    let Some(found) = settings.mcp_credentials.iter().find(|credential| credential.name == name) else {
-        let names: Vec<_> = settings.mcp_credentials.iter().map(|credential| &*credential.name).collect();
+    let Some(found) = settings
+        .mcp_credentials
+        .iter()
+        .find(|credential| credential.name == name)
+    else {
+        let names: Vec<_> = settings
+            .mcp_credentials
+            .iter()
+            .map(|credential| &*credential.name)
+            .collect();
         return Err(Invalid::NotAllowed {
             field: "tools.mcpServers.*.http.credential",
             asked: name.to_owned(),
             list: "mcpCredentials",
-            allowed: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
+            allowed: if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            },
         });
     };
     if !is_under(url, &found.url_prefix) {
@@ -97,7 +121,12 @@ fn credential_for(
 
 /// A client resolves `..`, also when it is written in another way: such an address would leave the prefix.
 fn is_under(url: &str, prefix: &str) -> bool {
-    let path = url.split(['?', '#']).next().unwrap_or(url).to_ascii_lowercase().replace("%2e", ".");
+    let path = url
+        .split(['?', '#'])
+        .next()
+        .unwrap_or(url)
+        .to_ascii_lowercase()
+        .replace("%2e", ".");
     url.starts_with(prefix) && !path.split('/').any(|part| part == "..") && !path.contains("%2f")
 }
 

@@ -1,5 +1,6 @@
 //! The controller of `AgenticSession`: one file a step.
 
+mod admission;
 mod allow;
 mod apply;
 mod build;
@@ -8,6 +9,7 @@ pub mod controller;
 mod deadline;
 mod decide;
 mod drain;
+mod gate;
 mod mcp;
 mod observe;
 mod observed;
@@ -30,6 +32,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::Resource as _;
 
 pub use apply::{Error as ApplyError, release};
+pub use gate::Gate;
 pub use observe::{Error as ObserveError, Found, session as find};
 pub use status::Error as StatusError;
 
@@ -58,6 +61,9 @@ pub enum Error {
     /// A write of the plan failed.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// The namespace's sessions could not be read for their places.
+    #[error("failed to read which sessions of the namespace run")]
+    Gate(#[source] kube::Error),
     /// The status write failed.
     #[error(transparent)]
     Status(#[from] StatusError),
@@ -70,7 +76,7 @@ impl Error {
     /// Somebody was faster: to be observed again at once.
     pub fn is_race(&self) -> bool {
         match self {
-            Self::Observe(_) | Self::TimedOut => false,
+            Self::Observe(_) | Self::Gate(_) | Self::TimedOut => false,
             Self::Apply(error) => error.is_race(),
             Self::Status(error) => error.is_race(),
         }
@@ -81,6 +87,7 @@ impl Error {
         match self {
             _ if self.is_race() => "race",
             Self::Observe(_) => "observe",
+            Self::Gate(_) => "gate",
             Self::Apply(_) => "apply",
             Self::Status(_) => "status",
             Self::TimedOut => "timeout",
@@ -95,14 +102,29 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let client = &context.client;
 
     let session = match observe::session(client, namespace, name).await? {
-        Found::Gone => return Ok(Settled::Gone),
+        Found::Gone => {
+            context.gate.gone(namespace, name);
+            return Ok(Settled::Gone);
+        }
         Found::Unreadable(why) => return Ok(Settled::Unreadable(why)),
         Found::Live(session) => session,
     };
     let policy = observed::Policy::of(&context.settings);
     let observed = observe::children(client, &session, policy, now).await?;
-    let request = validate::validate(&session);
+    let settings = context
+        .projects
+        .of(namespace)
+        .await
+        .map_err(validate::Invalid::Settings);
+    let limit = settings
+        .as_ref()
+        .ok()
+        .and_then(|settings| settings.max_concurrent_sessions);
+    let request = settings.and_then(|settings| validate::validate(&session, &settings));
     let plan = decide::decide(&observed, &request, now);
+    let plan = gate::pass(context, &session, plan, &observed, &request, limit, now)
+        .await
+        .map_err(Error::Gate)?;
     let plan = match apply::apply(client, &session, &plan, request.as_ref().ok(), &context.settings.pod).await {
         Ok(()) => plan,
         // The session waits, and says for what.
@@ -114,6 +136,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     if status::update(client, &session, &plan.status).await? {
         tell(context, &session, &plan).await;
     }
+    gate::settle(context, &session, &plan, &request);
     Ok(Settled::Live { wake: plan.wake })
 }
 

@@ -80,7 +80,8 @@ pub async fn children(
     let seen = SessionSeen::from(session);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
     let live = matches!(seen.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
-    let claim_name = build::claim_name(&name);
+    let existing = session.spec.workspace.as_ref().and_then(|w| w.existing_claim.clone());
+    let claim_name = existing.clone().unwrap_or_else(|| build::own_claim_name(&name));
     let (mut jobs, claim) = tokio::try_join!(
         jobs(client, &namespace, session, &seen, live),
         get(&claims, Some(&claim_name))
@@ -115,7 +116,10 @@ pub async fn children(
         None => None,
     };
     Ok(Observed {
-        claim: ClaimSeen::of(claim.as_ref(), &session.metadata),
+        claim: match existing {
+            Some(_) => ClaimSeen::existing(claim.as_ref()),
+            None => ClaimSeen::of(claim.as_ref(), &session.metadata),
+        },
         session: seen,
         job: jobs.current,
         next_job: jobs.next,

@@ -141,21 +141,43 @@ pub enum ClaimSeen {
     Going,
     /// It belongs to somebody else.
     Foreign,
+    /// The session names one that must exist, and it does not, or not for long any more.
+    Absent,
 }
 
 impl ClaimSeen {
+    /// What a claim is that a session names.
+    pub fn existing(claim: Option<&PersistentVolumeClaim>) -> Self {
+        match claim {
+            Some(claim) if claim.metadata.deletion_timestamp.is_none() => Self::Ours { bound: is_bound(claim) },
+            _ => Self::Absent,
+        }
+    }
+
     /// What `claim` is to `session`.
     pub fn of(claim: Option<&PersistentVolumeClaim>, session: &ObjectMeta) -> Self {
         let Some(claim) = claim else { return Self::Missing };
         match owner(&claim.metadata, session) {
+            Owner::Foreign if is_retained(claim, session) && claim.metadata.deletion_timestamp.is_none() => {
+                Self::Ours { bound: is_bound(claim) }
+            }
             Owner::Foreign => Self::Foreign,
             _ if claim.metadata.deletion_timestamp.is_some() => Self::Going,
             Owner::Predecessor => Self::Going,
-            Owner::Ours => Self::Ours {
-                bound: claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound"),
-            },
+            Owner::Ours => Self::Ours { bound: is_bound(claim) },
         }
     }
+}
+
+fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
+}
+
+/// One that is retained has no owner, so that it outlives the session: its label says whose it is.
+fn is_retained(claim: &PersistentVolumeClaim, session: &ObjectMeta) -> bool {
+    claim.owner_references().is_empty()
+        && session.uid.is_some()
+        && claim.labels().get(label::SESSION_UID) == session.uid.as_ref()
 }
 
 /// What was resolved for an attempt when its Job was made; kept on the Job as [`annotation::RESOLVED`].

@@ -46,7 +46,13 @@ fn folder(url: &str) -> String {
     let last = last.strip_suffix(".git").unwrap_or(last);
     let name: String = last
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+                c
+            } else {
+                '_'
+            }
+        })
         .skip_while(|c| matches!(c, '.' | '-'))
         .take(60)
         .collect();

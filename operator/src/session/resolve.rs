@@ -126,7 +126,10 @@ pub fn secrets(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Vec
 /// Attempts of a run.
 pub fn attempts(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> u32 {
     let asked = spec.retry.and_then(|retry| retry.max_attempts);
-    let default = settings.retry.and_then(|retry| retry.max_attempts).or(Some(DEFAULT_MAX_ATTEMPTS));
+    let default = settings
+        .retry
+        .and_then(|retry| retry.max_attempts)
+        .or(Some(DEFAULT_MAX_ATTEMPTS));
     let ceiling = settings.ceilings.as_ref().and_then(|c| c.max_attempts);
     asked.or(under(default, ceiling)).unwrap_or(DEFAULT_MAX_ATTEMPTS)
 }
@@ -193,20 +196,31 @@ fn merged(asked: Option<&Resources>, default: Option<&Resources>) -> Resources {
     };
     let (mut limits, mut requests) = (amounts(asked, true), amounts(asked, false));
     let (default_limits, default_requests) = (amounts(default, true), amounts(default, false));
-    for member in [
-        |a: &mut Amounts| &mut a.cpu,
-        |a: &mut Amounts| &mut a.memory,
-        |a: &mut Amounts| &mut a.ephemeral_storage,
+    for (limit, request, default_limit, default_request) in [
+        (
+            &mut limits.cpu,
+            &mut requests.cpu,
+            default_limits.cpu,
+            default_requests.cpu,
+        ),
+        (
+            &mut limits.memory,
+            &mut requests.memory,
+            default_limits.memory,
+            default_requests.memory,
+        ),
+        (
+            &mut limits.ephemeral_storage,
+            &mut requests.ephemeral_storage,
+            default_limits.ephemeral_storage,
+            default_requests.ephemeral_storage,
+        ),
     ] {
-        let (limit, request) = (member(&mut limits), member(&mut requests));
-        let (mut low, mut high) = (default_requests.clone(), default_limits.clone());
         if limit.is_none() {
-            let default = member(&mut high).take();
-            *limit = default.filter(|limit| !request.as_ref().is_some_and(|request| exceeds(request, limit)));
+            *limit = default_limit.filter(|limit| !request.as_ref().is_some_and(|request| exceeds(request, limit)));
         }
         if request.is_none() {
-            let default = member(&mut low).take();
-            *request = default.filter(|request| !limit.as_ref().is_some_and(|limit| exceeds(request, limit)));
+            *request = default_request.filter(|request| !limit.as_ref().is_some_and(|limit| exceeds(request, limit)));
         }
     }
     Resources {

@@ -194,6 +194,22 @@ pub fn suspended_between_attempts(status: &AgenticSessionStatus, now: Timestamp)
     next
 }
 
+/// Whether the last attempt was ended, or held back, by whoever admits Jobs.
+pub fn was_held(status: &AgenticSessionStatus) -> bool {
+    let started = status.conditions.iter().find(|c| c.type_ == condition::RUNNER_STARTED);
+    started.is_some_and(|c| c.reason == Reason::Queued.as_str())
+}
+
+/// Whether an attempt under way is let to run.
+pub fn admitted(mut status: AgenticSessionStatus, held: Option<&Trouble>, now: Timestamp) -> AgenticSessionStatus {
+    let (value, reason, message) = match held {
+        Some(held) => ("False", Reason::Queued, &*held.message),
+        None => ("True", Reason::Admitted, "The session may run."),
+    };
+    conditions::set(&mut status, condition::ADMITTED, value, reason, message, now);
+    status
+}
+
 /// The run is over.
 pub fn finish(
     status: &AgenticSessionStatus,

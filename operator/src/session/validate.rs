@@ -79,6 +79,8 @@ pub struct Request {
     pub ttl: Option<u64>,
     /// Kueue's queue that admits its Jobs.
     pub queue: Option<String>,
+    /// Kueue's priority class among those that wait for the queue.
+    pub queue_priority: Option<String>,
     /// Generation of the session that this was read from.
     pub generation: Option<i64>,
 }
@@ -195,7 +197,10 @@ pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Res
         (Some(prompt), None) | (None, Some(prompt)) => prompt.clone(),
         (Some(_), Some(_)) | (None, None) => return Err(Invalid::NotOnePrompt),
     };
-    if !spec.timeout.is_none_or(|seconds| (1..=MAX_TIMEOUT).contains(&seconds.into())) {
+    if !spec
+        .timeout
+        .is_none_or(|seconds| (1..=MAX_TIMEOUT).contains(&seconds.into()))
+    {
         return Err(Invalid::Timeout);
     }
     let llm = resolve::llm(spec, settings);
@@ -223,7 +228,10 @@ pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Res
         spec: agentic_spec(spec, settings, &llm, mcp_servers),
         llm,
         repos: repos::repos(spec),
-        secrets: resolve::secrets(spec, settings).into_iter().map(RunnerSecret::from).collect(),
+        secrets: resolve::secrets(spec, settings)
+            .into_iter()
+            .map(RunnerSecret::from)
+            .collect(),
         mcp_secrets,
         claim: resolve::claim(spec, settings),
         resources: resolve::resources(spec, settings),
@@ -232,6 +240,7 @@ pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Res
         max_attempts: resolve::attempts(spec, settings),
         ttl: ttl.map(u64::from),
         queue: session.labels().get(label::KUEUE_QUEUE).cloned(),
+        queue_priority: session.labels().get(label::KUEUE_PRIORITY).cloned(),
         generation: session.metadata.generation,
     })
 }
@@ -247,9 +256,18 @@ impl From<String> for RunnerSecret {
 }
 
 fn no_nul(prompt: &str, llm: &LlmSettings, environment: &BTreeMap<String, String>) -> Result<(), Invalid> {
-    let texts = [("spec.prompt", Some(prompt)), ("spec.llmSettings.model", llm.model.as_deref())];
-    let values = environment.values().map(|value| ("spec.environmentVariables", &**value));
-    for (field, text) in texts.into_iter().filter_map(|(field, text)| Some((field, text?))).chain(values) {
+    let texts = [
+        ("spec.prompt", Some(prompt)),
+        ("spec.llmSettings.model", llm.model.as_deref()),
+    ];
+    let values = environment
+        .values()
+        .map(|value| ("spec.environmentVariables", &**value));
+    for (field, text) in texts
+        .into_iter()
+        .filter_map(|(field, text)| Some((field, text?)))
+        .chain(values)
+    {
         if text.contains('\0') {
             return Err(Invalid::Nul(field));
         }
@@ -286,7 +304,11 @@ fn agentic_spec(
             .iter()
             .map(|(model, price)| (model.clone(), resolve::price(price)))
             .collect(),
-        allowed_private_hosts: settings.allowed_private_hosts.iter().map(|host| host.0.clone()).collect(),
+        allowed_private_hosts: settings
+            .allowed_private_hosts
+            .iter()
+            .map(|host| host.0.clone())
+            .collect(),
         ..AgenticSpec::default()
     }
 }
@@ -336,7 +358,10 @@ pub(crate) mod tests {
             ..LiveLimits::default()
         };
         assert_eq!((request.timeout, request.limits), (3_600, limits));
-        assert_eq!((request.start_timeout, request.max_attempts, request.ttl), (3_600, 3, None));
+        assert_eq!(
+            (request.start_timeout, request.max_attempts, request.ttl),
+            (3_600, 3, None)
+        );
         let own = Claim::Own {
             size: Quantity("5Gi".into()),
             storage_class: None,

@@ -54,9 +54,16 @@ pub fn variables(request: &Request, attempt: Attempt, settings: &PodSettings) ->
         (env::LLM_MODEL, llm.model.clone()),
         (env::LLM_TEMPERATURE, llm.temperature.map(|number| number.to_string())),
         (env::LLM_MAX_TOKENS, llm.max_tokens.map(|number| number.to_string())),
-        (env::REPOS_JSON, (!request.repos.is_empty()).then(|| json(&request.repos))),
+        (
+            env::REPOS_JSON,
+            (!request.repos.is_empty()).then(|| json(&request.repos)),
+        ),
     ];
-    variables.extend(optional.iter().filter_map(|(name, value)| Some(variable(name, value.as_ref()?))));
+    variables.extend(
+        optional
+            .iter()
+            .filter_map(|(name, value)| Some(variable(name, value.as_ref()?))),
+    );
     variables.extend(OF_LANGFUSE.map(langfuse));
     if let Some(base) = settings.gateway() {
         let base = base.trim_end_matches('/');

@@ -40,6 +40,17 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
         .labels
         .get_or_insert_default()
         .insert(label::ATTEMPT.to_owned(), attempt.number.to_string());
+    // Kueue finds its Jobs by it.
+    if let Some(queue) = &request.queue {
+        let labels = metadata.labels.get_or_insert_default();
+        labels.insert(label::KUEUE_QUEUE.to_owned(), queue.clone());
+        labels.extend(
+            request
+                .queue_priority
+                .iter()
+                .map(|class| (label::KUEUE_PRIORITY.to_owned(), class.clone())),
+        );
+    }
     metadata.annotations = Some([(annotation::RESOLVED.to_owned(), json(&resolved))].into());
     Job {
         metadata,
@@ -48,6 +59,8 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
             // No second pod beside one that is still being deleted.
             pod_replacement_policy: Some("Failed".to_owned()),
             active_deadline_seconds: Some(deadline(&resolved)),
+            // Whoever admits Jobs lets it begin.
+            suspend: (request.queue.is_some() || attempt.held).then_some(true),
             template: template(request, attempt, settings),
             ..JobSpec::default()
         }),
@@ -94,13 +107,14 @@ pub(super) mod tests {
             build,
             validate::{tests::session, validate},
         },
-        settings::RunAs,
+        settings::{PullPolicy, RunAs},
     };
 
     pub(in crate::session::build) const SECOND: Attempt = Attempt {
         number: 2,
         run: 7,
         used_seconds: 40,
+        held: false,
     };
 
     pub(in crate::session::build) fn settings() -> PodSettings {
@@ -108,6 +122,7 @@ pub(super) mod tests {
             runner_image: "registry.test/runner:7".into(),
             gateway_url: Some("ws://agentic-gateway.agentic.svc:8080/".into()),
             run_as_user: RunAs::User(10001),
+            image_pull_policy: PullPolicy::IfNotPresent,
         }
     }
 

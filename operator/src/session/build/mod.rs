@@ -1,9 +1,11 @@
 //! The children of a session, built from a validated request. No client here.
 
 mod drain;
+mod environment;
 mod job;
 mod pod;
 mod pvc;
+mod volumes;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +15,7 @@ use protocol::names::label;
 pub use drain::{drain, drain_name};
 pub(super) use job::json;
 pub use job::{deadline, job, job_name};
-pub use pvc::{claim, claim_name};
+pub use pvc::{claim, claim_name, own_claim_name};
 
 use super::validate::Request;
 

@@ -24,9 +24,16 @@ const FILLED: &str = "/copy";
 pub(super) fn spec(request: &Request, attempt: Attempt, settings: &PodSettings) -> PodSpec {
     let copy = request.pod.image.as_ref().map(|_| copy(settings));
     let pod = &request.pod;
-    let pull_secrets = pod.image_pull_secrets.iter().map(|secret| LocalObjectReference { name: secret.0.clone() });
+    let pull_secrets = pod
+        .image_pull_secrets
+        .iter()
+        .map(|secret| LocalObjectReference { name: secret.0.clone() });
     let pull_secrets: Vec<_> = pull_secrets.collect();
-    let selector: BTreeMap<_, _> = pod.node_selector.iter().map(|(k, v)| (k.clone(), v.0.clone())).collect();
+    let selector: BTreeMap<_, _> = pod
+        .node_selector
+        .iter()
+        .map(|(k, v)| (k.clone(), v.0.clone()))
+        .collect();
     let tolerations: Vec<_> = pod.tolerations.iter().map(Into::into).collect();
     PodSpec {
         init_containers: Some(copy.into_iter().chain([agent(request, settings)]).collect()),
@@ -83,7 +90,11 @@ fn copy(settings: &PodSettings) -> Container {
         image: Some(settings.runner_image.clone()),
         image_pull_policy: Some(settings.image_pull_policy.as_str().to_owned()),
         command: Some(vec!["cp".to_owned()]),
-        args: Some(vec!["-R".to_owned(), format!("{}/.", path::TOOLS), format!("{FILLED}/")]),
+        args: Some(vec![
+            "-R".to_owned(),
+            format!("{}/.", path::TOOLS),
+            format!("{FILLED}/"),
+        ]),
         resources: Some(ResourceRequirements {
             requests: Some(amounts([("cpu", "50m"), ("memory", "64Mi")])),
             // The page cache of what it writes counts.

@@ -61,7 +61,10 @@ pub fn of_runner(request: &Request, settings: &PodSettings) -> Vec<VolumeMount> 
         mounts.push(read_only(TOKEN, parent(path::GATEWAY_TOKEN)));
     }
     for (at, secret) in request.secrets.iter().enumerate() {
-        mounts.push(read_only(&secret_volume(at), &format!("{}/{}", path::SECRETS, secret.name)));
+        mounts.push(read_only(
+            &secret_volume(at),
+            &format!("{}/{}", path::SECRETS, secret.name),
+        ));
     }
     if !request.mcp_secrets.is_empty() {
         mounts.push(read_only(MCP, path::MCP_CREDENTIALS));
@@ -148,6 +151,7 @@ fn token() -> Volume {
                 audience: Some(GATEWAY_AUDIENCE.to_owned()),
                 expiration_seconds: Some(TOKEN_SECONDS),
                 path: file_name(path::GATEWAY_TOKEN).to_owned(),
+                ..ServiceAccountTokenProjection::default()
             }),
             ..VolumeProjection::default()
         }],

@@ -1,0 +1,321 @@
+//! Who may run now, where a namespace bounds how many sessions do: oldest first.
+//!
+//! Only sessions that could begin at once wait here: one that cannot (its backoff, its configuration, a name that is taken)
+//! holds nobody up. What is kept is in memory; it is read anew once, when a namespace's bound is first asked for, and exact
+//! from then on, because the holder of the lease alone begins attempts.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use jiff::Timestamp;
+
+/// Waiting sessions up to here are told their exact place, and again when it changes.
+pub const EXACT: usize = 10;
+
+/// What a session is to the places of its namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It has one.
+    Holds,
+    /// It could begin at once, had it one.
+    Waits,
+    /// It waits for its admin.
+    Refused,
+    /// It needs none.
+    None,
+}
+
+/// What a session is told that asks for a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It has one from now on.
+    Admitted,
+    /// So many are before it.
+    Wait(usize),
+    /// The namespace must be read first.
+    Unknown,
+}
+
+/// A change of a session's place.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Its name.
+    pub name: String,
+    /// When it was created.
+    pub created: Timestamp,
+    /// What it is now.
+    pub place: Place,
+}
+
+/// The places of all namespaces.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    namespaces: HashMap<String, Namespace>,
+    /// Those that wait for their admin, also where no bound is asked for.
+    refused: BTreeSet<(String, String)>,
+}
+
+#[derive(Debug)]
+enum Namespace {
+    /// It is being read; what changes meanwhile counts after what was read.
+    Loading(Vec<Change>),
+    Known(Queue),
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    holders: HashSet<String>,
+    waiting: BTreeSet<(Timestamp, String)>,
+}
+
+impl Ledger {
+    /// Asks for a place among `limit`.
+    pub fn ask(&mut self, namespace: &str, name: &str, created: Timestamp, limit: usize) -> Answer {
+        let Some(Namespace::Known(queue)) = self.namespaces.get_mut(namespace) else {
+            return Answer::Unknown;
+        };
+        if queue.holders.contains(name) {
+            return Answer::Admitted;
+        }
+        let key = (created, name.to_owned());
+        queue.waiting.insert(key.clone());
+        let before = queue.waiting.range(..&key).count();
+        if queue.holders.len().saturating_add(before) < limit {
+            queue.waiting.remove(&key);
+            queue.holders.insert(key.1);
+            Answer::Admitted
+        } else {
+            Answer::Wait(before)
+        }
+    }
+
+    /// Begins to read a namespace; `false` when somebody else does, or it is known.
+    pub fn begin(&mut self, namespace: &str) -> bool {
+        if self.namespaces.contains_key(namespace) {
+            return false;
+        }
+        let loading = Namespace::Loading(Vec::new());
+        self.namespaces.insert(namespace.to_owned(), loading);
+        true
+    }
+
+    /// Reading failed: the next who asks tries again.
+    pub fn give_up(&mut self, namespace: &str) {
+        self.namespaces.remove(namespace);
+    }
+
+    /// What was read of a namespace.
+    pub fn load(&mut self, namespace: &str, found: impl IntoIterator<Item = Change>) {
+        let mut queue = Queue::default();
+        for change in found {
+            queue.change(change);
+        }
+        if let Some(Namespace::Loading(later)) = self.namespaces.remove(namespace) {
+            for change in later {
+                queue.change(change);
+            }
+        }
+        self.namespaces.insert(namespace.to_owned(), Namespace::Known(queue));
+    }
+
+    /// A session's place is another now; `true` when that may concern those who wait.
+    pub fn change(&mut self, namespace: &str, change: Change) -> bool {
+        let key = (namespace.to_owned(), change.name.clone());
+        if change.place == Place::Refused {
+            self.refused.insert(key);
+        } else {
+            self.refused.remove(&key);
+        }
+        match self.namespaces.get_mut(namespace) {
+            // Nobody asked for a bound there.
+            None => false,
+            Some(Namespace::Loading(later)) => {
+                later.push(change);
+                false
+            }
+            Some(Namespace::Known(queue)) => queue.change(change),
+        }
+    }
+
+    /// One that failed to be looked at holds nobody up; a place that it has it keeps, since it may have begun.
+    pub fn stumble(&mut self, namespace: &str, name: &str) -> bool {
+        let Some(Namespace::Known(queue)) = self.namespaces.get_mut(namespace) else {
+            return false;
+        };
+        let before = queue.waiting.len();
+        queue.waiting.retain(|(_, waiting)| waiting != name);
+        before != queue.waiting.len()
+    }
+
+    /// Those whose turn it is.
+    pub fn next(&self, namespace: &str, limit: usize) -> Vec<String> {
+        let Some(Namespace::Known(queue)) = self.namespaces.get(namespace) else {
+            return Vec::new();
+        };
+        let free = limit.saturating_sub(queue.holders.len());
+        queue.waiting.iter().take(free).map(|(_, name)| name.clone()).collect()
+    }
+
+    /// Those who wait for a place or for their admin.
+    pub fn unsettled(&self, namespace: &str) -> Vec<String> {
+        let refused = self
+            .refused
+            .iter()
+            .filter(|(of, _)| of == namespace)
+            .map(|(_, name)| name);
+        let waiting = match self.namespaces.get(namespace) {
+            Some(Namespace::Known(queue)) => Some(queue.waiting.iter().map(|(_, name)| name)),
+            Some(Namespace::Loading(_)) | None => None,
+        };
+        refused.chain(waiting.into_iter().flatten()).cloned().collect()
+    }
+
+    /// Forgets those who are gone though nobody said so; `true` when there were any.
+    pub fn keep(&mut self, namespace: &str, exists: impl Fn(&str) -> bool) -> bool {
+        let Some(Namespace::Known(queue)) = self.namespaces.get_mut(namespace) else {
+            return false;
+        };
+        let before = queue.holders.len() + queue.waiting.len();
+        queue.holders.retain(|name| exists(name));
+        queue.waiting.retain(|(_, name)| exists(name));
+        before != queue.holders.len() + queue.waiting.len()
+    }
+}
+
+impl Queue {
+    fn change(&mut self, Change { name, created, place }: Change) -> bool {
+        let held = self.holders.remove(&name);
+        // One of this name that was created earlier may have gone unnoticed.
+        let waited = self.waiting.iter().any(|(_, other)| *other == name);
+        if waited {
+            self.waiting.retain(|(_, other)| *other != name);
+        }
+        match place {
+            Place::Holds => self.holders.insert(name),
+            Place::Waits => self.waiting.insert((created, name)),
+            Place::Refused | Place::None => false,
+        };
+        (held && place != Place::Holds) || (waited && place != Place::Waits)
+    }
+}
+
+/// What a waiting session is told.
+pub fn message(before: usize, limit: usize) -> String {
+    let place = if before < EXACT {
+        format!("it is number {} in the queue", before + 1)
+    } else {
+        format!("about {} sessions are before it", rounded(before))
+    };
+    format!(
+        "Waits for one of the {limit} places that the ProjectSettings give this namespace (maxConcurrentSessions): {place}."
+    )
+}
+
+/// To one digit: the message of a session far behind need not be written at every step.
+fn rounded(count: usize) -> usize {
+    let digit = std::iter::successors(Some(1_usize), |d| d.checked_mul(10)).take_while(|d| *d <= count);
+    let digit = digit.last().unwrap_or(1);
+    count / digit * digit
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NS: &str = "poets";
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn change(name: &str, second: i64, place: Place) -> Change {
+        Change {
+            name: name.to_owned(),
+            created: at(second),
+            place,
+        }
+    }
+
+    fn ledger(found: Vec<Change>) -> Ledger {
+        let mut ledger = Ledger::default();
+        assert!(ledger.begin(NS));
+        ledger.load(NS, found);
+        ledger
+    }
+
+    #[test]
+    fn the_oldest_comes_first_whoever_asks_first() {
+        let mut ledger = ledger(vec![change("old", 1, Place::Waits), change("runs", 0, Place::Holds)]);
+        assert_eq!(ledger.ask(NS, "young", at(9), 2), Answer::Wait(1));
+        assert_eq!(ledger.ask(NS, "old", at(1), 2), Answer::Admitted);
+        assert_eq!(ledger.ask(NS, "young", at(9), 2), Answer::Wait(0));
+        assert!(ledger.change(NS, change("runs", 0, Place::None)));
+        assert_eq!(ledger.next(NS, 2), ["young"]);
+        assert_eq!(ledger.ask(NS, "young", at(9), 2), Answer::Admitted);
+    }
+
+    #[test]
+    fn one_that_cannot_begin_holds_nobody_up() {
+        let mut ledger = ledger(vec![change("old", 1, Place::Waits), change("young", 2, Place::Waits)]);
+        assert_eq!(ledger.ask(NS, "young", at(2), 1), Answer::Wait(1));
+        assert!(
+            ledger.change(NS, change("old", 1, Place::Refused)),
+            "those behind it are asked"
+        );
+        assert_eq!(ledger.ask(NS, "young", at(2), 1), Answer::Admitted);
+        assert_eq!(ledger.unsettled(NS), ["old"], "a change of the settings may concern it");
+    }
+
+    #[test]
+    fn what_changes_while_a_namespace_is_read_counts() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(NS, "a", at(1), 1), Answer::Unknown);
+        assert!(ledger.begin(NS) && !ledger.begin(NS));
+        ledger.change(NS, change("b", 2, Place::Holds));
+        assert_eq!(ledger.ask(NS, "a", at(1), 1), Answer::Unknown);
+        ledger.load(NS, vec![change("b", 2, Place::Waits)]);
+        assert_eq!(ledger.ask(NS, "a", at(1), 1), Answer::Wait(0));
+    }
+
+    #[test]
+    fn one_that_went_unseen_gives_its_place_back() {
+        let mut ledger = ledger(vec![change("gone", 1, Place::Holds)]);
+        assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Wait(0));
+        assert!(ledger.keep(NS, |name| name != "gone"));
+        assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Admitted);
+    }
+
+    #[test]
+    fn far_behind_the_place_is_round() {
+        assert!(message(0, 3).contains("3 places") && message(0, 3).contains("number 1 in the queue"));
+        assert!(message(9, 3).contains("number 10 in the queue"));
+        assert!(message(10, 3).contains("about 10 sessions"));
+        assert!(message(14_999, 3).contains("about 10000 sessions"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_hold_a_place_than_there_are(limit in 0_usize..4, steps in prop::collection::vec((0_i64..8, 0_u8..4), 0..60)) {
+            let mut ledger = ledger(vec![]);
+            let mut holders = HashSet::new();
+            for (session, what) in steps {
+                let name = format!("s-{session}");
+                match what {
+                    0 | 1 => if ledger.ask(NS, &name, at(session), limit) == Answer::Admitted {
+                        holders.insert(name);
+                    },
+                    2 => { ledger.change(NS, change(&name, session, Place::None)); holders.remove(&name); }
+                    _ => { ledger.change(NS, change(&name, session, Place::Refused)); holders.remove(&name); }
+                }
+                prop_assert!(holders.len() <= limit);
+            }
+            // Whoever still waits is let in when it is asked in the order that is given.
+            while let Some(next) = ledger.next(NS, limit).first().cloned().filter(|_| holders.len() < limit) {
+                let second: i64 = next[2..].parse().unwrap();
+                prop_assert_eq!(ledger.ask(NS, &next, at(second), limit), Answer::Admitted);
+                holders.insert(next);
+            }
+        }
+    }
+}
