@@ -1,4 +1,5 @@
 //! The model, what it may use up, and what follows failures.
+#![expect(clippy::struct_field_names, reason = "the names of the resource")]
 
 #![expect(
     clippy::struct_field_names,

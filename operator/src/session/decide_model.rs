@@ -12,7 +12,7 @@ use super::{
         ClaimSeen, Grace, JobSeen, Observed, OurJob, PodSeen, Policy, Resolved, RunnerSeen, SessionSeen, Trouble,
     },
     pod::Disruption,
-    validate::{DEFAULT_MAX_ATTEMPTS, Invalid, Request, tests::session, validate},
+    validate::{DEFAULT_MAX_ATTEMPTS, Invalid, Request, tests::checked},
 };
 use crate::settings::TimingSettings;
 
@@ -116,7 +116,7 @@ impl Model {
             jobs: Vec::new(),
             pods: Vec::new(),
             made: Vec::new(),
-            request: validate(&session(json!({"prompt": "p", "timeout": TIMEOUT}))),
+            request: checked(json!({"prompt": "p", "timeout": TIMEOUT})),
             gateway: false,
             drains: Vec::new(),
             drain_pods: Vec::new(),

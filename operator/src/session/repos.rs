@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crds::AgenticSessionSpec;
+use crds::{AgenticSessionSpec, session::MAX_REPOS};
 use protocol::spec::{Repo, RepoOutput};
 
 /// The repositories of a session.
@@ -19,7 +19,7 @@ pub fn repos(spec: &AgenticSessionSpec) -> Vec<Repo> {
         let name = asked.name.clone().unwrap_or_else(|| {
             let base = folder(&url);
             let name = std::iter::once(base.clone())
-                .chain((2..).map(|n| format!("{base}-{n}")))
+                .chain((2..=MAX_REPOS + 1).map(|n| format!("{base}-{n}")))
                 .find(|name| !taken.contains(name))
                 .unwrap_or(base);
             taken.insert(name.clone());

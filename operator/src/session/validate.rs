@@ -345,7 +345,7 @@ pub(crate) mod tests {
         .unwrap()
     }
 
-    fn checked(spec: Value) -> Result<Request, Invalid> {
+    pub(crate) fn checked(spec: Value) -> Result<Request, Invalid> {
         validate(&session(spec), &ProjectSettingsSpec::default())
     }
 

@@ -11,7 +11,7 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
-use operator::{LeaseSettings, PodSettings, RunAs, Settings, TimingSettings};
+use operator::{LeaseSettings, PodSettings, PullPolicy, RunAs, Settings, TimingSettings};
 use protocol::{Outcome, Report, names::label, report::Delivery};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::Instant};
@@ -81,6 +81,7 @@ impl World {
                 runner_image: "registry.test/runner:7".into(),
                 gateway_url: Some("ws://gateway.test:8080".into()),
                 run_as_user: RunAs::User(10001),
+                image_pull_policy: PullPolicy::IfNotPresent,
             },
             watch_namespace: Some(self.namespace.clone()),
             metrics_address: self.metrics,

@@ -103,10 +103,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::{
-        session::{
-            build,
-            validate::{tests::session, validate},
-        },
+        session::{build, validate::tests::checked},
         settings::{PullPolicy, RunAs},
     };
 
@@ -127,7 +124,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::session::build) fn request() -> Request {
-        validate(&session(json!({
+        checked(json!({
             "prompt": "costs $5, $(HOME) and $$",
             "timeout": 120,
             "llmSettings": {"model": "claude-test-1"},
@@ -135,7 +132,7 @@ pub(super) mod tests {
             "workspace": {"size": "3Gi", "storageClassName": "fast"},
             "resources": {"limits": {"memory": "2Gi"}},
             "userContext": {"userId": "sappho", "displayName": "Sappho of Lesbos"},
-        })))
+        }))
         .unwrap()
     }
 

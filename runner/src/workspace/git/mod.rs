@@ -202,6 +202,7 @@ mod tests {
         let user = User {
             user_id: id.into(),
             display_name: name.into(),
+            ..User::default()
         };
         let found = Identity::of(Some(&user));
         assert_eq!((found.name.as_str(), found.email.as_str()), expected);
