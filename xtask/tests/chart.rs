@@ -201,6 +201,7 @@ const CHANGES: &[&str] = &[
     r#"runner.image.repository="r""#,
     r#"runner.image.tag="t-4""#,
     r#"runner.image.digest="sha256:2222222222222222222222222222222222222222222222222222222222222222""#,
+    r#"runner.image.pullPolicy="Always""#,
     "gateway.enabled=false",
     r#"gateway.image.repository="g""#,
     r#"gateway.image.tag="t-5""#,
