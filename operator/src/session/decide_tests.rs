@@ -4,6 +4,7 @@ use crds::Phase;
 use jiff::SignedDuration;
 use proptest::prelude::*;
 use protocol::{Outcome, Report};
+use rstest::rstest;
 
 use super::{
     decide::{Plan, decide},
@@ -258,4 +259,168 @@ fn a_session_that_cannot_be_read_as_a_request_fails_with_what_to_do() {
         (Phase::Failed, Some("ConfigError"))
     );
     assert!(model.made.is_empty());
+}
+
+/// A session that is brought to `phase`, its runs counted from there.
+fn brought_to(phase: Phase) -> Model {
+    let mut model = match phase {
+        Phase::Pending => Model::new(),
+        Phase::Creating => {
+            let mut model = Model::new();
+            model.look(true);
+            model
+        }
+        _ => running(),
+    };
+    match phase {
+        Phase::Pending | Phase::Creating | Phase::Running => return model,
+        Phase::Stopping | Phase::Stopped => model.happen(Happening::Suspend(true)),
+        Phase::Completed => model.end_runner(Some(Outcome::Succeeded)),
+        Phase::Failed => model.end_runner(Some(Outcome::AgentError)),
+    }
+    model.look(true);
+    if phase == Phase::Stopped {
+        model.look(true);
+        model.end_runner(Some(Outcome::Stopped));
+    }
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    model.look(true);
+    assert_eq!(model.status.phase, phase);
+    model
+}
+
+#[rstest]
+#[case(Phase::Pending, false, 1)]
+#[case(Phase::Creating, false, 1)]
+#[case(Phase::Running, false, 1)]
+// One that comes while the agent is being stopped is kept; so is the wish to go on. Together they are one run.
+#[case(Phase::Stopping, false, 2)]
+#[case(Phase::Stopping, true, 1)]
+#[case(Phase::Completed, false, 2)]
+#[case(Phase::Completed, true, 1)]
+#[case(Phase::Failed, false, 2)]
+#[case(Phase::Failed, true, 1)]
+#[case(Phase::Stopped, false, 2)]
+#[case(Phase::Stopped, true, 1)]
+fn clicks_in_a_phase_begin_so_many_runs(
+    #[case] phase: Phase,
+    #[case] suspended: bool,
+    #[case] runs: u32,
+    #[values(1, 2)] clicks: u8,
+    #[values(false, true)] seen_between: bool,
+) {
+    let mut model = brought_to(phase);
+    model.happen(Happening::Suspend(suspended));
+    for click in 0..clicks {
+        model.happen(Happening::StartRequested(click));
+        if seen_between {
+            model.look(true);
+        }
+    }
+    if suspended {
+        // Nothing goes on by itself while it is.
+        for _ in 0..10 {
+            model.end_runner(Some(Outcome::Stopped));
+            model.happen(Happening::PodTurnsTerminal);
+            model.happen(Happening::JobController);
+            model.look(true);
+        }
+    } else {
+        model.settle();
+    }
+    assert_eq!(model.status.run, Some(runs), "{:#?}", model.status);
+    assert!(model.status.phase.is_terminal());
+    let last = (clicks - 1).to_string();
+    assert_eq!(model.status.handled_start_request.as_deref(), Some(&*last));
+}
+
+#[test]
+fn a_request_that_is_there_at_creation_is_the_first_run() {
+    let mut model = Model::new();
+    model.happen(Happening::StartRequested(7));
+    model.settle();
+    assert_eq!((model.status.run, &*model.made), (Some(1), &[1][..]));
+}
+
+#[test]
+fn a_session_is_deleted_when_its_time_is_over_and_its_records_are_delivered_and_not_before() {
+    let mut model = Model {
+        gateway: true,
+        ..running()
+    };
+    model.request.as_mut().unwrap().ttl = Some(60);
+    model.end_runner(None);
+    model.end_runner(Some(Outcome::AgentError));
+    if let RunnerSeen::Ended { report, .. } = &mut model.pods[0].runner {
+        *report = Some(Box::new(Report {
+            last_seq: 9,
+            acked_seq: 2,
+            ..Report::new(Outcome::AgentError, 1)
+        }));
+    }
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Failed);
+    model.look(true);
+    model.happen(Happening::JobController);
+    model.happen(Happening::Time(300));
+    model.look(true);
+    assert!(!model.expired, "its records are on their way: {:#?}", model.status);
+    model.end_drain(Some(&super::decide_model::drain_report(Outcome::Succeeded)));
+    model.look(true);
+    assert!(!model.expired, "what it delivered is recorded first");
+    model.look(true);
+    assert!(model.expired, "{:#?}", model.status);
+}
+
+#[rstest]
+#[case::suspended(Phase::Stopped, false)]
+#[case::ended(Phase::Completed, true)]
+#[case::running(Phase::Running, false)]
+fn a_session_that_is_only_suspended_is_not_deleted_by_its_time(#[case] phase: Phase, #[case] deleted: bool) {
+    let mut model = brought_to(phase);
+    model.request.as_mut().unwrap().ttl = Some(50);
+    model.happen(Happening::Time(49));
+    model.look(true);
+    assert!(!model.expired);
+    model.happen(Happening::Time(1));
+    model.look(true);
+    assert_eq!(model.expired, deleted);
+}
+
+#[test]
+fn what_the_api_server_refuses_is_final_when_the_time_to_start_is_over() {
+    let mut model = Model::new();
+    let refused = |model: &mut Model| {
+        let said = ("Job", "write-poem-job", "pods \"x\" is forbidden");
+        model.status = super::decide::refused(&model.observed(), &model.request, said, model.now).status;
+        model.status.clone()
+    };
+    assert_eq!(refused(&mut model).phase, Phase::Pending);
+    model.happen(Happening::Time(3_599));
+    assert_eq!(refused(&mut model).phase, Phase::Pending);
+    model.happen(Happening::Time(1));
+    let last = refused(&mut model);
+    assert_eq!(
+        (last.phase, last.reason.as_deref()),
+        (Phase::Failed, Some("ConfigError"))
+    );
+}
+
+#[test]
+fn a_timeout_that_is_raised_moves_the_backstop_and_tells_job_and_pod_once() {
+    let mut model = running();
+    model.happen(Happening::TimeoutChanged(1_000));
+    let plan = model.look(true);
+    assert_eq!(plan.tune.len(), 2, "{:?}", plan.tune);
+    assert_eq!(plan.wake, Some(SignedDuration::from_secs(1_000 + 120)));
+    for tuned in std::mem::take(&mut model.told) {
+        match tuned {
+            super::decide::Tuned::Job(_, _, resolved) => model.jobs[0].1.resolved = Some(resolved),
+            super::decide::Tuned::Pod(_, _, limits) => model.pods[0].limits = Some(limits),
+        }
+    }
+    assert_eq!(model.look(true).tune, [], "what was told is not told again");
 }

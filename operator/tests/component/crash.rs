@@ -183,7 +183,9 @@ async fn live(life: Life, namespace: &str, at: Option<(usize, Fault)>) -> (usize
         .unwrap()
         .with_layer(&crash)
         .build();
-    let settings = world.settings();
+    let mut settings = world.settings();
+    // Any: one that was free may be taken before the next operator listens, and nobody asks here.
+    settings.metrics_address.set_port(0);
     let operators = tokio::spawn({
         let (dead, namespace) = (crash.dead.clone(), namespace.to_owned());
         async move {
