@@ -264,7 +264,8 @@ impl Config {
             name: args.name,
             namespace: "local".to_owned(),
             uid: Uuid::new_v5(&Uuid::NAMESPACE_URL, state.as_os_str().as_encoded_bytes()).to_string(),
-            pod_uid: String::new(),
+            // A gateway wants to know it also here.
+            pod_uid: var(env::POD_UID).unwrap_or_default(),
             attempt: None,
             run: args.run,
             used: Duration::ZERO,

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod e2e;
 pub mod generate;
 pub mod images;
+pub mod long_runs;
 pub mod packages;
 pub mod paths;
 pub mod progress;

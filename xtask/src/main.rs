@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use xtask::{
     bench, demo,
     e2e::{self, Afterwards},
-    generate, images, quality, tools,
+    generate, images, long_runs, quality, tools,
 };
 
 #[derive(Parser)]
@@ -54,6 +54,24 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Kill runner, gateway and network again and again while records are written, and compare what was stored.
+    NoRecordLost {
+        /// Records at least.
+        #[arg(long, default_value_t = 1_000_000)]
+        records: u64,
+        /// Kills and cuts at least.
+        #[arg(long, default_value_t = 1_000)]
+        kills: u32,
+        /// What the dice begin with.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Swap folders, files and links in a workspace while the runner serves files through them.
+    FileRaces {
+        /// How often.
+        #[arg(long, default_value_t = 100_000)]
+        tries: u32,
+    },
     /// Measure a part of the product beside something bare, with the release binaries.
     Bench {
         /// The part and its options; `--help` lists them.
@@ -93,6 +111,8 @@ fn run() -> Result<()> {
         Command::E2e { keep, arguments } => {
             e2e::run(if keep { Afterwards::Keep } else { Afterwards::Remove }, &arguments)
         }
+        Command::NoRecordLost { records, kills, seed } => long_runs::no_record_lost(records, kills, seed),
+        Command::FileRaces { tries } => long_runs::file_races(tries),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Images => {
             for archive in images::ensure()? {

@@ -13,6 +13,7 @@ mod follower;
 mod ingest;
 mod kill;
 mod memory;
+mod no_record_lost;
 mod plane;
 mod retention;
 mod rights;

@@ -1,0 +1,46 @@
+//! What takes too long for every change: the long forms of tests that run shortly in CI.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{command, e2e::env_cargo, paths, progress};
+
+/// Runner, gateway and network die again and again while records are written; nothing may be lost or doubled.
+pub fn no_record_lost(records: u64, kills: u32, seed: u64) -> Result<()> {
+    let step = format!("writing {records} records through {kills} kills and cuts, seed {seed}");
+    progress::step(&step, || {
+        command::run(
+            Command::new(env_cargo())
+                .current_dir(paths::workspace())
+                .env("NO_RECORD_LOST", format!("{records},{kills},{seed}"))
+                .args([
+                    "test",
+                    "--release",
+                    "--locked",
+                    "--package",
+                    "gateway",
+                    "--test",
+                    "component",
+                    "--",
+                ])
+                .args(["no_record_is_lost_or_doubled_whatever_dies", "--nocapture"]),
+        )
+    })
+}
+
+/// An agent swaps folders, files and links while the runner serves files through them.
+pub fn file_races(tries: u32) -> Result<()> {
+    progress::step(
+        &format!("reading and writing {tries} times through what is swapped"),
+        || {
+            command::run(
+                Command::new(env_cargo())
+                    .current_dir(paths::workspace())
+                    .env("RACE_TRIES", tries.to_string())
+                    .args(["test", "--locked", "--package", "runner", "--lib", "--"])
+                    .args(["whatever_is_swapped_meanwhile", "--nocapture"]),
+            )
+        },
+    )
+}
