@@ -124,8 +124,8 @@ impl Truth {
         );
         let (&final_attempt, &outcome) = self.ends.last_key_value().unwrap();
         assert_eq!(outcome, Outcome::Succeeded);
-        let lost = self.ends.iter().filter(|(attempt, _)| **attempt != final_attempt);
-        assert!(lost.into_iter().all(|(_, outcome)| *outcome == Outcome::Lost));
+        let mut killed = self.ends.iter().filter(|(attempt, _)| **attempt != final_attempt);
+        assert!(killed.all(|(_, outcome)| *outcome == Outcome::Lost));
         let said = std::fs::read_to_string(last).unwrap();
         let (process, lines) = said.trim().split_once(' ').unwrap();
         assert_eq!(
