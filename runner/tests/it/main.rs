@@ -17,6 +17,7 @@ mod git;
 mod interactive;
 mod local;
 mod pod;
+mod replay;
 mod repos;
 mod resume;
 mod rounds;

@@ -1,0 +1,404 @@
+//! Recordings of the real CLI, run again through everything that reads its lines.
+//!
+//! `RUNNER_RECORD=1 cargo test -p runner --test it record_the_cli -- --ignored` makes the recordings anew, against the mock model.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use protocol::record::{SessionBody, UserBody};
+use protocol::{Kind, Outcome, Record};
+use rand::{Rng as _, SeedableRng as _};
+use runner::cli::command::{Conversation, Start, spawn};
+use runner::cli::options::Options;
+use runner::cli::{Event, Lines, RawLine, Turn, outcome, wire};
+use runner::history::History;
+use runner::journal::Journal;
+use runner::langfuse::spans::Tracer;
+use runner::proxy::Witness;
+use runner::redact::Redactor;
+use runner::spool::Spool;
+use runner::transcript::{Format, Transcript};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tests::model::{FAKE_KEY, MockModel};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::time::{Duration, Instant, timeout};
+use uuid::Uuid;
+
+use crate::common::{DEADLINE, bash, script, text};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings")
+}
+
+/// What is said to the CLI, and when.
+enum Say {
+    /// A message of this number.
+    Message(u128, String),
+    /// Stop the turn.
+    Interrupt,
+    /// Wait until a line has this in it.
+    Until(&'static str),
+}
+
+fn scenarios() -> Vec<(&'static str, Options, Vec<Say>)> {
+    let message = |n, steps: &[Value]| Say::Message(n, script("MARK", steps));
+    let asking = Options {
+        interactive: true,
+        tools: protocol::spec::Tools {
+            permission_mode: protocol::spec::PermissionMode::Default,
+            ..protocol::spec::Tools::default()
+        },
+        ..Options::default()
+    };
+    let idle = || Say::Until(r#""state":"idle""#);
+    let write = json!({ "tools": [{ "name": "Write", "input": { "file_path": "out.txt", "content": "x" } }] });
+    let agent = json!({ "tools": [{ "name": "Agent", "input": {
+        "description": "look", "subagent_type": "general-purpose", "run_in_background": false,
+        "prompt": script("SUB", &[bash("echo below"), text("Looked.")]),
+    } }] });
+    vec![
+        (
+            "tools",
+            Options::default(),
+            vec![message(1, &[bash("echo hi"), bash("exit 3"), text("Done.")]), idle()],
+        ),
+        (
+            "subagent",
+            Options::default(),
+            vec![message(1, &[agent, text("Done.")]), idle()],
+        ),
+        (
+            "interrupt",
+            Options::default(),
+            vec![
+                message(1, &[bash("sleep 100"), text("Not said.")]),
+                Say::Until("tool_use"),
+                Say::Interrupt,
+                idle(),
+                message(2, &[text("Next.")]),
+                idle(),
+            ],
+        ),
+        (
+            "folded",
+            Options::default(),
+            vec![
+                message(1, &[bash("sleep 1"), text("Done."), text("Done.")]),
+                Say::Until("tool_use"),
+                Say::Message(2, "FOLLOW".into()),
+                idle(),
+            ],
+        ),
+        (
+            "question",
+            asking,
+            vec![
+                message(1, &[write, text("Done.")]),
+                Say::Until("can_use_tool"),
+                Say::Interrupt,
+                idle(),
+            ],
+        ),
+        (
+            "clear",
+            Options::default(),
+            vec![
+                message(1, &[text("One.")]),
+                idle(),
+                Say::Message(2, "/clear".into()),
+                idle(),
+                message(3, &[text("Two.")]),
+                idle(),
+            ],
+        ),
+        (
+            "overloaded",
+            Options::default(),
+            vec![message(1, &[json!({ "error": { "status": 529 } })]), idle()],
+        ),
+        (
+            "background",
+            Options::default(),
+            vec![
+                message(
+                    1,
+                    &[
+                        json!({ "tools": [{ "name": "Bash", "input": { "command": "sleep 1; echo late", "description": "t", "run_in_background": true } }] }),
+                        text("Started."),
+                        text("Heard."),
+                    ],
+                ),
+                Say::Until("task_notification"),
+                idle(),
+            ],
+        ),
+    ]
+}
+
+#[tokio::test]
+#[ignore = "writes the recordings, by the command above"]
+async fn record_the_cli() {
+    assert!(std::env::var_os("RUNNER_RECORD").is_some(), "set RUNNER_RECORD=1");
+    std::fs::create_dir_all(folder()).unwrap();
+    for (name, options, says) in scenarios() {
+        let lines = recorded(&options, says).await;
+        std::fs::write(folder().join(format!("{name}.jsonl")), lines).unwrap();
+    }
+}
+
+async fn recorded(options: &Options, says: Vec<Say>) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let work = dir.path().join("work");
+    std::fs::create_dir_all(&work).unwrap();
+    let model = MockModel::start().await.unwrap();
+    let url = model.url();
+    let cli = xtask::claude_cli().unwrap().display().to_string();
+    let start = Start {
+        cli: &cli,
+        workspace: work.to_str().unwrap(),
+        home: dir.path().to_str().unwrap(),
+        config_dir: dir.path().to_str().unwrap(),
+        options,
+        deltas: false,
+        conversation: Conversation::New(Uuid::from_u128(0xc0)),
+        proxy: url.trim_start_matches("http://").parse().unwrap(),
+        token: &SecretString::from(FAKE_KEY),
+    };
+    let spawn = spawn(&start);
+    let mut child: Child = Command::new(&spawn.argv[0])
+        .args(&spawn.argv[1..])
+        .env_clear()
+        .envs(spawn.env)
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .current_dir(&work)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut kept = String::new();
+    for say in says {
+        match say {
+            Say::Message(n, text) => write(&mut stdin, &wire::user_message(Uuid::from_u128(n), &text)).await,
+            Say::Interrupt => write(&mut stdin, &wire::interrupt("i", false)).await,
+            Say::Until(part) => loop {
+                let line = timeout(DEADLINE, out.next_line())
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .expect("a line");
+                kept += &scrubbed(&line, dir.path());
+                kept.push('\n');
+                if line.contains(part) {
+                    break;
+                }
+            },
+        }
+    }
+    drop(stdin);
+    while let Ok(Some(line)) = timeout(Duration::from_secs(10), out.next_line()).await.unwrap() {
+        kept += &scrubbed(&line, dir.path());
+        kept.push('\n');
+    }
+    kept
+}
+
+async fn write(stdin: &mut ChildStdin, line: &[u8]) {
+    stdin.write_all(line).await.unwrap();
+    stdin.flush().await.unwrap();
+}
+
+/// Without this machine's folders, and without the long lists of a beginning.
+fn scrubbed(line: &str, dir: &Path) -> String {
+    let line = line.replace(dir.to_str().unwrap(), "/scratch");
+    let mut value: Value = serde_json::from_str(&line).unwrap();
+    if value["subtype"] == "init" {
+        for list in ["tools", "slash_commands", "skills", "agents", "plugins", "capabilities"] {
+            if let Some(list) = value[list].as_array_mut() {
+                list.truncate(2);
+            }
+        }
+        value["memory_paths"] = json!({});
+        value["messaging_socket_path"] = json!("");
+        return value.to_string();
+    }
+    line
+}
+
+fn recordings() -> Vec<(String, Vec<u8>)> {
+    let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    let mut recordings: Vec<_> = files
+        .map(|path| {
+            (
+                path.file_stem().unwrap().to_str().unwrap().to_owned(),
+                std::fs::read(&path).unwrap(),
+            )
+        })
+        .collect();
+    recordings.sort();
+    assert_eq!(recordings.len(), scenarios().len());
+    recordings
+}
+
+/// Cuts a stream into pieces of any length, and those into lines.
+fn lines(stream: &[u8], seed: u64) -> Vec<RawLine> {
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let (mut cutter, mut found, mut at) = (Lines::default(), Vec::new(), 0);
+    while at < stream.len() {
+        let end = (at + random.random_range(1..5_000)).min(stream.len());
+        cutter.push(&stream[at..end], |line| found.push(line));
+        at = end;
+    }
+    found.extend(cutter.finish());
+    found
+}
+
+fn events(lines: &[RawLine]) -> Vec<Event> {
+    let event = |line: &RawLine| match line {
+        RawLine::Whole(line) => std::str::from_utf8(line).ok().and_then(wire::event),
+        RawLine::TooLong(_) => None,
+    };
+    lines.iter().filter_map(event).collect()
+}
+
+/// What a recording comes to.
+fn told(name: &str, events: &[Event]) -> String {
+    let now = Instant::now();
+    let (mut turn, mut results, mut taken) = (Turn::default(), Vec::new(), 0);
+    for event in events {
+        turn.observe(event, now);
+        match event {
+            Event::Result(result) => results.push(format!("{:?}", outcome(result, &Witness::default()))),
+            Event::Started(_) => taken += 1,
+            _ => {}
+        }
+    }
+    let over = turn.over_at() == Some(now);
+    format!(
+        "{name}: {}, {taken} messages taken up, over: {over}\n",
+        results.join(", ")
+    )
+}
+
+#[tokio::test]
+async fn every_recording_comes_to_what_happened() {
+    let told: String = recordings()
+        .iter()
+        .map(|(name, stream)| told(name, &events(&lines(stream, 1))))
+        .collect();
+    insta::assert_snapshot!(told, @"
+    background: Succeeded, Succeeded, 1 messages taken up, over: true
+    clear: Succeeded, Succeeded, Succeeded, 3 messages taken up, over: true
+    folded: Succeeded, 2 messages taken up, over: true
+    interrupt: StoppedByUser, Succeeded, 2 messages taken up, over: true
+    overloaded: ModelUnavailable, 1 messages taken up, over: true
+    question: StoppedByUser, 1 messages taken up, over: true
+    subagent: Succeeded, 1 messages taken up, over: true
+    tools: Succeeded, 1 messages taken up, over: true
+    ");
+}
+
+#[tokio::test]
+async fn the_order_of_keys_and_unknown_lines_and_broken_ones_change_nothing() {
+    for (name, stream) in recordings() {
+        let expected = events(&lines(&stream, 2));
+        let mut mutated = Vec::new();
+        for line in stream.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            mutated.extend_from_slice(&reversed(line));
+            mutated.extend_from_slice(b"\nnot JSON {\n\xff\xfe broken\n[1,2]\n");
+        }
+        assert_eq!(events(&lines(&mutated, 3)), expected, "{name}");
+        let mut strange = Vec::new();
+        for line in stream.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            strange.extend_from_slice(line);
+            strange.extend_from_slice(
+                b"\n{\"type\":\"of_tomorrow\",\"message\":7,\"uuid\":null}\n{\"subtype\":\"x\",\"type\":\"system\"}\n",
+            );
+        }
+        let known: Vec<_> = events(&lines(&strange, 4));
+        let known = told(&name, &known);
+        assert_eq!(known, told(&name, &expected));
+    }
+}
+
+/// The same object with its keys the other way round.
+fn reversed(line: &[u8]) -> Vec<u8> {
+    let fields: serde_json::Map<String, Value> = serde_json::from_slice(line).unwrap();
+    let fields: Vec<String> = fields
+        .iter()
+        .rev()
+        .map(|(key, value)| format!("{}:{value}", Value::from(key.as_str())))
+        .collect();
+    format!("{{{}}}", fields.join(",")).into_bytes()
+}
+
+#[tokio::test]
+async fn every_recording_is_kept_as_it_came_and_gives_the_same_spans_again() {
+    for (name, stream) in recordings() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), |_| {}).unwrap();
+        let mut journal = Journal::new(
+            spool,
+            History::default(),
+            Arc::new(Redactor::new([])),
+            None,
+            Transcript::new(Format::Quiet),
+            1,
+        );
+        let started = SessionBody::AttemptStarted {
+            run: 1,
+            pod_uid: String::new(),
+            runner_version: "0".into(),
+        };
+        journal.session(&started).unwrap();
+        let prompt = UserBody {
+            command: "prompt".into(),
+            uuid: Uuid::from_u128(1),
+            text: "MARK".into(),
+        };
+        journal.user(&prompt).unwrap();
+        let lines = lines(&stream, 5);
+        for line in &lines {
+            let RawLine::Whole(line) = line else {
+                panic!("no line is too long")
+            };
+            journal.cli(line).unwrap();
+        }
+        let outcome = Outcome::Succeeded;
+        journal.session(&SessionBody::TurnEnded { turn: 1, outcome }).unwrap();
+        let rounds = journal.history().rounds;
+        let last = journal.end(outcome).unwrap();
+        journal.spool().durable(last).await.unwrap();
+        drop(journal);
+
+        let mut records: Vec<Record> = Vec::new();
+        let mut history = History::default();
+        Spool::open(dir.path(), |record| {
+            history.observe(record);
+            records.push(record.clone());
+        })
+        .unwrap();
+        assert_eq!(history.rounds, rounds, "{name}");
+        let kept: Vec<_> = records.iter().filter(|record| record.kind == Kind::Cli).collect();
+        assert_eq!(kept.len(), lines.len());
+        for (record, line) in kept.iter().zip(&lines) {
+            assert_eq!(&RawLine::Whole(record.body.get().as_bytes().to_vec()), line, "{name}");
+        }
+        let spans = || {
+            let mut spans = Tracer::new("6fa459ea-ee8a-3ca4-894e-db77e160355e", 1, false);
+            for record in &records {
+                spans.record(record);
+            }
+            spans.finish(records.last().unwrap().ts, Some(outcome));
+            format!("{:?}", spans.take_ready())
+        };
+        let (first, again) = (spans(), spans());
+        assert_eq!(first, again, "{name}");
+        assert!(first.contains("agent-session"), "{name}: {first}");
+    }
+}
