@@ -128,6 +128,16 @@ pub mod env {
     pub const VERTEX_REGION: &str = "VERTEX_REGION";
     /// An access token for Vertex AI, instead of a service account's key.
     pub const VERTEX_USER_TOKEN: &str = "VERTEX_USER_TOKEN";
+    /// Key of a Google account for Vertex AI: the JSON itself, or the name of the Secrets' entry that has it.
+    pub const GOOGLE_APPLICATION_CREDENTIALS: &str = "GOOGLE_APPLICATION_CREDENTIALS";
+    /// The CLI's own name for [`VERTEX_ENABLED`].
+    pub const CLAUDE_CODE_USE_VERTEX: &str = "CLAUDE_CODE_USE_VERTEX";
+    /// The CLI's own name for [`VERTEX_PROJECT_ID`].
+    pub const ANTHROPIC_VERTEX_PROJECT_ID: &str = "ANTHROPIC_VERTEX_PROJECT_ID";
+    /// The CLI's own name for [`VERTEX_REGION`].
+    pub const CLOUD_ML_REGION: &str = "CLOUD_ML_REGION";
+    /// Where Vertex AI, or a gateway to it, is, with its version (`https://gateway/v1`); Google's own when absent.
+    pub const ANTHROPIC_VERTEX_BASE_URL: &str = "ANTHROPIC_VERTEX_BASE_URL";
     /// Running time over all attempts of the run, seconds.
     pub const TIMEOUT: &str = "TIMEOUT";
     /// Where the agent's workspace is, as the agent sees it.

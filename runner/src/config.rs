@@ -1,5 +1,6 @@
 //! The environment (in a pod) or the command line (`--local`), checked, in one place.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -15,8 +16,10 @@ use crate::address::Allowed;
 use crate::agent::Place;
 use crate::cli::options::{Options, OptionsError};
 use crate::langfuse::{self, LangfuseConfig};
-use crate::proxy::{Credential, Upstream};
+use crate::proxy::mcp::Around;
+use crate::proxy::{Credential, Upstream, Vertex};
 use crate::redact::Held;
+use crate::secrets::Secrets;
 use crate::transcript::Format;
 use crate::workspace::git::{Credentials, Identity, Repos};
 
@@ -77,6 +80,8 @@ pub struct Config {
     pub limits: LiveLimits,
     /// The model API; absent when there is no credential.
     pub upstream: Option<Upstream>,
+    /// What MCP servers are reached with.
+    pub mcp: Around,
     /// The gateway.
     pub gateway: Option<Gateway>,
     /// Langfuse.
@@ -233,8 +238,13 @@ impl Config {
             limits: Some(path::LIMITS.into()),
             control: path::CONTROL_SOCKET.into(),
         };
+        let secrets = Path::new(path::SECRETS);
+        let upstream = upstream(secrets, var)?;
+        let authorities = upstream.as_ref().and_then(|upstream| upstream.authorities.clone());
         Ok(Self {
+            mcp: Around::in_pod(repos.allowed.clone(), authorities),
             repos,
+            upstream,
             ..session.with(agent, folders, var)
         })
     }
@@ -299,7 +309,10 @@ impl Config {
             state,
             limits: args.limits,
         };
-        Ok(session.with(agent, folders, var))
+        Ok(Self {
+            upstream: upstream(Path::new(""), var)?,
+            ..session.with(agent, folders, var)
+        })
     }
 }
 
@@ -322,7 +335,8 @@ struct Session {
 impl Session {
     fn with(self, agent: AgentConfig, folders: Folders, var: Lookup<'_>) -> Config {
         Config {
-            upstream: upstream(var),
+            upstream: None,
+            mcp: Around::default(),
             gateway: gateway(var),
             langfuse: langfuse(&self, var),
             format: match var(env::LOG_FORMAT).as_deref() {
@@ -439,13 +453,60 @@ fn number<T: std::str::FromStr>(name: &'static str, value: &str) -> Result<T, Co
     })
 }
 
-fn upstream(var: Lookup<'_>) -> Option<Upstream> {
-    let key = var(env::ANTHROPIC_API_KEY).map(|key| Credential::ApiKey(key.into()));
-    let credential = key.or_else(|| var(env::ANTHROPIC_AUTH_TOKEN).map(|token| Credential::Bearer(token.into())))?;
-    let base_url = var(env::ANTHROPIC_BASE_URL).unwrap_or_else(|| PUBLIC_API.to_owned());
-    Some(Upstream {
+/// The model API, from files below `files` and variables; `None`: there is no credential for it.
+fn upstream(files: &Path, var: Lookup<'_>) -> Result<Option<Upstream>, ConfigError> {
+    const OF_THE_MODEL: [&str; 4] = [
+        env::ANTHROPIC_API_KEY,
+        env::ANTHROPIC_AUTH_TOKEN,
+        env::VERTEX_USER_TOKEN,
+        env::GOOGLE_APPLICATION_CREDENTIALS,
+    ];
+    let variables: HashMap<&str, SecretString> = OF_THE_MODEL
+        .into_iter()
+        .filter_map(|name| Some((name, var(name)?.into())))
+        .collect();
+    let secrets = Secrets::new(files.to_owned(), move |name| variables.get(name).cloned());
+    let authorities = secrets.authorities();
+    let vertex = vertex(var)?;
+    let (credential, base_url) = match &vertex {
+        None => (
+            Credential::anthropic(&secrets),
+            var(env::ANTHROPIC_BASE_URL).unwrap_or_else(|| PUBLIC_API.to_owned()),
+        ),
+        Some(vertex) => (
+            Credential::google(&secrets),
+            var(env::ANTHROPIC_VERTEX_BASE_URL).unwrap_or_else(|| vertex.base_url()),
+        ),
+    };
+    Ok(credential.map(|credential| Upstream {
         base_url: base_url.trim_end_matches('/').to_owned(),
         credential,
+        vertex,
+        authorities,
+    }))
+}
+
+/// Project and region of Vertex AI, by our names or the CLI's; `None`: it is not Vertex AI.
+fn vertex(var: Lookup<'_>) -> Result<Option<Vertex>, ConfigError> {
+    let on = |name: &str| var(name).is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"));
+    if !on(env::VERTEX_ENABLED) && !on(env::CLAUDE_CODE_USE_VERTEX) {
+        return Ok(None);
+    }
+    let vertex = Vertex {
+        project: var(env::VERTEX_PROJECT_ID)
+            .or_else(|| var(env::ANTHROPIC_VERTEX_PROJECT_ID))
+            .unwrap_or_default(),
+        region: var(env::VERTEX_REGION)
+            .or_else(|| var(env::CLOUD_ML_REGION))
+            .unwrap_or_else(|| "global".to_owned()),
+    };
+    if vertex.is_plain() {
+        return Ok(Some(vertex));
+    }
+    Err(ConfigError::Invalid {
+        name: "VERTEX_PROJECT_ID and VERTEX_REGION",
+        value: format!("{} and {}", vertex.project, vertex.region),
+        expected: "the id of a Google Cloud project, and a region such as europe-west1",
     })
 }
 
@@ -475,13 +536,14 @@ fn langfuse(session: &Session, var: Lookup<'_>) -> Option<LangfuseConfig> {
 }
 
 /// Variables whose values are credentials.
-const SECRETS: [&str; 6] = [
+const SECRETS: [&str; 7] = [
     env::ANTHROPIC_API_KEY,
     env::ANTHROPIC_AUTH_TOKEN,
     env::LANGFUSE_SECRET_KEY,
-    "GITHUB_TOKEN",
-    "GITLAB_TOKEN",
-    "VERTEX_USER_TOKEN",
+    env::GITHUB_TOKEN,
+    env::GITLAB_TOKEN,
+    env::VERTEX_USER_TOKEN,
+    env::GOOGLE_APPLICATION_CREDENTIALS,
 ];
 
 /// Variables of a pod whose values are no secrets, the agent's task and names among them: what is not named here came from
@@ -598,10 +660,27 @@ mod tests {
         vars.insert(env::ANTHROPIC_BASE_URL, "http://model.example/");
         let upstream = config(&vars).unwrap().upstream.unwrap();
         assert_eq!(upstream.base_url, "http://model.example");
-        let Credential::Bearer(token) = upstream.credential else {
-            panic!("a bearer token")
+        let Credential::Secrets(secrets) = upstream.credential else {
+            panic!("what the Secrets hold")
         };
+        assert!(secrets.value(env::ANTHROPIC_API_KEY).is_none());
+        let token = secrets.value(env::ANTHROPIC_AUTH_TOKEN).unwrap();
         assert_eq!(token.expose_secret(), "fake-token");
+    }
+
+    #[rstest::rstest]
+    #[case::ours([("VERTEX_ENABLED", "true"), ("VERTEX_PROJECT_ID", "p"), ("VERTEX_REGION", "us-east5")])]
+    #[case::the_clis([("CLAUDE_CODE_USE_VERTEX", "1"), ("ANTHROPIC_VERTEX_PROJECT_ID", "p"), ("CLOUD_ML_REGION", "us-east5")])]
+    fn vertex_is_known_by_either_name(#[case] names: [(&'static str, &'static str); 3]) {
+        let mut vars = pod();
+        vars.extend(names);
+        assert!(config(&vars).unwrap().upstream.is_none(), "there is no token yet");
+        vars.insert(env::VERTEX_USER_TOKEN, "fake-token");
+        let upstream = config(&vars).unwrap().upstream.unwrap();
+        assert_eq!(upstream.base_url, "https://us-east5-aiplatform.googleapis.com/v1");
+        assert_eq!(upstream.vertex.unwrap().project, "p");
+        vars.insert(names[1].0, "");
+        assert!(config(&vars).is_err(), "a project is needed");
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::journal::Journal;
 use crate::langfuse::Exporter;
 use crate::limits::Amount;
 use crate::plan::{Plan, messages_again, plan};
+use crate::proxy::mcp::Servers;
 use crate::proxy::{Metered, Proxy, ProxyConfig, ProxyError, Witness};
 use crate::redact::Redactor;
 use crate::report::ReportFile;
@@ -86,7 +87,7 @@ impl From<StateError> for End {
 impl From<ProxyError> for End {
     fn from(error: ProxyError) -> Self {
         let outcome = match &error {
-            ProxyError::BaseUrl(_) | ProxyError::Credential => Outcome::ConfigError,
+            ProxyError::BaseUrl(_) | ProxyError::Credential(_) => Outcome::ConfigError,
             ProxyError::Listen(_) | ProxyError::Client(_) => Outcome::RunnerError,
         };
         Self::new(outcome, chain(&error))
@@ -363,6 +364,8 @@ impl Attempt {
             upstream,
             token: token.clone(),
             prices: config.prices.clone(),
+            mcp: Servers::new(&config.options.tools.mcp_servers, &config.mcp)
+                .map_err(|error| End::new(Outcome::ConfigError, error.to_string()))?,
         };
         let proxy = Proxy::start(proxy, self.meter.clone()).await?;
         let history = self.journal.history();

@@ -20,6 +20,7 @@ pub mod plan;
 pub mod proxy;
 pub mod redact;
 pub mod report;
+pub mod secrets;
 pub mod spool;
 pub mod status;
 pub mod transcript;

@@ -12,6 +12,7 @@ use runner::config::{Config, LocalArgs, held_in_pod};
 use runner::control::client::{self, Word};
 use runner::drain::{DrainConfig, drain};
 use runner::drive::{drive, refuse};
+use runner::secrets::held_in_files;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -115,7 +116,14 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
     } else {
         match Config::from_env(&var) {
             Ok(config) => Config {
-                secrets: held_in_pod(utf8_variables()),
+                secrets: held_in_pod(utf8_variables())
+                    .into_iter()
+                    .chain(
+                        [path::SECRETS, path::MCP_CREDENTIALS]
+                            .into_iter()
+                            .flat_map(|folder| held_in_files(folder.as_ref())),
+                    )
+                    .collect(),
                 ..config
             },
             Err(error) => {

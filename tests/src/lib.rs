@@ -4,5 +4,6 @@ pub mod bench;
 pub mod cli;
 pub mod git;
 pub mod http;
+pub mod mcp;
 pub mod model;
 pub mod traces;

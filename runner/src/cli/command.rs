@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::options::Options;
 use crate::agent::Spawn;
+use crate::proxy::Vertex;
 
 /// How often the CLI itself tries a model call again; what is left fails the attempt, which the operator tries again.
 const MODEL_RETRIES: &str = "4";
@@ -57,6 +58,8 @@ pub struct Start<'a> {
     pub proxy: SocketAddr,
     /// What the proxy wants to see.
     pub token: &'a SecretString,
+    /// The model API is Vertex AI.
+    pub vertex: Option<&'a Vertex>,
 }
 
 /// The process to start.
@@ -169,12 +172,9 @@ fn mcp(start: &Start<'_>, name: &str, server: &McpServer) -> Value {
 }
 
 fn env(start: &Start<'_>) -> Vec<(String, String)> {
-    let proxy = format!("http://{}", start.proxy);
     let mut env = pairs(&[
         ("HOME", start.home),
         ("CLAUDE_CONFIG_DIR", start.config_dir),
-        ("ANTHROPIC_BASE_URL", &proxy),
-        ("ANTHROPIC_API_KEY", start.token.expose_secret()),
         // Without it the CLI calls api.anthropic.com beside the base URL, and shows it the key.
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
         ("CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS", "1"),
@@ -186,6 +186,7 @@ fn env(start: &Start<'_>) -> Vec<(String, String)> {
         ("NO_PROXY", "127.0.0.1"),
         ("no_proxy", "127.0.0.1"),
     ]);
+    env.extend(model_api(start));
     if let Some(tokens) = start.options.max_tokens {
         env.extend(pairs(&[("CLAUDE_CODE_MAX_OUTPUT_TOKENS", &tokens.to_string())]));
     }
@@ -201,6 +202,23 @@ fn env(start: &Start<'_>) -> Vec<(String, String)> {
         env.extend(pairs(&[("CLAUDE_CODE_RESUME_INTERRUPTED_TURN", "1")]));
     }
     env
+}
+
+/// Where the proxy is, and what it wants to see.
+fn model_api(start: &Start<'_>) -> Vec<(String, String)> {
+    let (proxy, token) = (format!("http://{}", start.proxy), start.token.expose_secret());
+    let Some(Vertex { project, region }) = start.vertex else {
+        return pairs(&[("ANTHROPIC_BASE_URL", &proxy), ("ANTHROPIC_API_KEY", token)]);
+    };
+    pairs(&[
+        ("CLAUDE_CODE_USE_VERTEX", "1"),
+        // The CLI has no Google credential, and needs none.
+        ("CLAUDE_CODE_SKIP_VERTEX_AUTH", "1"),
+        ("ANTHROPIC_VERTEX_BASE_URL", &format!("{proxy}/v1")),
+        ("ANTHROPIC_VERTEX_PROJECT_ID", project),
+        ("CLOUD_ML_REGION", region),
+        ("ANTHROPIC_CUSTOM_HEADERS", &format!("x-api-key: {token}")),
+    ])
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -225,6 +243,7 @@ mod tests {
             conversation,
             proxy: SocketAddr::from(([127, 0, 0, 1], 4711)),
             token,
+            vertex: None,
         }
     }
 

@@ -166,6 +166,7 @@ impl<'a> Converse<'a> {
             conversation,
             proxy: proxy.unwrap_or_else(|| std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
             token,
+            vertex: config.upstream.as_ref().and_then(|upstream| upstream.vertex.as_ref()),
         });
         let started = SessionBody::CliStarted {
             cli_session_id: conversation.id(),

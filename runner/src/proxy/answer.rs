@@ -9,11 +9,16 @@ pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// An error as the model API words it, so that the CLI understands it.
 pub fn error(status: StatusCode, message: &str) -> Response<Body> {
+    whole(status, "application/json", text(status, message))
+}
+
+/// The body of an error.
+pub fn text(status: StatusCode, message: &str) -> Bytes {
     let body = serde_json::json!({
         "type": "error",
         "error": { "type": kind(status), "message": message },
     });
-    whole(status, "application/json", Bytes::from(body.to_string()))
+    Bytes::from(body.to_string())
 }
 
 /// A response that is complete.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Url, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Url, redirect};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -11,15 +11,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// `HTTPS_PROXY` and its kin hold, except towards loopback.
 pub fn http_client(base: &Url) -> reqwest::Result<Client> {
-    // One crypto provider in the process; an error means that it is set already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut client = Client::builder()
-        .redirect(redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .no_gzip()
-        .referer(false)
-        .user_agent(concat!("agentic-runner/", env!("CARGO_PKG_VERSION")));
+    client_with(base, None)
+}
+
+/// The same, which takes certificates of these authorities (PEM) too.
+pub fn client_with(base: &Url, authorities: Option<&[u8]>) -> reqwest::Result<Client> {
+    let mut client = plain();
+    if let Some(pem) = authorities {
+        client = client.tls_certs_merge(Certificate::from_pem_bundle(pem)?);
+    }
     if base.scheme() == "http" {
         // Without redirects TLS is never needed: reading the system's certificates is saved.
         client = client.tls_certs_only([]);
@@ -28,6 +28,19 @@ pub fn http_client(base: &Url) -> reqwest::Result<Client> {
         client = client.no_proxy();
     }
     client.build()
+}
+
+/// What all our clients have in common.
+pub fn plain() -> ClientBuilder {
+    // One crypto provider in the process; an error means that it is set already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .no_gzip()
+        .referer(false)
+        .user_agent(concat!("agentic-runner/", env!("CARGO_PKG_VERSION")))
 }
 
 /// A base URL that can be extended by a path: http or https, with a host, without query.
@@ -40,7 +53,7 @@ pub fn base_url(text: &str) -> Option<Url> {
     Some(url)
 }
 
-fn is_loopback(url: &Url) -> bool {
+pub fn is_loopback(url: &Url) -> bool {
     url.host_str().is_some_and(|host| {
         host == "localhost"
             || host

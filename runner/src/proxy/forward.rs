@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
@@ -17,9 +17,11 @@ use super::{
     Credential, Metered,
     answer::{self, Body},
     asked::Asked,
+    credential::{Authorization, CredentialError},
     headers,
+    mcp::{Server, Servers},
     meter::Meter,
-    route::{Route, route},
+    route::{Route, Vertex, mcp, route},
     stream,
     witness::{Refusal, Seen, retry_after},
 };
@@ -39,8 +41,8 @@ pub struct Shared {
     pub client: reqwest::Client,
     pub base_url: String,
     pub credential: Credential,
-    /// The credential as a header, marked sensitive.
-    pub authorization: (HeaderName, HeaderValue),
+    pub vertex: Option<Vertex>,
+    pub mcp: Servers,
     pub token: SecretString,
     pub events: mpsc::Sender<Metered>,
     pub seen: Seen,
@@ -53,17 +55,6 @@ pub struct Shared {
     pub calls: TaskTracker,
 }
 
-/// The header that a credential is sent in; `None`: it has bytes that no header can carry.
-pub fn authorization(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {
-    let (name, text) = match credential {
-        Credential::ApiKey(key) => (HeaderName::from_static("x-api-key"), key.expose_secret().to_owned()),
-        Credential::Bearer(token) => (header::AUTHORIZATION, format!("Bearer {}", token.expose_secret())),
-    };
-    let mut value = HeaderValue::from_str(&text).ok()?;
-    value.set_sensitive(true);
-    Some((name, value))
-}
-
 /// Answers one request of the agent.
 pub async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
     if !shared.knows(request.headers()) {
@@ -72,7 +63,10 @@ pub async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Response
             "this proxy takes the token of its own session only",
         );
     }
-    let Some(route) = route(request.method(), request.uri().path()) else {
+    if let Some(name) = mcp(request.uri().path()) {
+        return tools(&shared, shared.mcp.get(name), request).await;
+    }
+    let Some((route, model)) = shared.route(request.method(), request.uri().path()) else {
         return answer::error(
             StatusCode::NOT_FOUND,
             "only model calls, token counts and model names are forwarded to the model API",
@@ -86,10 +80,13 @@ pub async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Response
         Ok(read) => read,
         Err(response) => return response,
     };
-    let asked = match (route == Route::Messages).then(|| Asked::read(&body)).transpose() {
+    let mut asked = match (route == Route::Messages).then(|| Asked::read(&body)).transpose() {
         Ok(asked) => asked,
         Err(refused) => return answer::error(StatusCode::BAD_REQUEST, &refused.to_string()),
     };
+    if let (Some(asked), Some(model)) = (&mut asked, model) {
+        asked.model = model;
+    }
     let Ok(outgoing) = shared.outgoing(&parts, body) else {
         return answer::error(StatusCode::BAD_REQUEST, "the request's path and query are no URL");
     };
@@ -151,10 +148,15 @@ impl Shared {
 
     fn outgoing(&self, parts: &Parts, body: Bytes) -> reqwest::Result<reqwest::Request> {
         let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        let url = format!("{}{}{query}", self.base_url, parts.uri.path());
-        let mut headers = headers::to_upstream(&parts.headers);
-        let (name, value) = self.authorization.clone();
-        headers.insert(name, value);
+        let path = parts.uri.path();
+        // Vertex' base URLs have their version, as those that the CLI knows.
+        let path = self
+            .vertex
+            .as_ref()
+            .and_then(|_| path.strip_prefix("/v1"))
+            .unwrap_or(path);
+        let url = format!("{}{path}{query}", self.base_url);
+        let headers = headers::to_upstream(&parts.headers);
         self.client
             .request(parts.method.clone(), url)
             .headers(headers)
@@ -162,30 +164,109 @@ impl Shared {
             .build()
     }
 
-    /// The credential itself, so that an answer that repeats it can be told.
-    pub fn secret(&self) -> &str {
-        match &self.credential {
-            Credential::ApiKey(secret) | Credential::Bearer(secret) => secret.expose_secret(),
+    fn route(&self, method: &http::Method, path: &str) -> Option<(Route, Option<String>)> {
+        match &self.vertex {
+            None => route(method, path).map(|route| (route, None)),
+            Some(vertex) => vertex
+                .route(method, path)
+                .map(|(route, model)| (route, Some(model.to_owned()))),
         }
+    }
+
+    /// Sends a request with the credential as it is now; once more with another one, if the API refuses it and there is
+    /// another one by now.
+    async fn execute(&self, request: reqwest::Request) -> Result<(reqwest::Response, Authorization), Failed> {
+        let used = self
+            .credential
+            .current(&self.client)
+            .await
+            .map_err(Failed::Credential)?;
+        // A body that is in memory can always be sent again.
+        let again = request.try_clone();
+        let response = self.client.execute(with(request, &used)).await.map_err(Failed::Send)?;
+        let refused = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        let (true, Some(again)) = (refused, again) else {
+            return Ok((response, used));
+        };
+        match self.credential.renewed(&self.client, &used).await {
+            None => Ok((response, used)),
+            Some(renewed) => {
+                let response = self.client.execute(with(again, &renewed)).await.map_err(Failed::Send)?;
+                Ok((response, renewed))
+            }
+        }
+    }
+
+    /// Answers for a request that got no answer.
+    fn unanswered(&self, failed: &Failed) -> Response<Body> {
+        match failed {
+            Failed::Send(error) => {
+                self.seen.unreachable();
+                unreachable(error)
+            }
+            Failed::Credential(error) if error.is_transient() => {
+                self.seen.unreachable();
+                answer::error(StatusCode::BAD_GATEWAY, &error.to_string())
+            }
+            Failed::Credential(error) => {
+                tracing::error!(%error, "there is no credential for the model API");
+                let (status, body) = (
+                    StatusCode::UNAUTHORIZED,
+                    answer::text(StatusCode::UNAUTHORIZED, &error.to_string()),
+                );
+                self.seen.refused(Refusal {
+                    status,
+                    body: body.clone(),
+                });
+                answer::whole(status, "application/json", body)
+            }
+        }
+    }
+}
+
+/// Why a request got no answer.
+enum Failed {
+    Credential(CredentialError),
+    Send(reqwest::Error),
+}
+
+fn with(mut request: reqwest::Request, authorization: &Authorization) -> reqwest::Request {
+    request
+        .headers_mut()
+        .insert(authorization.name.clone(), authorization.value.clone());
+    request
+}
+
+/// What the agent asks of an MCP server.
+async fn tools(shared: &Shared, server: Option<Arc<Server>>, request: Request<Incoming>) -> Response<Body> {
+    let Some(server) = server else {
+        return answer::error(StatusCode::NOT_FOUND, "the session names no MCP server like that");
+    };
+    let (parts, body) = request.into_parts();
+    match shared.read(&parts.headers, body).await {
+        Ok((body, _room)) => {
+            server
+                .call(&parts.method, &parts.headers, body, shared.cut.clone())
+                .await
+        }
+        Err(response) => response,
     }
 }
 
 /// A request that costs nothing.
 async fn plain(shared: &Shared, outgoing: reqwest::Request) -> Response<Body> {
     let answered = async {
-        match shared.client.execute(outgoing).await {
-            Err(error) => unreachable(&error),
-            Ok(response) if response.status().is_success() => {
-                let (status, headers) = (
-                    response.status(),
-                    headers::to_agent(response.headers(), shared.secret()),
-                );
+        match shared.execute(outgoing).await {
+            Err(Failed::Send(error)) => unreachable(&error),
+            Err(failed) => shared.unanswered(&failed),
+            Ok((response, used)) if response.status().is_success() => {
+                let (status, headers) = (response.status(), headers::to_agent(response.headers(), used.secret()));
                 match bounded(response, MAX_RESPONSE).await {
                     Ok(body) => with_headers(status, headers, answer::full(body)),
                     Err(error) => unreachable(&error),
                 }
             }
-            Ok(response) => failed(shared, Route::CountTokens, response).await,
+            Ok(answered) => failed(shared, Route::CountTokens, answered).await,
         }
     };
     shared
@@ -236,21 +317,20 @@ async fn drive(
         biased;
         () = shared.cut.cancelled() => None,
         () = head.closed() => None,
-        answered = shared.client.execute(outgoing) => Some(answered),
+        answered = shared.execute(outgoing) => Some(answered),
     };
     drop(room);
     match answered {
         // Given up before an answer: the API may have read the prompt all the same.
         None => permit.charge = asked.prompt(&shared.prices),
-        Some(Err(error)) => {
-            shared.seen.unreachable();
-            let _ = head.send(unreachable(&error));
+        Some(Err(failed)) => {
+            let _ = head.send(shared.unanswered(&failed));
         }
-        Some(Ok(response)) if !response.status().is_success() => {
-            let answer = failed(&shared, Route::Messages, response).await;
+        Some(Ok(answered)) if !answered.0.status().is_success() => {
+            let answer = failed(&shared, Route::Messages, answered).await;
             let _ = head.send(answer);
         }
-        Some(Ok(response)) => {
+        Some(Ok((response, used))) => {
             shared.seen.answered(response.status().as_u16(), None);
             // What it costs at least, until the response tells.
             permit.charge = asked.prompt(&shared.prices);
@@ -260,9 +340,9 @@ async fn drive(
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
             if streamed {
-                stream::pass(&shared, response, meter, permit, head).await;
+                stream::pass(&shared, (response, used), meter, permit, head).await;
             } else {
-                whole(&shared, response, meter, permit, head).await;
+                whole(&shared, (response, used), meter, permit, head).await;
             }
         }
     }
@@ -271,15 +351,12 @@ async fn drive(
 /// A model response that is not streamed: it is metered before any of it reaches the agent.
 async fn whole(
     shared: &Shared,
-    response: reqwest::Response,
+    (response, used): (reqwest::Response, Authorization),
     mut meter: Meter,
     mut permit: Permit,
     head: oneshot::Sender<Response<Body>>,
 ) {
-    let (status, headers) = (
-        response.status(),
-        headers::to_agent(response.headers(), shared.secret()),
-    );
+    let (status, headers) = (response.status(), headers::to_agent(response.headers(), used.secret()));
     let encoded = stream::encoding(response.headers());
     let body = shared.cut.run_until_cancelled(bounded(response, MAX_RESPONSE)).await;
     if let Some(Ok(body)) = &body {
@@ -303,7 +380,7 @@ async fn whole(
 }
 
 /// The API's refusal of a request, passed on with its own words but for the credential.
-async fn failed(shared: &Shared, route: Route, response: reqwest::Response) -> Response<Body> {
+async fn failed(shared: &Shared, route: Route, (response, used): (reqwest::Response, Authorization)) -> Response<Body> {
     let status = response.status();
     if status.is_redirection() {
         shared.seen.unreachable();
@@ -312,10 +389,10 @@ async fn failed(shared: &Shared, route: Route, response: reqwest::Response) -> R
             "the model API answered with a redirect; set ANTHROPIC_BASE_URL to where it leads",
         );
     }
-    let headers = headers::to_agent(response.headers(), shared.secret());
+    let headers = headers::to_agent(response.headers(), used.secret());
     let wait = retry_after(response.headers(), Timestamp::now());
     let body = shared.cut.run_until_cancelled(bounded(response, MAX_ERROR)).await;
-    let body = without(body.and_then(Result::ok).unwrap_or_default(), shared.secret());
+    let body = used.taken_out_of(body.and_then(Result::ok).unwrap_or_default());
     // A gateway may forbid one of the other paths; that says nothing of model calls.
     if status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && route == Route::Messages) {
         shared.seen.refused(Refusal {
@@ -349,14 +426,6 @@ async fn bounded(mut response: reqwest::Response, limit: usize) -> reqwest::Resu
         }
     }
     Ok(body.into())
-}
-
-/// A text with the credential replaced, should a gateway repeat it.
-fn without(body: Bytes, secret: &str) -> Bytes {
-    match std::str::from_utf8(&body) {
-        Ok(text) if !secret.is_empty() && text.contains(secret) => Bytes::from(text.replace(secret, "[redacted]")),
-        _ => body,
-    }
 }
 
 /// A response with the API's own headers.

@@ -7,8 +7,11 @@
 mod answer;
 mod asked;
 mod client;
+mod credential;
 mod forward;
+mod google;
 mod headers;
+pub mod mcp;
 mod meter;
 mod route;
 mod server;
@@ -28,8 +31,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::{client::http_client, witness::Witness};
-use self::{forward::Shared, witness::Seen};
+pub use self::{
+    client::http_client,
+    credential::{Credential, CredentialError},
+    route::Vertex,
+    witness::Witness,
+};
+use self::{forward::Shared, mcp::Servers, witness::Seen};
 use crate::limits::{Amount, Gate, Ledger, Limits};
 
 /// The model API and its credential.
@@ -39,15 +47,10 @@ pub struct Upstream {
     pub base_url: String,
     /// What it is reached with.
     pub credential: Credential,
-}
-
-/// A credential of the model API.
-#[derive(Clone)]
-pub enum Credential {
-    /// Sent as `x-api-key`.
-    ApiKey(SecretString),
-    /// Sent as `Authorization: Bearer`.
-    Bearer(SecretString),
+    /// It is Vertex AI: other paths, which name the model.
+    pub vertex: Option<Vertex>,
+    /// Certificates of authorities beside the public ones, PEM.
+    pub authorities: Option<Vec<u8>>,
 }
 
 /// What a proxy needs to know.
@@ -58,6 +61,8 @@ pub struct ProxyConfig {
     pub token: SecretString,
     /// The prices that hold.
     pub prices: Prices,
+    /// MCP servers that are reached by http.
+    pub mcp: Servers,
 }
 
 /// One metered response, told when it opens (`body.open`) and when it ends.
@@ -83,11 +88,9 @@ pub enum ProxyError {
     /// The HTTP client cannot be made, for want of root certificates for instance.
     #[error("failed to make an HTTP client for the model API")]
     Client(#[source] reqwest::Error),
-    /// The credential cannot stand in a header.
-    #[error(
-        "failed to use the model API's credential: it has characters that a header cannot carry, such as a line break"
-    )]
-    Credential,
+    /// The credential cannot be used.
+    #[error(transparent)]
+    Credential(CredentialError),
 }
 
 /// A running proxy. Dropping it ends it.
@@ -104,14 +107,22 @@ impl Proxy {
             upstream,
             token,
             prices,
+            mcp,
         } = config;
         let base =
             client::base_url(&upstream.base_url).ok_or_else(|| ProxyError::BaseUrl(upstream.base_url.clone()))?;
+        let client = client::client_with(&base, upstream.authorities.as_deref()).map_err(ProxyError::Client)?;
+        upstream
+            .credential
+            .check(&client)
+            .await
+            .map_err(ProxyError::Credential)?;
         let shared = Arc::new(Shared {
-            client: http_client(&base).map_err(ProxyError::Client)?,
+            client,
             base_url: base.as_str().trim_end_matches('/').to_owned(),
-            authorization: forward::authorization(&upstream.credential).ok_or(ProxyError::Credential)?,
             credential: upstream.credential,
+            vertex: upstream.vertex,
+            mcp,
             token,
             events,
             seen: Seen::default(),

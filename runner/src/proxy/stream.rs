@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Metered,
     answer::{self, Body},
+    credential::Authorization,
     forward::{self, Shared},
     headers,
     meter::{Meter, Step},
@@ -112,7 +113,7 @@ enum End {
 /// Passes the answer on until either side ends it; the closing record is told in every case.
 pub async fn pass(
     shared: &Shared,
-    mut response: reqwest::Response,
+    (mut response, used): (reqwest::Response, Authorization),
     meter: Meter,
     permit: Permit,
     head: oneshot::Sender<Response<Body>>,
@@ -124,7 +125,7 @@ pub async fn pass(
     };
     let (pieces, received) = mpsc::channel(PIECES);
     let complete = Arc::new(AtomicBool::new(false));
-    let headers = headers::to_agent(response.headers(), shared.secret());
+    let headers = headers::to_agent(response.headers(), used.secret());
     let answer = forward::with_headers(response.status(), headers, body(received, Arc::clone(&complete)));
     let mut pump = Pump {
         shared,

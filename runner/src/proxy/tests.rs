@@ -22,6 +22,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use super::*;
 
+mod credentials;
+
 const TOKEN: &str = "per-run-token";
 const KEY: &str = "sk-ant-fake-upstream";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -99,16 +101,50 @@ impl Rig {
         rig
     }
 
+    /// Towards an API that answers with the status that a request's credential has.
+    async fn guarded(guard: fn(&str) -> u16, credential: Credential, vertex: Option<Vertex>) -> Self {
+        let asked = Asked::default();
+        let seen = Arc::clone(&asked);
+        let app = Router::new().fallback(move |request: Request| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let headers = request.headers().clone();
+                let shown = headers.get("x-api-key").or_else(|| headers.get("authorization"));
+                let status = guard(shown.map(|shown| shown.to_str().unwrap()).unwrap_or_default());
+                seen.lock()
+                    .unwrap()
+                    .push((format!("{} {}", request.method(), request.uri()), headers));
+                match status {
+                    200 => fine(),
+                    status => (StatusCode::from_u16(status).unwrap(), "no").into_response(),
+                }
+            }
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base_url = format!("http://{}/base", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let mut rig = Self::with(base_url, credential, vertex).await;
+        rig.asked = asked;
+        rig
+    }
+
     async fn towards(base_url: String) -> Self {
+        Self::with(base_url, Credential::ApiKey(KEY.into()), None).await
+    }
+
+    async fn with(base_url: String, credential: Credential, vertex: Option<Vertex>) -> Self {
         let (sender, events) = mpsc::channel(16);
         let upstream = Upstream {
             base_url,
-            credential: Credential::ApiKey(KEY.into()),
+            credential,
+            vertex,
+            authorities: None,
         };
         let config = ProxyConfig {
             upstream,
             token: TOKEN.into(),
             prices: Prices::default(),
+            mcp: Servers::default(),
         };
         Self {
             proxy: Proxy::start(config, sender).await.unwrap(),
@@ -234,13 +270,14 @@ async fn the_api_sees_the_real_key_and_never_the_agents() {
 
 #[tokio::test]
 async fn a_bearer_credential_is_sent_as_one() {
-    let (name, value) = forward::authorization(&Credential::Bearer("fake-bearer".into())).unwrap();
+    let used = credential::Authorization::bearer("fake-bearer".into()).unwrap();
+    let (name, value) = (used.name, used.value);
     assert_eq!(
         (name.as_str(), value.to_str().unwrap()),
         ("authorization", "Bearer fake-bearer")
     );
     assert!(!format!("{value:?}").contains("fake"));
-    assert!(forward::authorization(&Credential::ApiKey("two\nlines".into())).is_none());
+    assert!(credential::Authorization::key("two\nlines".into()).is_err());
 }
 
 #[rstest]
@@ -555,9 +592,12 @@ async fn a_base_url_that_is_none_is_refused_by_name() {
         upstream: Upstream {
             base_url: "api.example.com".into(),
             credential: Credential::ApiKey(KEY.into()),
+            vertex: None,
+            authorities: None,
         },
         token: TOKEN.into(),
         prices: Prices::default(),
+        mcp: Servers::default(),
     };
     let error = Proxy::start(config, mpsc::channel(1).0).await.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("ANTHROPIC_BASE_URL \"api.example.com\""));

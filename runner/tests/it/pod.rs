@@ -55,7 +55,10 @@ pub fn config(session: &Session, prompt: &str) -> Config {
         upstream: Some(Upstream {
             base_url: session.model.url(),
             credential: Credential::ApiKey(FAKE_KEY.into()),
+            vertex: None,
+            authorities: None,
         }),
+        mcp: runner::proxy::mcp::Around::default(),
         gateway: None,
         langfuse: None,
         agent: AgentConfig {

@@ -190,7 +190,8 @@ pub fn git(path: &Path, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }
 
-fn tls(address: SocketAddr) -> Result<(TlsAcceptor, String)> {
+/// A certificate for this address and `localhost`, and what takes connections by it.
+pub(crate) fn tls(address: SocketAddr) -> Result<(TlsAcceptor, String)> {
     let mut params = CertificateParams::new(vec!["localhost".to_owned(), "git".to_owned()])?;
     params.subject_alt_names.push(SanType::IpAddress(address.ip()));
     let key = KeyPair::generate()?;

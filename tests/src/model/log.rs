@@ -66,7 +66,8 @@ impl Logged {
 
     /// Whether it asks the model for a message.
     pub fn asks_for_message(&self) -> bool {
-        self.method == "POST" && self.path.ends_with("/messages")
+        let vertex = self.path.ends_with("awPredict") && !self.path.contains("count-tokens");
+        self.method == "POST" && (self.path.ends_with("/messages") || vertex)
     }
 }
 

@@ -88,6 +88,10 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))
+        .route(
+            "/v1/projects/{project}/locations/{region}/publishers/anthropic/models/{call}",
+            post(vertex),
+        )
         .route("/__mock/requests", get(requests))
         .route("/__mock/reset", post(reset))
         .route("/__mock/release/{name}", post(release))
@@ -164,11 +168,45 @@ async fn messages(
         Ok(body) => body,
         Err(refusal) => return exchange.refuse(refusal),
     };
-    // Where the path names the model, as on Vertex, it goes in here instead.
     let model = body["model"].as_str().map(str::to_owned);
     let streamed = body["stream"] == true;
     match refuse::check_body(&body, model.as_deref()).and_then(|()| exchange.step(&body)) {
         Ok((step, key)) => exchange.play(step, &key, model.unwrap_or_default(), streamed).await,
+        Err(refusal) => exchange.refuse(refusal),
+    }
+}
+
+/// A call as Vertex AI takes it: the path names the model, the body the version.
+async fn vertex(
+    State(shared): State<Arc<Shared>>,
+    Path((_, _, call)): Path<(String, String, String)>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let exchange = Exchange::begin(&shared, &method, &uri, &headers, &body);
+    if headers.contains_key("x-api-key") {
+        return exchange.refuse(Refusal::bad_request("Vertex AI takes bearer tokens"));
+    }
+    if let Err(refusal) = refuse::check_key(&headers, &shared.keys) {
+        return exchange.refuse(refusal);
+    }
+    let (Some((model, verb)), Ok(mut body)) = (call.rsplit_once(':'), serde_json::from_slice::<Value>(&body)) else {
+        return exchange.refuse(Refusal::bad_request("Vertex AI cannot read this"));
+    };
+    if model == "count-tokens" {
+        return exchange.answer(Json(json!({ "input_tokens": 1 })));
+    }
+    let version = body.as_object_mut().and_then(|body| body.remove("anthropic_version"));
+    if version != Some("vertex-2023-10-16".into()) || body.get("model").is_some() {
+        return exchange.refuse(Refusal::bad_request(
+            "anthropic_version: Field required; model: not permitted",
+        ));
+    }
+    let model = model.split('@').next().unwrap_or_default().to_owned();
+    match refuse::check_body(&body, Some(&model)).and_then(|()| exchange.step(&body)) {
+        Ok((step, key)) => exchange.play(step, &key, model, verb == "streamRawPredict").await,
         Err(refusal) => exchange.refuse(refusal),
     }
 }

@@ -4,24 +4,20 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use base64::Engine as _;
-use protocol::names::{RUNNER_SECRETS, env};
+use protocol::names::env;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::GitError;
+use crate::secrets::Secrets;
 
 /// Key of a Secret of the type `kubernetes.io/ssh-auth`.
 const SSH_KEY: &str = "ssh-privatekey";
 /// Key of a Secret with the hosts' own keys; without it the first one seen is kept.
 const KNOWN_HOSTS: &str = "known_hosts";
-/// Key of a Secret with certificates of authorities beside the public ones.
-const CA: &str = "ca.crt";
 /// Where the public authorities are on Debian and its like.
 const PUBLIC_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
-/// Largest file of a Secret that is read.
-const MAX_FILE: u64 = 1 << 20;
 
 /// A token's variable, the variable with the hosts that it is for, the host without that, and the user to give it with.
 const TOKENS: [(&str, &str, &str, &str); 2] = [
@@ -29,17 +25,12 @@ const TOKENS: [(&str, &str, &str, &str); 2] = [
     (env::GITLAB_TOKEN, env::GITLAB_HOST, "gitlab.com", "oauth2"),
 ];
 
-/// Looks a variable of the runner up.
-type Variables = Arc<dyn Fn(&str) -> Option<SecretString> + Send + Sync>;
-
 /// Where credentials are.
 #[derive(Clone)]
 pub struct Credentials {
-    /// Files of the runner's Secrets, one folder a Secret.
-    secrets: PathBuf,
+    secrets: Secrets,
     /// The runner's private folder.
     private: PathBuf,
-    variables: Variables,
 }
 
 impl Default for Credentials {
@@ -56,9 +47,8 @@ impl Credentials {
         variables: impl Fn(&str) -> Option<SecretString> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            secrets,
+            secrets: Secrets::new(secrets, variables),
             private,
-            variables: Arc::new(variables),
         }
     }
 
@@ -84,7 +74,9 @@ impl Credentials {
 
     /// A file with all authorities, when there are others than the public ones.
     pub(super) fn authorities(&self) -> Result<Option<PathBuf>, GitError> {
-        let Some(own) = self.file(CA) else { return Ok(None) };
+        let Some(own) = self.secrets.authorities() else {
+            return Ok(None);
+        };
         let mut all = fs::read(PUBLIC_CA).unwrap_or_default();
         all.push(b'\n');
         all.extend(own);
@@ -96,7 +88,7 @@ impl Credentials {
     /// What ssh is told of keys; the files are in the private folder.
     pub(super) fn ssh(&self) -> Result<Vec<String>, GitError> {
         let mut options = Vec::new();
-        if let Some(mut key) = self.file(SSH_KEY) {
+        if let Some(mut key) = self.secrets.file(SSH_KEY) {
             // ssh refuses a key without it, and editors forget it.
             if !key.ends_with(b"\n") {
                 key.push(b'\n');
@@ -106,7 +98,7 @@ impl Credentials {
             options.push(format!("IdentityFile={}", path.display()));
         }
         let path = self.private.join("git-known-hosts");
-        if let Some(hosts) = self.file(KNOWN_HOSTS) {
+        if let Some(hosts) = self.secrets.file(KNOWN_HOSTS) {
             written(&path, &hosts).map_err(GitError::io("write", &path))?;
             options.push("StrictHostKeyChecking=yes".to_owned());
         } else {
@@ -117,29 +109,7 @@ impl Credentials {
     }
 
     fn value(&self, name: &str) -> Option<SecretString> {
-        let from_file = self.file(name).and_then(|bytes| String::from_utf8(bytes).ok());
-        let from_file = from_file.map(|text| SecretString::from(text.trim()));
-        from_file
-            .or_else(|| (self.variables)(name))
-            .filter(|value| !value.expose_secret().is_empty())
-    }
-
-    /// The first Secret's that has it.
-    fn file(&self, key: &str) -> Option<Vec<u8>> {
-        let built_in = RUNNER_SECRETS.iter().map(|name| self.secrets.join(name));
-        let mut others: Vec<PathBuf> = fs::read_dir(&self.secrets)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .collect();
-        others.sort();
-        built_in.chain(others).find_map(|folder| {
-            let file = File::open(folder.join(key)).ok()?;
-            let mut bytes = Vec::new();
-            io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE), &mut bytes).ok()?;
-            Some(bytes)
-        })
+        self.secrets.value(name)
     }
 }
 
@@ -160,6 +130,8 @@ fn written(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::names::RUNNER_SECRETS;
+
     use super::*;
 
     fn header(credentials: &Credentials, host: &str, port: u16) -> Option<String> {
