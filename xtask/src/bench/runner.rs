@@ -136,7 +136,7 @@ fn stream(bench: &Bench) -> Result<String> {
 }
 
 fn long_line(bench: &Bench) -> Result<String> {
-    let mut said = String::from("A line of 1.35 MB:");
+    let mut said = vec!["A line of 1.35 MB:".to_owned()];
     for peer in [Peer::Runner, Peer::Sdk] {
         let sample = measure(|home| bench.fake(peer, home, &format!("long:{LONG}")), DEADLINE)?;
         let outcome = match sample.code {
@@ -146,9 +146,9 @@ fn long_line(bench: &Bench) -> Result<String> {
                 complaint(&sample.stderr).chars().take(110).collect::<String>()
             ),
         };
-        said += &format!(" {}: {outcome}.", peer.name());
+        said.push(format!("{}: {outcome}.", peer.name()));
     }
-    Ok(said + "\n\n")
+    Ok(said.join(" ") + "\n\n")
 }
 
 /// What the proxy adds until the first token of an answer.
