@@ -1,6 +1,4 @@
 //! The model, what it may use up, and what follows failures.
-#![expect(clippy::struct_field_names, reason = "the names of the resource")]
-
 #![expect(
     clippy::struct_field_names,
     reason = "maxTurns, maxCostUSD and maxTokens are the words of the API"

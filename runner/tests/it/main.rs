@@ -7,6 +7,7 @@
     reason = "a helper that fails fails its test"
 )]
 
+mod backends;
 mod budget;
 mod commands;
 mod common;
