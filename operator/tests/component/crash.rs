@@ -16,9 +16,9 @@ use std::{
 use crds::{AgenticSessionStatus, Phase};
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use http::{Method, Request, Response, StatusCode};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
-    Client, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams},
     client::{Body, ClientBuilder},
 };
@@ -138,9 +138,11 @@ enum Life {
     StartsAgain,
     Drains,
     IsKept,
+    Expires,
+    Waits,
 }
 
-const LIVES: [Life; 7] = [
+const LIVES: [Life; 9] = [
     Life::Completes,
     Life::Fails,
     Life::Resumes,
@@ -148,6 +150,8 @@ const LIVES: [Life; 7] = [
     Life::StartsAgain,
     Life::Drains,
     Life::IsKept,
+    Life::Expires,
+    Life::Waits,
 ];
 
 fn timing(life: Life) -> TimingSettings {
@@ -224,11 +228,37 @@ async fn live(life: Life, namespace: &str, at: Option<(usize, Fault)>) -> (usize
 
 /// From creation to the end; every wait is for what the status says, so that the operator has seen each step.
 async fn script(world: &World, life: Life) -> AgenticSessionStatus {
-    world.create("poem", json!({"prompt": "write a poem"})).await;
+    let ode = if life == Life::Waits {
+        Some(occupied(world).await)
+    } else {
+        None
+    };
+    let ttl = if life == Life::Expires { json!(1) } else { json!(null) };
+    world
+        .create(
+            "poem",
+            json!({"prompt": "write a poem", "ttlSecondsAfterFinished": ttl}),
+        )
+        .await;
+    if let Some(ode) = ode {
+        world
+            .status_when("poem", |s| s.reason.as_deref() == Some("Queued"))
+            .await;
+        world.end(&ode, 3, Some(&report(Outcome::Succeeded, 1))).await;
+    }
     let first = running(world, 1).await;
     let done = |run: u32| move |s: &AgenticSessionStatus| s.phase == Phase::Completed && s.run == Some(run);
     match life {
-        Life::Completes | Life::IsKept => {
+        Life::Expires => {
+            world.end(&first, 4, Some(&report(Outcome::Succeeded, 1))).await;
+            until("the session to go", async || {
+                let session = world.sessions().get_opt("poem").await.unwrap();
+                session.is_none().then_some(())
+            })
+            .await;
+            AgenticSessionStatus::default()
+        }
+        Life::Completes | Life::IsKept | Life::Waits => {
             world.end(&first, 4, Some(&report(Outcome::Succeeded, 1))).await;
             world.status_when("poem", done(1)).await
         }
@@ -279,6 +309,16 @@ async fn script(world: &World, life: Life) -> AgenticSessionStatus {
     }
 }
 
+/// A namespace with one place, which another session has.
+async fn occupied(world: &World) -> Pod {
+    world.settle(json!({"maxConcurrentSessions": 1})).await;
+    world.create("ode", json!({"prompt": "write an ode"})).await;
+    let pod = world.pod("ode", 1).await;
+    world.start(&pod).await;
+    world.phase("ode", Phase::Running).await;
+    pod
+}
+
 async fn running(world: &World, attempt: u32) -> Pod {
     let pod = world.pod("poem", attempt).await;
     world.status_when("poem", |s| s.pod_uid == pod.uid()).await;
@@ -314,8 +354,12 @@ async fn settled(world: &World, life: Life) {
         });
         let of_drain = |name: String| name.contains("-drain-");
         let drains = jobs.iter().any(|job| of_drain(job.name_any())) || pods.iter().any(|pod| of_drain(pod.name_any()));
-        let kept = life == Life::IsKept && !(jobs.is_empty() && pods.is_empty());
-        (!held && finished && !drains && !kept).then_some(())
+        let goes = matches!(life, Life::IsKept | Life::Expires);
+        let kept = goes && !(jobs.is_empty() && pods.is_empty());
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), &world.namespace);
+        let claimed = !claims.list(&ListParams::default()).await.unwrap().items.is_empty();
+        let stays = life == Life::Expires && claimed;
+        (!held && finished && !drains && !kept && !stays).then_some(())
     })
     .await;
 }
@@ -329,7 +373,7 @@ fn counts(namespace: &str) -> BTreeMap<String, u32> {
             write["verb"].as_str().unwrap(),
             write["objectRef"]["resource"].as_str().unwrap(),
         );
-        let ours = ["jobs", "pods", "persistentvolumeclaims"].contains(&resource)
+        let ours = ["jobs", "pods", "persistentvolumeclaims", "agenticsessions"].contains(&resource)
             && write["objectRef"]["subresource"].is_null();
         let by_test = write["impersonatedUser"].is_null()
             && !write["user"]["username"]

@@ -181,3 +181,92 @@ async fn an_ended_attempts_job_goes_when_it_was_kept_for_long_enough_and_the_ses
     world.patch("canon", click("again")).await;
     succeed(&world, "canon", 2).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_limit_that_may_change_reaches_the_running_pod() {
+    let world = World::new("all-live-limits").await;
+    let spec = json!({"prompt": "chat", "interactive": true, "inactivityTimeout": 60, "limits": {"maxTurns": 5}});
+    world.create("rap", spec).await;
+    let pod = world.pod("rap", 1).await;
+    world.start(&pod).await;
+    world.phase("rap", Phase::Running).await;
+    let raised = json!({"inactivityTimeout": 90, "limits": {"maxTurns": 7, "maxCostUSD": "1.50", "maxTokens": 9000}});
+    world.patch("rap", json!({"spec": raised})).await;
+    let told = until("the annotation", async || {
+        let pod = world.pod_now(&pod).await?;
+        let limits: Value = serde_json::from_str(&pod.annotations()["vteam.ambient-code/limits"]).unwrap();
+        (limits["maxTurns"] == 7).then_some(limits)
+    })
+    .await;
+    assert_eq!(
+        (&told["inactivityTimeout"], &told["maxTokens"]),
+        (&json!(90), &json!(9000))
+    );
+    assert!(told["maxCostUSD"].to_string().contains("1.5"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_has_as_many_attempts_as_it_asks_for() {
+    let mut world = World::without_operator("max-attempts").await;
+    world.timing.retry_first_wait = 1;
+    world.start_operator().await;
+    for (name, attempts) in [("once", 1), ("twice", 2)] {
+        world
+            .create(name, json!({"prompt": "write", "retry": {"maxAttempts": attempts}}))
+            .await;
+        for attempt in 1..=attempts {
+            let pod = world.pod(name, attempt).await;
+            world.start(&pod).await;
+            world.end(&pod, 1, None).await;
+        }
+        let failed = world.phase(name, Phase::Failed).await;
+        assert_eq!(
+            (failed.reason.as_deref(), failed.attempt),
+            (Some("RunnerCrashed"), Some(attempts))
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_goes_when_its_time_after_the_end_is_over_with_all_that_it_had() {
+    let mut world = World::without_operator("time-to-live").await;
+    world.timing.drain_first_wait = 3_600;
+    world.start_operator().await;
+    let _kubelet = world.kubelet();
+    for name in ["delivered", "undelivered", "suspended"] {
+        let spec = json!({"prompt": "write", "ttlSecondsAfterFinished": 1});
+        world.create(name, spec).await;
+        let pod = world.pod(name, 1).await;
+        world.start(&pod).await;
+        world.phase(name, Phase::Running).await;
+        match name {
+            "delivered" => world.end(&pod, 2, Some(&report(Outcome::Succeeded, 1))).await,
+            "undelivered" => {
+                let left = protocol::Report {
+                    events: protocol::report::Delivery::Failed,
+                    acked_seq: 3,
+                    ..report(Outcome::Succeeded, 1)
+                };
+                world.end(&pod, 2, Some(&left)).await;
+            }
+            _ => world.patch(name, json!({"spec": {"suspend": true}})).await,
+        }
+    }
+    until("the delivered session and what it had to go", async || {
+        let session = world.sessions().get_opt("delivered").await.unwrap();
+        let job = world.jobs().get_opt("delivered-job").await.unwrap();
+        (session.is_none() && job.is_none()).then_some(())
+    })
+    .await;
+    // The others ended no later, and are looked at once more.
+    world.phase("suspended", Phase::Stopped).await;
+    let looks = world.looks().await;
+    for name in ["undelivered", "suspended"] {
+        world
+            .patch(name, json!({"metadata": {"annotations": {"look": "again"}}}))
+            .await;
+    }
+    until("more looks", async || (world.looks().await > looks + 1).then_some(())).await;
+    assert_eq!(world.status("undelivered").await.phase, Phase::Completed);
+    assert_eq!(world.status("suspended").await.phase, Phase::Stopped);
+}

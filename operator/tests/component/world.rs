@@ -142,6 +142,17 @@ impl World {
             .unwrap()
     }
 
+    /// The admin's word for the namespace.
+    pub async fn settle(&self, spec: Value) {
+        let settings: Api<crds::ProjectSettings> = Api::namespaced(self.client.clone(), &self.namespace);
+        let object = json!({
+            "apiVersion": "vteam.ambient-code/v1alpha1", "kind": "ProjectSettings",
+            "metadata": {"name": "projectsettings"}, "spec": spec,
+        });
+        let object = serde_json::from_value(object).unwrap();
+        settings.create(&PostParams::default(), &object).await.unwrap();
+    }
+
     pub async fn status(&self, name: &str) -> AgenticSessionStatus {
         self.sessions().get(name).await.unwrap().status.unwrap_or_default()
     }
