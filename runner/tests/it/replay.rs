@@ -166,6 +166,7 @@ async fn recorded(options: &Options, says: Vec<Say>) -> String {
         conversation: Conversation::New(Uuid::from_u128(0xc0)),
         proxy: url.trim_start_matches("http://").parse().unwrap(),
         token: &SecretString::from(FAKE_KEY),
+        vertex: None,
     };
     let spawn = spawn(&start);
     let mut child: Child = Command::new(&spawn.argv[0])
