@@ -3,7 +3,7 @@
 mod gate;
 mod orders;
 mod peer;
-mod upgrade;
+pub(crate) mod upgrade;
 
 use std::{sync::Arc, time::Duration};
 

@@ -27,13 +27,11 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, MatchedPath, Request, State},
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::get,
 };
-use http::StatusCode;
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower_http::timeout::TimeoutLayer;
 
 use crate::{
     auth::{api_key::Keys, kubernetes::Reviews},
@@ -117,14 +115,19 @@ pub fn router_for(gateway: Arc<Gateway>, origins: &Origins) -> Router {
         .method_not_allowed_fallback(async || api::ApiError::method_not_allowed())
         .fallback(async || api::ApiError::not_found("there is nothing at this path"))
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
-        .layer(TimeoutLayer::with_status_code(
-            StatusCode::SERVICE_UNAVAILABLE,
-            ANSWER_WITHIN,
-        ))
+        .layer(middleware::from_fn(in_time))
         .route_layer(middleware::from_fn_with_state(gateway.clone(), count))
         .layer(middleware::from_fn_with_state(origins.clone(), origin::check))
         .layer(origins.cors())
         .with_state(gateway)
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    if api::is_upload(&request) {
+        return next.run(request).await;
+    }
+    let answer = tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await;
+    answer.unwrap_or_else(|_| api::ApiError::unavailable("the answer took too long: try again").into_response())
 }
 
 async fn count(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {

@@ -71,7 +71,35 @@ struct Long {
     length: usize,
 }
 
-struct Client {
+/// How events are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As server-sent events.
+    Sse,
+    /// Each as one JSON object.
+    Json,
+}
+
+/// A part of an event, or all of it.
+pub(super) struct Part {
+    pub(super) bytes: Bytes,
+    pub(super) begins: bool,
+    pub(super) ends: bool,
+}
+
+impl Part {
+    fn whole(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            begins: true,
+            ends: true,
+        }
+    }
+}
+
+/// A client that follows a session.
+pub(super) struct Client {
+    form: Form,
     gateway: Arc<Gateway>,
     follower: Follower,
     target: Target,
@@ -85,17 +113,7 @@ struct Client {
 
 /// The stream as a response.
 pub fn response(gateway: Arc<Gateway>, follower: Follower, target: Target, credential: Credential) -> Response<Body> {
-    let client = Client {
-        uid: follower.session().to_owned(),
-        _counted: gateway.metrics.stream(),
-        gateway,
-        follower,
-        target,
-        credential,
-        heartbeat: every(HEARTBEAT),
-        recheck: every(RECHECK),
-        long: None,
-    };
+    let client = Client::new(Form::Sse, gateway, follower, target, credential);
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream"),
         (CACHE_CONTROL.as_str(), "no-cache, no-transform"),
@@ -113,8 +131,8 @@ fn every(period: Duration) -> Interval {
 
 fn chunks(client: Client) -> impl Stream<Item = Result<Bytes, Infallible>> {
     futures::stream::unfold(client, |mut client| async move {
-        let text = client.next().await?;
-        Some((text, client))
+        let part = client.next().await?;
+        Some((part.bytes, client))
     })
     .ready_chunks(CHUNK)
     .map(|mut texts| {
@@ -126,31 +144,59 @@ fn chunks(client: Client) -> impl Stream<Item = Result<Bytes, Infallible>> {
 }
 
 impl Client {
-    async fn next(&mut self) -> Option<Bytes> {
+    /// Who is counted as a reader until it is dropped.
+    pub(super) fn new(
+        form: Form,
+        gateway: Arc<Gateway>,
+        follower: Follower,
+        target: Target,
+        credential: Credential,
+    ) -> Self {
+        Self {
+            form,
+            uid: follower.session().to_owned(),
+            _counted: gateway.metrics.stream(),
+            gateway,
+            follower,
+            target,
+            credential,
+            heartbeat: every(HEARTBEAT),
+            recheck: every(RECHECK),
+            long: None,
+        }
+    }
+
+    /// The next part of what it is told; an empty one says that nothing happened for a while. `None`: the stream is over.
+    pub(super) async fn next(&mut self) -> Option<Part> {
         if let Some(long) = self.long.take() {
             return self.piece(long).await;
         }
+        let form = self.form;
         loop {
             tokio::select! {
                 biased;
                 _ = self.recheck.tick() => if self.is_forbidden().await {
                     let close = self.follower.close(CloseReason::Forbidden);
-                    return Some(text(&self.uid, close));
+                    return Some(Part::whole(text(form, &self.uid, close)));
                 },
-                item = self.follower.next() => return match item? {
+                item = self.follower.next() => return Some(match item? {
                     Item::Record(StoredRecord { seq, kind, content: Content::Long(length) }) => {
                         self.long = Some(Long { seq, next: 0, length });
-                        Some(begin(Some((&self.uid, seq)), kind.as_str(), 0).freeze())
+                        let bytes = begin(form, Some((&self.uid, seq)), kind.as_str(), 0).freeze();
+                        Part { bytes, begins: true, ends: false }
                     }
-                    item => Some(text(&self.uid, item)),
-                },
-                _ = self.heartbeat.tick() => return Some(Bytes::from_static(b": heartbeat\n\n")),
+                    item => Part::whole(text(form, &self.uid, item)),
+                }),
+                _ = self.heartbeat.tick() => return Some(Part::whole(match form {
+                    Form::Sse => Bytes::from_static(b": heartbeat\n\n"),
+                    Form::Json => Bytes::new(),
+                })),
             }
         }
     }
 
     /// The next piece of a long record; `None` ends the stream, and the client asks for the record again.
-    async fn piece(&mut self, long: Long) -> Option<Bytes> {
+    async fn piece(&mut self, long: Long) -> Option<Part> {
         let Long { seq, next, length } = long;
         let piece = self.gateway.log.piece(&self.uid, seq, next, PIECE).await;
         let piece = match piece {
@@ -163,13 +209,18 @@ impl Client {
         };
         let next = next + piece.len();
         let mut text = BytesMut::with_capacity(piece.len() + 2);
-        lines(&mut text, &piece);
-        if next < length {
-            self.long = Some(Long { seq, next, length });
+        lines(self.form, &mut text, &piece);
+        let ends = next >= length;
+        if ends {
+            text.put(self.form.end());
         } else {
-            text.put(&b"\n\n"[..]);
+            self.long = Some(Long { seq, next, length });
         }
-        Some(text.freeze())
+        Some(Part {
+            bytes: text.freeze(),
+            begins: false,
+            ends,
+        })
     }
 
     async fn is_forbidden(&self) -> bool {
@@ -188,14 +239,14 @@ impl Client {
     }
 }
 
-fn text(uid: &str, item: Item) -> Bytes {
+fn text(form: Form, uid: &str, item: Item) -> Bytes {
     match item {
         Item::Record(StoredRecord { seq, kind, content }) => match content {
-            Content::Whole(bytes) => event(Some((uid, seq)), kind.as_str(), &bytes),
+            Content::Whole(bytes) => event(form, Some((uid, seq)), kind.as_str(), &bytes),
             // Written in pieces, see `Client::piece`.
             Content::Long(_) => Bytes::new(),
         },
-        Item::Delta(delta) => event(None, "delta", &delta),
+        Item::Delta(delta) => event(form, None, "delta", &delta),
         Item::Phase(View {
             phase,
             reason,
@@ -204,42 +255,61 @@ fn text(uid: &str, item: Item) -> Bytes {
             ..
         }) => {
             let body = json!({"phase": phase, "reason": reason, "message": message, "attempt": attempt});
-            event(None, "phase", body.to_string().as_bytes())
+            event(form, None, "phase", body.to_string().as_bytes())
         }
         Item::Gap(known) => {
             let body = json!({"known": known, "final": "unknown", "cursor": format!("{uid}/{known}")});
-            event(None, "gap", body.to_string().as_bytes())
+            event(form, None, "gap", body.to_string().as_bytes())
         }
         Item::Removed { from, to } => {
             let body = json!({"from": from, "to": to, "reason": "removed"});
-            event(Some((uid, to)), "gap", body.to_string().as_bytes())
+            event(form, Some((uid, to)), "gap", body.to_string().as_bytes())
         }
         Item::Close(close) => {
             let body = json!({"reason": close.reason.as_str(), "lastSeq": close.last});
-            event(None, "close", body.to_string().as_bytes())
+            event(form, None, "close", body.to_string().as_bytes())
         }
     }
 }
 
-/// One event. JSON needs no line breaks, but may have them between its tokens; a line break would end the `data` field, so
-/// each line becomes a field of its own, which the client joins again.
-fn event(id: Option<(&str, u64)>, name: &str, data: &[u8]) -> Bytes {
-    let mut text = begin(id, name, data.len());
-    lines(&mut text, data);
-    text.put(&b"\n\n"[..]);
+/// One event.
+fn event(form: Form, id: Option<(&str, u64)>, name: &str, data: &[u8]) -> Bytes {
+    let mut text = begin(form, id, name, data.len());
+    lines(form, &mut text, data);
+    text.put(form.end());
     text.freeze()
 }
 
-fn begin(id: Option<(&str, u64)>, name: &str, length: usize) -> BytesMut {
-    let mut text = BytesMut::with_capacity(length + 96);
-    if let Some((uid, seq)) = id {
-        text.put(format!("id: {uid}/{seq}\n").as_bytes());
+impl Form {
+    /// What ends an event.
+    fn end(self) -> &'static [u8] {
+        match self {
+            Self::Sse => b"\n\n",
+            Self::Json => b"}",
+        }
     }
-    text.put(format!("event: {name}\ndata: ").as_bytes());
+}
+
+fn begin(form: Form, id: Option<(&str, u64)>, name: &str, length: usize) -> BytesMut {
+    let mut text = BytesMut::with_capacity(length + 96);
+    let id = id.map(|(uid, seq)| format!("{uid}/{seq}"));
+    let head = match (form, id) {
+        (Form::Sse, Some(id)) => format!("id: {id}\nevent: {name}\ndata: "),
+        (Form::Sse, None) => format!("event: {name}\ndata: "),
+        (Form::Json, Some(id)) => format!(r#"{{"event":"{name}","id":"{id}","data":"#),
+        (Form::Json, None) => format!(r#"{{"event":"{name}","data":"#),
+    };
+    text.put(head.as_bytes());
     text
 }
 
-fn lines(text: &mut BytesMut, data: &[u8]) {
+/// JSON needs no line breaks, but may have them between its tokens; in a server-sent event a line break would end the `data`
+/// field, so each line becomes a field of its own, which the client joins again.
+fn lines(form: Form, text: &mut BytesMut, data: &[u8]) {
+    if form == Form::Json {
+        text.put(data);
+        return;
+    }
     for (number, line) in data.split(|byte| matches!(byte, b'\n' | b'\r')).enumerate() {
         if number > 0 {
             text.put(&b"\ndata: "[..]);
@@ -254,13 +324,13 @@ mod tests {
 
     #[test]
     fn an_event_is_its_id_its_kind_and_its_bytes() {
-        let text = event(Some(("u-1", 7)), "cli", br#"{"seq":7,  "x":1.0}"#);
+        let text = event(Form::Sse, Some(("u-1", 7)), "cli", br#"{"seq":7,  "x":1.0}"#);
         assert_eq!(text, "id: u-1/7\nevent: cli\ndata: {\"seq\":7,  \"x\":1.0}\n\n");
     }
 
     #[test]
     fn a_line_break_in_a_record_cannot_begin_an_event_of_its_own() {
-        let text = event(None, "cli", b"{\n\nevent: close\r\rdata: {}}");
+        let text = event(Form::Sse, None, "cli", b"{\n\nevent: close\r\rdata: {}}");
         let text = std::str::from_utf8(&text).unwrap();
         assert!(
             text.lines()

@@ -10,7 +10,9 @@ mod list;
 mod messages;
 pub mod openapi;
 pub mod projects;
+mod socket;
 mod speak;
+mod workspace;
 
 use std::sync::{Arc, LazyLock};
 
@@ -19,6 +21,7 @@ use serde_json::Value;
 
 pub use allowed::{Create, Delete, Get, List, OfProject, OfSession, Right, Update};
 pub use error::ApiError;
+pub use workspace::is_upload;
 
 use crate::Gateway;
 use openapi::Api;
@@ -30,7 +33,8 @@ fn described() -> Api {
         .open()
         .answers_with(200, "An OpenAPI 3.1 document", &["application/json"]);
     let api = projects::routes(health::routes(Api::default()));
-    lifecycle::routes(messages::routes(speak::routes(api))).route("/openapi.json", [document])
+    let api = lifecycle::routes(messages::routes(speak::routes(api)));
+    socket::routes(workspace::routes(api)).route("/openapi.json", [document])
 }
 
 /// The routes that the OpenAPI document describes.

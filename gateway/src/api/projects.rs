@@ -175,7 +175,7 @@ async fn follow(
     Ok(events::response(gateway, follower, target, credential))
 }
 
-fn follower(gateway: &Gateway, target: &Target, view: View, cursor: u64) -> Follower {
+pub(super) fn follower(gateway: &Gateway, target: &Target, view: View, cursor: u64) -> Follower {
     let sources = Sources {
         log: gateway.log.clone(),
         channel: gateway.live.channel(&view.uid),

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use crate::api::ApiError;
 
 /// The answer to an upgrade, and the socket that it becomes.
-pub(super) fn accept(request: Request) -> Result<(Response, OnUpgrade), ApiError> {
+pub(crate) fn accept(request: Request) -> Result<(Response, OnUpgrade), ApiError> {
     let (mut parts, _) = request.into_parts();
     let headers = &parts.headers;
     let asked = has_word(headers, &CONNECTION, "upgrade") && has_word(headers, &UPGRADE, "websocket");

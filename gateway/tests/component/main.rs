@@ -19,6 +19,8 @@ mod retention;
 mod rights;
 mod security;
 mod server;
+mod sockets;
 mod store;
 mod streams;
 mod support;
+mod workspace;

@@ -26,6 +26,8 @@ impl Event {
 pub struct Events {
     body: std::pin::Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>,
     text: String,
+    /// Bytes of a character that is not whole yet.
+    rest: Vec<u8>,
 }
 
 pub fn http() -> reqwest::Client {
@@ -46,6 +48,7 @@ impl Events {
         Self {
             body: response.bytes_stream().boxed(),
             text: String::new(),
+            rest: Vec::new(),
         }
     }
 
@@ -61,7 +64,11 @@ impl Events {
                 }
             }
             let chunk = soon("an event", self.body.next()).await?.unwrap();
-            self.text.push_str(std::str::from_utf8(&chunk).unwrap());
+            self.rest.extend_from_slice(&chunk);
+            let whole = self.rest.utf8_chunks().next().map_or(0, |part| part.valid().len());
+            let whole: Vec<u8> = self.rest.drain(..whole).collect();
+            assert!(self.rest.len() < 4, "not UTF-8");
+            self.text.push_str(std::str::from_utf8(&whole).unwrap());
         }
     }
 
