@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
@@ -86,9 +86,12 @@ async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Erro
         Found::Live(_) => Ok(Action::requeue(jittered(LOOK_AGAIN))),
         Found::Unreadable(why) => {
             // The deletion's time is when it ends by: grace is in it.
-            if Timestamp::now().duration_since(deleted.0).as_secs() < i64::from(context.settings.timing.hold_unreadable)
+            let held = Timestamp::now().duration_since(deleted.0);
+            let left = SignedDuration::from_secs(context.settings.timing.hold_unreadable.into()) - held;
+            if let Ok(left) = Duration::try_from(left)
+                && !left.is_zero()
             {
-                return Ok(Action::requeue(jittered(LOOK_AGAIN)));
+                return Ok(Action::requeue(left.min(LOOK_AGAIN)));
             }
             let text = format!(
                 "The report of pod {} is given up: session {name} cannot be read: {why}",

@@ -247,3 +247,80 @@ async fn a_session_is_deleted_in_every_phase_and_leaves_nothing() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_cannot_be_read_holds_its_pod_for_a_while_and_stops_no_other() {
+    let mut world = World::without_operator("unreadable").await;
+    world.timing.hold_unreadable = 1;
+    world.start_operator().await;
+    world.create("cipher", json!({"prompt": "write"})).await;
+    let pod = world.pod("cipher", 1).await;
+    world.start(&pod).await;
+    world.phase("cipher", Phase::Running).await;
+    world.stop_operator().await;
+    // What the schema takes and no operator of this version has written.
+    let odd = Patch::Merge(json!({"status": {"usage": {"inputTokens": -1}}}));
+    let sessions: Api<kube::core::PartialObjectMeta<crds::AgenticSession>> =
+        Api::namespaced(world.client.clone(), &world.namespace);
+    sessions
+        .patch_status("cipher", &PatchParams::default(), &odd)
+        .await
+        .unwrap();
+    world
+        .pods()
+        .delete(&pod.name_any(), &DeleteParams::default().grace_period(1))
+        .await
+        .unwrap();
+    let _kubelet = world.kubelet();
+    world.start_operator().await;
+    world.create("clear", json!({"prompt": "write"})).await;
+    let other = world.pod("clear", 1).await;
+    until("the pod to be let go", async || {
+        world.pod_now(&pod).await.is_none().then_some(())
+    })
+    .await;
+    let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(world.client.clone(), &world.namespace);
+    until("an Event that says so", async || {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        all.items
+            .into_iter()
+            .find(|e| e.reason.as_deref() == Some("ReportLost"))
+            .map(|e| e.note)
+    })
+    .await;
+    world.start(&other).await;
+    world.end(&other, 1, Some(&report(Outcome::Succeeded, 1))).await;
+    world.phase("clear", Phase::Completed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_ran_out_of_memory_is_told_of_and_goes_on() {
+    let world = world("agent-restarted").await;
+    world.create("opera", json!({"prompt": "write"})).await;
+    let pod = world.pod("opera", 1).await;
+    world.start(&pod).await;
+    world.phase("opera", Phase::Running).await;
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let agent = json!({
+        "name": "agent", "image": "i", "imageID": "i", "ready": true, "restartCount": 1,
+        "state": {"running": {"startedAt": now}},
+        "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+    });
+    world
+        .set_pod_status(&pod, json!({"initContainerStatuses": [agent]}))
+        .await;
+    let seen = world.status_when("opera", |s| s.agent_restarts == Some(1)).await;
+    assert_eq!(seen.phase, Phase::Running);
+    assert!(seen.message.unwrap().contains("out of memory"));
+    let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(world.client.clone(), &world.namespace);
+    until("an Event", async || {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        all.items
+            .into_iter()
+            .find(|e| e.reason.as_deref() == Some("AgentRestarted"))
+            .map(|e| e.note)
+    })
+    .await;
+    world.end(&pod, 1, Some(&report(Outcome::Succeeded, 1))).await;
+    world.phase("opera", Phase::Completed).await;
+}
