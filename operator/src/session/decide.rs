@@ -173,7 +173,7 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         // Made by a reconcile that did not live to record it. Whatever else is the case now, it is recorded first.
         plan.status = transition::creating(&plan.status, attempt, &job, seen.claim, now);
         let suspended = seen.next_job.ours().is_some_and(|job| job.suspended);
-        plan.status = transition::admitted(plan.status, suspended.then(|| held(&job)).as_ref(), now);
+        plan.status = begun(plan.status, suspended.then(|| held(&job)).as_ref(), seen.claim, now);
         return plan;
     }
     let in_a_run = status.attempt.is_some_and(|a| a >= status.first_attempt.unwrap_or(a));
@@ -224,7 +224,7 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
             let job = build::job_name(&request.name, attempt.number);
             plan.status = transition::creating(&plan.status, attempt, &job, seen.claim, now);
             let waits = attempt.held || request.queue.is_some();
-            plan.status = transition::admitted(plan.status, waits.then(|| held(&job)).as_ref(), now);
+            plan.status = begun(plan.status, waits.then(|| held(&job)).as_ref(), seen.claim, now);
         }
         Some(Hindrance {
             reason,
@@ -241,6 +241,19 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         }
     }
     plan
+}
+
+/// An attempt that has its Job, and may run or is held.
+fn begun(
+    mut status: AgenticSessionStatus,
+    held: Option<&Trouble>,
+    claim: ClaimSeen,
+    now: Timestamp,
+) -> AgenticSessionStatus {
+    if held.is_some() {
+        status = transition::progress(&status, None, held, claim, now);
+    }
+    transition::admitted(status, held, now)
 }
 
 /// What a Job waits for that is suspended.

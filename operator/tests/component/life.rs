@@ -421,7 +421,7 @@ async fn a_volume_that_cannot_be_mounted_is_named() {
 }
 
 /// A variable of the runner, as its process sees it.
-fn environment(pod: &Pod, name: &str) -> String {
+pub fn environment(pod: &Pod, name: &str) -> String {
     let variables = pod.spec.as_ref().unwrap().containers[0].env.as_ref().unwrap();
     variables
         .iter()

@@ -8,6 +8,7 @@
     reason = "the lints' exception for tests does not see helpers"
 )]
 
+mod admission;
 mod crash;
 mod drains;
 mod end;
@@ -17,5 +18,6 @@ mod outcomes;
 mod plane;
 mod rules;
 mod runs;
+mod settings;
 mod uninstall;
 mod world;

@@ -1,0 +1,161 @@
+//! Who may run now: the namespace's places, and whoever else admits Jobs.
+
+use crds::Phase;
+use kube::api::{Patch, PatchParams, PostParams};
+use protocol::Outcome;
+use serde_json::json;
+
+use crate::{
+    plane::jobs_created,
+    world::{World, report, session, until},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_runs_first_and_the_others_are_told_their_place() {
+    let world = World::new("places").await;
+    world
+        .settings_of_the_namespace(json!({"maxConcurrentSessions": 1}))
+        .await;
+    world.create("first", json!({"prompt": "p"})).await;
+    let pod = world.pod("first", 1).await;
+    // Creation times have whole seconds; equal ones go by name.
+    world.create("second", json!({"prompt": "p"})).await;
+    let queued = world
+        .status_when("second", |s| s.reason.as_deref() == Some("Queued"))
+        .await;
+    assert_eq!(queued.phase, Phase::Pending);
+    assert!(queued.message.unwrap().contains("number 1 in the queue"));
+    let admitted = queued.conditions.iter().find(|c| c.type_ == "Admitted").unwrap();
+    assert_eq!((&*admitted.status, &*admitted.reason), ("False", "Queued"));
+    // It cannot begin: it holds nobody up.
+    world
+        .create(
+            "second-stuck",
+            json!({"prompt": "p", "pod": {"image": "evil.example/x"}}),
+        )
+        .await;
+    world
+        .status_when("second-stuck", |s| s.reason.as_deref() == Some("ConfigError"))
+        .await;
+    world.create("third", json!({"prompt": "p"})).await;
+    let queued = world
+        .status_when("third", |s| s.reason.as_deref() == Some("Queued"))
+        .await;
+    assert!(queued.message.unwrap().contains("number 2 in the queue"));
+    assert_eq!(jobs_created(&world.namespace), ["first-job"]);
+
+    world.start(&pod).await;
+    world.end(&pod, 2, Some(&report(Outcome::Succeeded, 1))).await;
+    world.phase("first", Phase::Completed).await;
+    let pod = world.pod("second", 1).await;
+    let admitted = world.status("second").await.conditions;
+    assert!(
+        admitted.iter().any(|c| c.type_ == "Admitted" && c.status == "True"),
+        "{admitted:?}"
+    );
+    assert_eq!(
+        jobs_created(&world.namespace),
+        ["first-job", "second-job"],
+        "one after the other"
+    );
+
+    // A session that is deleted gives its place back.
+    world
+        .sessions()
+        .delete("second", &kube::api::DeleteParams::default())
+        .await
+        .unwrap();
+    world.pod("third", 1).await;
+    drop(pod);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn places_are_kept_over_a_restart_of_the_operator_and_a_raised_bound_acts_at_once() {
+    let mut world = World::new("places-restart").await;
+    world
+        .settings_of_the_namespace(json!({"maxConcurrentSessions": 2}))
+        .await;
+    for name in ["a", "b", "c", "d"] {
+        world.create(name, json!({"prompt": "p"})).await;
+        world
+            .status_when(name, |s| {
+                s.phase == Phase::Creating || s.reason.as_deref() == Some("Queued")
+            })
+            .await;
+    }
+    world.kill_operator().await;
+    world.create("e", json!({"prompt": "p"})).await;
+    world.start_operator().await;
+    world.status_when("e", |s| s.reason.as_deref() == Some("Queued")).await;
+    assert_eq!(jobs_created(&world.namespace), ["a-job", "b-job"]);
+    world
+        .settings_of_the_namespace(json!({"maxConcurrentSessions": 3}))
+        .await;
+    world.phase("c", Phase::Creating).await;
+    assert_eq!(jobs_created(&world.namespace), ["a-job", "b-job", "c-job"]);
+    world.settings_of_the_namespace(json!({})).await;
+    for name in ["d", "e"] {
+        world.phase(name, Phase::Creating).await;
+    }
+}
+
+async fn suspend_job(world: &World, name: &str, suspend: bool) {
+    let patch = json!({"spec": {"suspend": suspend}});
+    world
+        .jobs()
+        .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_with_a_queue_waits_for_kueue_also_when_its_job_is_suspended_in_mid_run() {
+    let world = World::new("kueue").await;
+    let mut poem = session("poem", json!({"prompt": "p"}));
+    let labels = [
+        ("kueue.x-k8s.io/queue-name", "night"),
+        ("kueue.x-k8s.io/priority-class", "low"),
+    ];
+    poem.metadata.labels = Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    world.sessions().create(&PostParams::default(), &poem).await.unwrap();
+    let queued = world
+        .status_when("poem", |s| s.reason.as_deref() == Some("Queued"))
+        .await;
+    assert!(queued.message.unwrap().contains("poem-job is suspended"));
+    let job = world.jobs().get("poem-job").await.unwrap();
+    assert_eq!(job.spec.unwrap().suspend, Some(true));
+    let labels = job.metadata.labels.unwrap();
+    assert_eq!(labels["kueue.x-k8s.io/queue-name"], "night");
+    assert_eq!(labels["kueue.x-k8s.io/priority-class"], "low");
+
+    suspend_job(&world, "poem-job", false).await;
+    let pod = world.pod("poem", 1).await;
+    world.start(&pod).await;
+    let running = world.phase("poem", Phase::Running).await;
+    assert!(
+        running
+            .conditions
+            .iter()
+            .any(|c| c.type_ == "Admitted" && c.status == "True")
+    );
+
+    suspend_job(&world, "poem-job", true).await;
+    world.obey_deletion(&pod, Some(&report(Outcome::Stopped, 1))).await;
+    let next = until("the next attempt's Job", async || {
+        world.jobs().get_opt("poem-job-2").await.unwrap()
+    })
+    .await;
+    assert_eq!(next.spec.unwrap().suspend, Some(true), "it waits for Kueue too");
+    let waits = world.status_when("poem", |s| s.attempt == Some(2)).await;
+    assert_eq!((waits.reason.as_deref(), waits.turns), (Some("Queued"), Some(3)));
+    suspend_job(&world, "poem-job-2", false).await;
+    let pod = world.pod("poem", 2).await;
+    world.start(&pod).await;
+    world.end(&pod, 2, Some(&report(Outcome::Succeeded, 2))).await;
+    let done = world.phase("poem", Phase::Completed).await;
+    assert_eq!(
+        (done.free_retries.unwrap_or(0), done.run),
+        (0, Some(1)),
+        "no try was used up"
+    );
+}

@@ -1,0 +1,165 @@
+//! What the admin of a namespace decides, and what volumes sessions have.
+
+use crds::Phase;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, PostParams},
+};
+use protocol::{Outcome, names::annotation};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use crate::{
+    life::environment,
+    world::{World, report, until},
+};
+
+#[rstest]
+#[case::timeout("ceiling-time", json!({"timeout": 61}), json!({"ceilings": {"timeout": 60}}), json!({"ceilings": {"timeout": 61}}), "spec.timeout: 61 is above the ceiling of this namespace, which is 60")]
+#[case::memory("ceiling-memory", json!({"resources": {"limits": {"memory": "2Gi"}}}), json!({"ceilings": {"resources": {"memory": "1500Mi"}}}), json!({}), "spec.resources.limits.memory: 2Gi is above the ceiling of this namespace, which is 1500Mi")]
+#[case::image("no-image", json!({"pod": {"image": "r.example.org/a"}}), json!({"allowedImages": ["r.example"]}), json!({"allowedImages": ["r.example.org/"]}), "spec.pod.image: r.example.org/a is not allowed in this namespace. Allowed by spec.allowedImages of its ProjectSettings: r.example.")]
+#[case::secret("no-secret", json!({"runnerSecrets": ["other"]}), json!({"allowedSecrets": ["mine"]}), json!({"allowedSecrets": ["other"]}), "spec.runnerSecrets: other is not allowed")]
+#[case::credential("no-mcp", json!({"tools": {"mcpServers": {"m": {"http": {"url": "https://m.example/x", "credential": "c"}}}}}), json!({}), json!({"mcpCredentials": [{"name": "c", "secretKeyRef": {"name": "s", "key": "k"}, "urlPrefix": "https://m.example/"}]}), "Allowed by spec.mcpCredentials of its ProjectSettings: none")]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_allowed_waits_and_heals_when_the_settings_change(
+    #[case] namespace: &str,
+    #[case] mut spec: Value,
+    #[case] before: Value,
+    #[case] after: Value,
+    #[case] says: &str,
+) {
+    let world = World::new(namespace).await;
+    world.settings_of_the_namespace(before).await;
+    // The settings come by a watch of their own: the operator must have seen them.
+    world.create("probe", json!({"prompt": "p"})).await;
+    world.phase("probe", Phase::Creating).await;
+    spec["prompt"] = json!("p");
+    world.create("asks", spec).await;
+    let waits = world.status_when("asks", |s| s.reason.is_some()).await;
+    assert_eq!(
+        (waits.phase, waits.reason.as_deref()),
+        (Phase::Pending, Some("ConfigError"))
+    );
+    assert!(waits.message.as_deref().unwrap().contains(says), "{:?}", waits.message);
+    world.settings_of_the_namespace(after).await;
+    world.phase("asks", Phase::Creating).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_leaves_out_is_the_namespaces_and_is_kept_with_the_attempt() {
+    let world = World::new("defaults").await;
+    world
+        .settings_of_the_namespace(json!({
+            "timeout": 500, "llmSettings": {"model": "claude-test-9", "maxTokens": 77}, "limits": {"maxTurns": 4},
+            "retry": {"maxAttempts": 1}, "runnerSecrets": ["team-keys"], "resources": {"limits": {"memory": "3Gi"}},
+            "prices": {"house-model": {"input": "0.125", "output": "1"}}, "startTimeout": 99,
+        }))
+        .await;
+    world
+        .create(
+            "poem",
+            json!({"prompt": "p", "llmSettings": {"maxTokens": 5}, "interactive": true}),
+        )
+        .await;
+    let pod = world.pod("poem", 1).await;
+    assert_eq!(environment(&pod, "LLM_MODEL"), "claude-test-9");
+    assert_eq!(environment(&pod, "LLM_MAX_TOKENS"), "5");
+    assert_eq!(
+        (environment(&pod, "TIMEOUT"), environment(&pod, "INTERACTIVE")),
+        ("500".into(), "true".into())
+    );
+    let spec: Value = serde_json::from_str(&environment(&pod, "AGENTIC_SPEC_JSON")).unwrap();
+    assert_eq!(spec["prices"]["house-model"]["input"], 125);
+    let secrets = serde_json::to_value(&pod.spec.as_ref().unwrap().containers[0].env_from).unwrap();
+    assert_eq!(secrets[1]["secretRef"], json!({"name": "team-keys", "optional": false}));
+    let job = world.jobs().get("poem-job").await.unwrap();
+    let resolved: Value = serde_json::from_str(&job.annotations()[annotation::RESOLVED]).unwrap();
+    assert_eq!(
+        (
+            &resolved["maxAttempts"],
+            &resolved["startTimeout"],
+            &resolved["limits"]["maxTurns"]
+        ),
+        (&json!(1), &json!(99), &json!(4))
+    );
+
+    world.start(&pod).await;
+    world.phase("poem", Phase::Running).await;
+    world.end(&pod, 3, Some(&report(Outcome::ModelUnavailable, 1))).await;
+    let failed = world.phase("poem", Phase::Failed).await;
+    assert!(failed.message.unwrap().contains("No attempt is left after 1"));
+}
+
+fn claims(world: &World) -> Api<PersistentVolumeClaim> {
+    Api::namespaced(world.client.clone(), &world.namespace)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_existing_claim_is_waited_for_shared_and_kept() {
+    let world = World::new("existing-claim").await;
+    world
+        .settings_of_the_namespace(json!({"allowedClaims": ["team"]}))
+        .await;
+    world.create("probe", json!({"prompt": "p"})).await;
+    world.phase("probe", Phase::Creating).await;
+    world
+        .create("poem", json!({"prompt": "p", "workspace": {"existingClaim": "team"}}))
+        .await;
+    let waits = world
+        .status_when("poem", |s| s.reason.as_deref() == Some("ConfigError"))
+        .await;
+    assert!(
+        waits
+            .message
+            .unwrap()
+            .contains("spec.workspace.existingClaim does not exist")
+    );
+    let team: PersistentVolumeClaim = serde_json::from_value(json!({
+        "metadata": {"name": "team"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }))
+    .unwrap();
+    claims(&world).create(&PostParams::default(), &team).await.unwrap();
+    let pod = world.pod("poem", 1).await;
+    let spec = serde_json::to_value(&pod.spec).unwrap();
+    assert_eq!(spec["volumes"][0]["persistentVolumeClaim"]["claimName"], "team");
+    let mounts = spec["initContainers"][0]["volumeMounts"].as_array().unwrap();
+    let workspace = mounts.iter().find(|mount| mount["mountPath"] == "/workspace").unwrap();
+    assert_eq!(workspace["subPath"], "workspace");
+    assert!(
+        claims(&world)
+            .get_opt("ambient-workspace-poem")
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retained_claim_has_no_owner_is_found_again_and_is_not_a_namesakes() {
+    let mut world = World::new("retained").await;
+    let spec = json!({"prompt": "p", "workspace": {"retention": "Retain"}});
+    world.create("poem", spec.clone()).await;
+    let pod = world.pod("poem", 1).await;
+    let claim = claims(&world).get("ambient-workspace-poem").await.unwrap();
+    assert!(claim.owner_references().is_empty());
+    // The next attempt takes it for its own, in another life of the operator too.
+    world.kill_operator().await;
+    world.start_operator().await;
+    world.start(&pod).await;
+    world.phase("poem", Phase::Running).await;
+    world.delete_pod(&pod, Some(&report(Outcome::Stopped, 1))).await;
+    world.pod("poem", 2).await;
+
+    world.sessions().delete("poem", &DeleteParams::default()).await.unwrap();
+    until("the session to go", async || {
+        world.sessions().get_opt("poem").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    world.create("poem", spec).await;
+    let conflict = world
+        .status_when("poem", |s| s.reason.as_deref() == Some("NameConflict"))
+        .await;
+    assert!(conflict.message.unwrap().contains("spec.workspace.existingClaim"));
+}
