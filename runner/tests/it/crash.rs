@@ -231,3 +231,41 @@ async fn a_second_runner_on_the_same_state_waits_its_turn() {
     session.assert_prompt_once("MARK");
     assert_eq!(session.events("cliStarted").len(), 1, "the second found it done");
 }
+
+#[tokio::test]
+async fn with_a_grace_of_fifteen_seconds_a_deaf_agent_and_a_gateway_that_is_away_everything_is_on_disk() {
+    let session = Session::new().await;
+    // A stopped CLI heeds neither the interrupt nor the signals, and its tool runs in a session of its own.
+    let deaf = "if [ ! -e deaf ]; then touch deaf; kill -STOP $PPID; sleep 100; fi";
+    let prompt = script("MARK", &[bash(deaf), text("Done."), text("Done.")]);
+    let mut command = session.command(&prompt, &[]);
+    let mut runner = command.env("WEBSOCKET_URL", "ws://127.0.0.1:1/").spawn().unwrap();
+    let deaf = session.workspace().join("deaf");
+    eventually("the CLI is stopped", || deaf.exists()).await;
+    let told = tokio::time::Instant::now();
+    signal(&runner, Signal::TERM);
+    eventually("the report says so before anything else is done", || {
+        session.report().outcome == Outcome::Stopped
+    })
+    .await;
+    assert!(told.elapsed().as_secs() < 2, "{:?}", told.elapsed());
+    // The ladder takes nine seconds at most.
+    session.assert_nothing_left().await;
+    assert!(told.elapsed().as_secs() <= 9, "{:?}", told.elapsed());
+    let alive = tokio::time::timeout_at(told + std::time::Duration::from_secs(14), runner.wait()).await;
+    assert!(alive.is_err(), "it waits for acknowledgements: {alive:?}");
+    killed(&session, runner).await;
+    let ends: Vec<_> = session
+        .bodies(Kind::End)
+        .iter()
+        .map(|end| end["outcome"].clone())
+        .collect();
+    assert_eq!(ends, ["stopped"]);
+    assert_eq!(session.report().outcome, Outcome::Stopped);
+
+    let ended = session.run(&prompt, &[]).await;
+    assert_eq!(ended.code, Some(0));
+    session.assert_prompt_once("MARK");
+    let last = session.model.requests().pop().unwrap();
+    assert_eq!(last.user_messages_with(runner::drive::CONTINUE), 1);
+}
