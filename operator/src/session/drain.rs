@@ -131,8 +131,10 @@ fn begin(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, n
         plan.wake = plan.wake.into_iter().chain([wait.min(rest)]).min();
         return;
     }
-    let (Ok(request), true) = (request, seen.pods.iter().all(PodSeen::is_over)) else {
-        // The pod's end is watched, and so is the session; the bound is not.
+    // One writer: the attempt's pod is over, and of the last drain nothing is left.
+    let alone = seen.drains.is_empty() && seen.pods.iter().chain(&seen.drain_pods).all(PodSeen::is_over);
+    let (Ok(request), true) = (request, alone) else {
+        // The ends of pods and Jobs are watched, and so is the session; the bound is not.
         plan.wake = plan.wake.into_iter().chain([rest]).min();
         return;
     };
