@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Points that are tried when not all are.
-const DRAWN: usize = 45;
+const DRAWN: usize = 30;
 /// Lives at once.
 const AT_ONCE: usize = 14;
 
