@@ -86,6 +86,8 @@ fn argv(start: &Start<'_>) -> Vec<String> {
         "stream-json",
         "--verbose",
         "--replay-user-messages",
+        // Without it the last answer of a sub-agent is never shown, and belongs to nobody in a trace.
+        "--forward-subagent-text",
         "--strict-mcp-config",
         // Settings in a workspace could name hooks and servers; the session's author names them in the resource.
         "--setting-sources",
