@@ -550,7 +550,7 @@ fn no_credentials() -> End {
     End::new(
         Outcome::NoCredentials,
         format!(
-            "no credential for the model API: put ANTHROPIC_API_KEY (or ANTHROPIC_AUTH_TOKEN) into the Secret {own} or {other} of the session's namespace"
+            "no credential for the model API: put ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN (for Vertex AI: VERTEX_USER_TOKEN or GOOGLE_APPLICATION_CREDENTIALS) into the Secret {own} or {other} of the session's namespace"
         ),
     )
 }

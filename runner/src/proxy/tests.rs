@@ -23,6 +23,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use super::*;
 
 mod credentials;
+mod tools;
 
 const TOKEN: &str = "per-run-token";
 const KEY: &str = "sk-ant-fake-upstream";

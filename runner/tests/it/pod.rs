@@ -23,6 +23,8 @@ use crate::common::{DEADLINE, Session, bash, eventually, script, signal, text};
 
 /// The agent container.
 pub fn agent_container(session: &Session) -> Child {
+    // The socket's folder is there before the container is.
+    std::fs::create_dir_all(session.state()).unwrap();
     Command::new(env!("CARGO_BIN_EXE_runner"))
         .args(["agent", "--socket"])
         .arg(session.state().join("agent.sock"))
