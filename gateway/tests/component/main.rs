@@ -15,6 +15,7 @@ mod kill;
 mod memory;
 mod no_record_lost;
 mod plane;
+mod projections;
 mod retention;
 mod rights;
 mod security;
