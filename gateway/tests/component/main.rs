@@ -10,6 +10,7 @@
 mod api;
 mod commands;
 mod follower;
+mod guide;
 mod ingest;
 mod kill;
 mod memory;

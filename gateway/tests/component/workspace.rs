@@ -84,7 +84,7 @@ async fn runner(served: &Served, files: &[(&str, Vec<u8>)], leaves: Leaves) -> J
     })
 }
 
-async fn answer(runner: &mut Runner, files: &BTreeMap<String, Vec<u8>>, request: FileRequest) {
+pub(crate) async fn answer(runner: &mut Runner, files: &BTreeMap<String, Vec<u8>>, request: FileRequest) {
     let FileRequest {
         id,
         op,

@@ -189,6 +189,14 @@ impl Cluster {
         put(&self.shared, "team-a", name, session);
     }
 
+    /// Changes the status of a session that there is.
+    pub fn set_status(&self, namespace: &str, name: &str, status: &Value) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut session = self.known().sessions[&key].clone();
+        session["status"] = status.clone();
+        put(&self.shared, namespace, name, session);
+    }
+
     /// A running session whose writer is `pod`.
     pub fn running(&self, name: &str, uid: &str, pod: &str) {
         self.set(
