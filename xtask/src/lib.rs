@@ -19,6 +19,8 @@ pub mod quality;
 pub mod reference;
 mod target;
 pub mod tools;
+mod websockets;
 
 pub use claude_cli::claude_cli;
 pub use paths::cache as cache_dir;
+pub use websockets::python_websockets;

@@ -14,13 +14,16 @@ pub fn python_websockets() -> Result<PathBuf> {
     let (python, done) = (folder.join("bin/python"), folder.join("complete"));
     let _lock = tools::lock("python-websockets")?;
     if !done.exists() {
-        progress::step(&format!("installing websockets {VERSION} for Python"), || -> Result<()> {
-            output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-            let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-            output(Command::new(&python).args(pip).arg(format!("websockets=={VERSION}")))?;
-            fs::write(&done, "")?;
-            Ok(())
-        })
+        progress::step(
+            &format!("installing websockets {VERSION} for Python"),
+            || -> Result<()> {
+                output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+                let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+                output(Command::new(&python).args(pip).arg(format!("websockets=={VERSION}")))?;
+                fs::write(&done, "")?;
+                Ok(())
+            },
+        )
         .context("the client guide's test needs python3 with venv, and PyPI")?;
     }
     Ok(python)

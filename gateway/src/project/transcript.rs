@@ -75,7 +75,11 @@ fn cli(text: &mut String, line: &Value) {
             paragraph(text, &format!("PERMISSION {}", string(&line["request_id"])), &asks);
         }
         Some("result") if line["is_error"] == true => {
-            let said = if line["result"].is_null() { &line["subtype"] } else { &line["result"] };
+            let said = if line["result"].is_null() {
+                &line["subtype"]
+            } else {
+                &line["result"]
+            };
             paragraph(text, "FAILED", &string(said));
         }
         _ => {}

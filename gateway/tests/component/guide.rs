@@ -1,6 +1,6 @@
 //! The lines of `docs/api.md`, run as they are printed.
 
-use std::{collections::BTreeMap, path::Path, process::Stdio};
+use std::{collections::BTreeMap, fmt::Write as _, path::Path, process::Stdio};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use protocol::frame::{FileOperation, FileRequest, GatewayFrame};
@@ -38,7 +38,10 @@ fn user(seq: u64, command: &str, text: &str) -> String {
 /// What operator and runner do, as far as the guide sees: the session runs, answers, and ends when it is told to.
 async fn cluster(served: &Served) {
     let name = loop {
-        let listed = served.gateway.watched.listed("team-a", &gateway::catalog::Wanted::default());
+        let listed = served
+            .gateway
+            .watched
+            .listed("team-a", &gateway::catalog::Wanted::default());
         match listed.first() {
             Some(entry) => break entry.key.1.clone(),
             None => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
@@ -58,9 +61,16 @@ async fn cluster(served: &Served) {
             GatewayFrame::UserMessage(message) => runner.send(&[user(seq, &message.id, &message.text)]).await,
             GatewayFrame::Interrupt(protocol::frame::Interrupt { id, .. })
             | GatewayFrame::PermissionResponse(protocol::frame::PermissionResponse { id, .. }) => {
-                runner.send(&[record(seq, "session", &json!({"event": "commandDone", "id": id}))]).await;
+                runner
+                    .send(&[record(seq, "session", &json!({"event": "commandDone", "id": id}))])
+                    .await;
             }
-            GatewayFrame::FileRequest(FileRequest { id, op: FileOperation::Write, path, .. }) => {
+            GatewayFrame::FileRequest(FileRequest {
+                id,
+                op: FileOperation::Write,
+                path,
+                ..
+            }) => {
                 seq -= 1;
                 writes.insert(id, (path, Vec::new()));
             }
@@ -74,14 +84,17 @@ async fn cluster(served: &Served) {
                 bytes.extend(STANDARD.decode(chunk.data).unwrap());
                 if chunk.eof {
                     files.insert(path.clone(), bytes.clone());
-                    runner.text(json!({"command_result": {"id": chunk.id}}).to_string()).await;
+                    runner
+                        .text(json!({"command_result": {"id": chunk.id}}).to_string())
+                        .await;
                 }
             }
             GatewayFrame::EndSession(command) => {
                 let done = record(seq, "session", &json!({"event": "commandDone", "id": command.id}));
                 runner.send(&[done, end(seq + 1)]).await;
                 while !matches!(runner.frame().await, GatewayFrame::Ack(ack) if ack.seq == seq + 1) {}
-                let completed = json!({"phase": "Completed", "reason": "Completed", "podUID": "p1", "attempt": 1, "run": 1});
+                let completed =
+                    json!({"phase": "Completed", "reason": "Completed", "podUID": "p1", "attempt": 1, "run": 1});
                 served.cluster.set_status("team-a", &name, &completed);
                 return;
             }
@@ -99,7 +112,7 @@ fn script(python: &Path, folder: &Path) -> String {
         } else {
             let file = folder.join(format!("{number}.py"));
             std::fs::write(&file, code).unwrap();
-            script += &format!("\n{} {}", python.display(), file.display());
+            let _ = write!(script, "\n{} {}", python.display(), file.display());
         }
         script += "\n";
     }
@@ -127,10 +140,14 @@ async fn the_lines_of_the_client_guide_do_what_it_says() {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let (output, ()) = Box::pin(soon("the guide", async { tokio::join!(shell, cluster(&served)) })).await;
-    let output = output.unwrap();
-    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{said}\n{errors}");
+    let shell = async {
+        let output = shell.await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}\n{errors}");
+        said
+    };
+    let (said, ()) = Box::pin(soon("the guide", async { tokio::join!(shell, cluster(&served)) })).await;
     assert_eq!(said.matches("said: Say hello.").count(), 2, "{said}");
     assert!(said.contains("event: close"), "{said}");
     assert!(said.contains("USER: Now in French."), "{said}");

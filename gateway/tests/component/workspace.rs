@@ -94,7 +94,7 @@ pub(crate) async fn answer(runner: &mut Runner, files: &BTreeMap<String, Vec<u8>
     } = request;
     let entry = |name: &str, size: usize| {
         let name = name.rsplit('/').next().unwrap();
-        json!({"name": name, "kind": if name == "src" { "folder" } else { "file" }, "size": size, "modified": "2026-01-02T03:04:05Z"})
+        json!({"name": name, "kind": if name == "folder" { "folder" } else { "file" }, "size": size, "modified": "2026-01-02T03:04:05Z"})
     };
     let bytes = match (op, files.get(&path)) {
         (FileOperation::List, _) => {
@@ -107,7 +107,9 @@ pub(crate) async fn answer(runner: &mut Runner, files: &BTreeMap<String, Vec<u8>
                 .into_bytes()
         }
         (FileOperation::Stat, Some(bytes)) => entry(&path, bytes.len()).to_string().into_bytes(),
-        (FileOperation::Stat, None) if path == "src" => entry("src", 0).to_string().into_bytes(),
+        (FileOperation::Stat, None) if files.keys().any(|name| name.starts_with(&format!("{path}/"))) => {
+            entry("folder", 0).to_string().into_bytes()
+        }
         (FileOperation::Stat, None) if path == "link" => {
             br#"{"name":"link","kind":"link","size":0,"modified":"2026-01-02T03:04:05Z"}"#.to_vec()
         }
