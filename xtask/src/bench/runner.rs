@@ -68,7 +68,9 @@ fn heading(bench: &Bench, runs: usize) -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let size = fs::metadata(&bench.runner).map_or(0, |meta| meta.len());
     format!(
-        "{} {cores} cores, load {} before the run. Claude Code {}, Python {}, claude-agent-sdk {}. {runs} runs of each, taking turns. \
+        "## Runner\n\n`cargo xtask bench runner [--runs N] [--write]`: the runner beside the CLI alone and beside the Python SDK, same task, same mock \
+         model, same CLI, taking turns.\n\n\
+         {} {cores} cores, load {} before the run. Claude Code {}, Python {}, claude-agent-sdk {}. {runs} runs of each, taking turns. \
          The runner's binary has {:.1} MB.\n\n",
         cpu.trim_start_matches([' ', '\t', ':']),
         load.split(' ').next().unwrap_or("?"),
