@@ -25,6 +25,9 @@ use segment::Scan;
 /// Bytes that may wait for the disk before [`Spool::room`] makes the producer wait.
 const MAX_PENDING: u64 = 32 << 20;
 
+/// Bytes that are read at once.
+const READ_BYTES: usize = 1 << 20;
+
 /// How long the writer may take to end.
 const CLOSING: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -156,6 +159,7 @@ impl Spool {
             durable: next_seq - 1,
             ..Progress::default()
         });
+        segment::keep_reserve(dir);
         let (entries, queue) = std_mpsc::channel();
         let writer = writer::Writer::new(dir.to_owned(), id.clone(), segment, progress_tx);
         let thread = std::thread::Builder::new()
@@ -246,14 +250,68 @@ impl Spool {
 
     /// Writes the end of the last attempt that wrote here: its sums run over that attempt's records so far.
     pub fn append_end(&mut self, turn: u32, outcome: Outcome) -> Result<Record, SpoolError> {
-        let body = raw(Kind::End, &self.sums.end(outcome))?;
-        self.append(self.sums.attempt, turn, Kind::End, body)
+        let full = self.failure().is_some_and(|error| error.outcome() == Outcome::DiskFull);
+        if full {
+            self.back_to_durable()?;
+        }
+        let attempt = self.sums.attempt;
+        let record = Record {
+            seq: self.next_seq,
+            attempt,
+            turn,
+            ts: Timestamp::now(),
+            kind: Kind::End,
+            was: None,
+            body: raw(Kind::End, &self.sums.end(outcome))?,
+        };
+        if full {
+            self.hand(record, true)
+        } else {
+            self.put(record)
+        }
+    }
+
+    fn failure(&self) -> Option<SpoolError> {
+        self.progress.borrow().failed.clone()
+    }
+
+    /// Forgets what the full disk did not take: the attempt ends behind its last record that is there.
+    fn back_to_durable(&mut self) -> Result<(), SpoolError> {
+        let durable = self.progress.borrow().durable;
+        let mut sums = Sums::default();
+        let mut reader = self.reader(1);
+        loop {
+            let batch = reader.read(durable, READ_BYTES)?;
+            if batch.is_empty() {
+                break;
+            }
+            for Stored { seq, bytes } in batch {
+                if let Ok(head) = serde_json::from_str::<protocol::RecordHead>(bytes.get()) {
+                    sums.add(seq, head.attempt, head.kind, bytes.get().as_bytes());
+                }
+            }
+        }
+        if sums.attempt < self.sums.attempt {
+            sums = Sums {
+                attempt: self.sums.attempt,
+                last_seq: durable,
+                ..Sums::default()
+            };
+        }
+        self.sums = sums;
+        self.next_seq = durable + 1;
+        Ok(())
     }
 
     fn put(&mut self, record: Record) -> Result<Record, SpoolError> {
-        if let Some(error) = &self.progress.borrow().failed {
-            return Err(error.clone());
+        match self.failure() {
+            Some(error) => Err(error),
+            None => self.hand(record, false),
         }
+    }
+
+    /// Hands a record to the writer; `last`: also on a full disk.
+    fn hand(&mut self, record: Record, last: bool) -> Result<Record, SpoolError> {
         let bytes = serde_json::to_vec(&record).map_err(|error| SpoolError::Encode {
             kind: record.kind.as_str(),
             reason: error.to_string(),
@@ -262,7 +320,11 @@ impl Spool {
         self.next_seq = record.seq + 1;
         self.handed_bytes += bytes.len() as u64;
         self.entries
-            .send(writer::Entry { seq: record.seq, bytes })
+            .send(writer::Entry {
+                seq: record.seq,
+                bytes,
+                last,
+            })
             .map_err(|_| SpoolError::Closed)?;
         Ok(record)
     }

@@ -91,12 +91,13 @@ impl Attempt {
             loop {
                 tokio::select! {
                     biased;
-                    Some(event) = self.metered.recv() => self.meter(event)?,
+                    // On a full disk nothing of it can be kept, but the end still can.
+                    Some(event) = self.metered.recv() => drop(self.meter(event)),
                     _ = &mut settled => break,
                 }
             }
             while let Ok(event) = self.metered.try_recv() {
-                self.meter(event)?;
+                let _ = self.meter(event);
             }
         }
         let outcome = self.ending;

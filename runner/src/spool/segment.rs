@@ -34,6 +34,31 @@ pub(super) fn path(dir: &Path, seq: u64) -> PathBuf {
     dir.join(format!("{seq:020}.spool"))
 }
 
+/// Bytes kept free for the record that closes an attempt on a full disk, and for what the file system needs with it.
+const RESERVE: u64 = 64 << 10;
+
+/// Path of the reserve.
+pub(super) fn reserve(dir: &Path) -> PathBuf {
+    dir.join("reserve")
+}
+
+/// Keeps room for the last record. On a disk that is full already there is none to keep.
+pub(super) fn keep_reserve(dir: &Path) {
+    let path = reserve(dir);
+    if fs::metadata(&path).is_ok_and(|found| found.len() >= RESERVE) {
+        return;
+    }
+    // Written, not only asked for: not every file system keeps what it promises.
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(&vec![0x5a; RESERVE as usize])?;
+        file.sync_all()
+    });
+    if let Err(error) = written {
+        tracing::warn!(%error, "no room can be reserved for the end of the attempt");
+        let _ = fs::remove_file(&path);
+    }
+}
+
 /// The segments of a spool: first seq and path, in order.
 pub(super) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, SpoolError> {
     let mut segments = Vec::new();

@@ -1,7 +1,7 @@
 //! The thread that writes and syncs.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 
@@ -18,6 +18,8 @@ const BATCH_BYTES: usize = 4 << 20;
 pub(super) struct Entry {
     pub seq: u64,
     pub bytes: Vec<u8>,
+    /// Written although the disk is full, in the place of the reserve.
+    pub last: bool,
 }
 
 /// See the module.
@@ -29,6 +31,8 @@ pub(super) struct Writer {
     file: Option<File>,
     next_seq: u64,
     progress: watch::Sender<Progress>,
+    /// The disk was full: nothing but the last entry is written any more.
+    full: bool,
 }
 
 impl Writer {
@@ -41,6 +45,7 @@ impl Writer {
             file: None,
             next_seq,
             progress,
+            full: false,
         }
     }
 
@@ -48,10 +53,23 @@ impl Writer {
     pub fn run(mut self, queue: &Receiver<Entry>) {
         let mut carried = None;
         while let Some(first) = carried.take().or_else(|| queue.recv().ok()) {
+            if self.full {
+                if !first.last {
+                    continue;
+                }
+                // What it held is room for this one.
+                let _ = std::fs::remove_file(segment::reserve(&self.dir));
+            }
             let (batch, next) = collect(first, queue);
             carried = next;
             if let Err(error) = self.write(&batch) {
+                self.cut();
+                let again = !self.full && error.outcome() == protocol::Outcome::DiskFull;
+                self.full = again;
                 self.progress.send_modify(|progress| progress.failed = Some(error));
+                if again {
+                    continue;
+                }
                 return;
             }
             crate::kill_point::reach("durable", batch.last_seq);
@@ -60,6 +78,15 @@ impl Writer {
                 progress.durable = batch.last_seq;
                 progress.synced_bytes += batch.record_bytes;
             });
+        }
+    }
+
+    /// Takes back what was written in part, so that what comes next stands behind what is whole.
+    fn cut(&mut self) {
+        if let (Some((_, length)), Some(file)) = (&self.segment, &mut self.file)
+            && let Err(error) = file.set_len(*length).and_then(|()| file.seek(SeekFrom::Start(*length)))
+        {
+            tracing::warn!(%error, "the torn end of the spool stays until the next start");
         }
     }
 
@@ -115,7 +142,7 @@ fn collect(first: Entry, queue: &Receiver<Entry>) -> (Batch, Option<Entry>) {
         batch.last_seq = entry.seq;
         batch.record_bytes += entry.bytes.len() as u64;
         segment::encode(&mut batch.encoded, &entry.bytes);
-        if batch.encoded.len() < BATCH_BYTES {
+        if batch.encoded.len() < BATCH_BYTES && !entry.last {
             next = queue.try_recv().ok();
         }
     }
