@@ -9,7 +9,10 @@ use protocol::{
 };
 
 use super::{Request, json};
-use crate::{session::decide::Attempt, settings::PodSettings};
+use crate::{
+    session::{decide::Attempt, validate::Claim},
+    settings::PodSettings,
+};
 
 /// What is taken from the `ConfigMap` of Langfuse. Not all of it: whoever may write `ConfigMap`s could otherwise set where the
 /// model's key is sent.
@@ -25,6 +28,7 @@ pub fn variables(request: &Request, attempt: Attempt, settings: &PodSettings) ->
     let spec = AgenticSpec {
         run: attempt.run,
         used_seconds: attempt.used_seconds,
+        shared_workspace: matches!(request.claim, Claim::Existing(_)),
         ..request.spec.clone()
     };
     let mut variables = vec![

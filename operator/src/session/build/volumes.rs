@@ -23,8 +23,6 @@ const LIMITS: &str = "limits";
 const TOKEN: &str = "gateway-token";
 const MCP: &str = "mcp-credentials";
 const TOOLS: &str = "tools";
-/// The workspace of an existing claim, relative to the claim's root: sessions with the same claim share it.
-const SHARED: &str = "workspace";
 /// The kubelet renews a projected token when a fifth of its time is left.
 const TOKEN_SECONDS: i64 = 3_600;
 
@@ -32,7 +30,7 @@ const TOKEN_SECONDS: i64 = 3_600;
 pub fn of_agent(request: &Request) -> Vec<VolumeMount> {
     let workspace = match &request.claim {
         Claim::Own { .. } => path::workspace_dir(&request.uid),
-        Claim::Existing(_) => SHARED.to_owned(),
+        Claim::Existing(_) => path::SHARED_WORKSPACE.to_owned(),
     };
     let mut mounts = vec![
         mount(SHIM, path::SHIM_DIR),
