@@ -62,7 +62,8 @@ pub struct ProjectSettingsSpec {
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub mcp_credentials: Vec<McpCredential>,
 
-    /// What sessions may ask for at most; what a session leaves out and the defaults do not say is then the ceiling.
+    /// What sessions may ask for at most. What a session leaves out is the default, lowered to the ceiling; without a default it is
+    /// the ceiling itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ceilings: Option<Ceilings>,
 

@@ -13,7 +13,7 @@ use super::{
     observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, Resolved, RunnerSeen, Trouble},
     outcome::{Evidence, judge},
     pod::Grace,
-    transition,
+    repos, transition,
     validate::{Invalid, Request},
 };
 
@@ -494,6 +494,15 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
         });
         let terms = (&deadline::terms(seen, request), &seen.policy);
         plan.status = transition::record(&plan.status, verdict, pod, seen.claim, terms, now);
+        if let (
+            Ok(request),
+            Some(RunnerSeen::Ended {
+                report: Some(report), ..
+            }),
+        ) = (request, pod.map(|pod| &pod.runner))
+        {
+            repos::record(&mut plan.status.repos, &request.repos, &report.repos);
+        }
         return plan;
     }
     if stopping {

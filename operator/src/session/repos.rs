@@ -2,8 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use crds::{AgenticSessionSpec, session::MAX_REPOS};
-use protocol::spec::{Repo, RepoOutput};
+use crds::{
+    AgenticSessionSpec,
+    session::{MAX_REPOS, RepoStatus},
+};
+use protocol::{
+    report::RepoReport,
+    spec::{Repo, RepoOutput},
+};
 
 /// The repositories of a session.
 pub fn repos(spec: &AgenticSessionSpec) -> Vec<Repo> {
@@ -37,6 +43,38 @@ pub fn repos(spec: &AgenticSessionSpec) -> Vec<Repo> {
         });
     }
     repos
+}
+
+/// What became of the repositories. A report that says nothing of one leaves what is known of it.
+pub fn record(status: &mut Vec<RepoStatus>, repos: &[Repo], reports: &[RepoReport]) {
+    if reports.is_empty() {
+        return;
+    }
+    let known = std::mem::take(status);
+    for (index, repo) in repos.iter().enumerate() {
+        let before = known.iter().find(|known| known.name == repo.name).cloned();
+        status.push(match reports.iter().find(|report| report.index == index) {
+            Some(report) => said(repo, report),
+            None => before.unwrap_or_else(|| RepoStatus {
+                name: repo.name.clone(),
+                url: repo.url.clone(),
+                branch: repo.branch.clone(),
+                ..RepoStatus::default()
+            }),
+        });
+    }
+}
+
+fn said(repo: &Repo, report: &RepoReport) -> RepoStatus {
+    let output = repo.output.clone().filter(|_| report.pushed).unwrap_or_default();
+    let own = Some(report.branch.clone()).filter(|branch| !branch.is_empty() && report.pushed);
+    RepoStatus {
+        name: repo.name.clone(),
+        url: output.url.unwrap_or_else(|| repo.url.clone()),
+        branch: own.or(output.branch).or(repo.branch.clone()),
+        commit: Some(report.commit.clone()).filter(|commit| !commit.is_empty()),
+        pushed: report.pushed,
+    }
 }
 
 /// `https://host/team/tool.git` → `tool`, in the letters that a folder's name may have.
@@ -83,6 +121,42 @@ mod tests {
     fn both_shapes_are_one(#[case] asked: Value, #[case] expected: Value) {
         let spec = serde_json::from_value(json!({"prompt": "p", "repos": [asked]})).unwrap();
         assert_eq!(serde_json::to_value(&repos(&spec)[0]).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_became_of_a_repository_is_said_with_where_it_went() {
+        let spec = serde_json::from_value(json!({"prompt": "p", "repos": [
+            {"url": "https://g.example/a", "branch": "main", "output": {"url": "https://g.example/fork"}},
+            {"url": "https://g.example/b"},
+        ]}))
+        .unwrap();
+        let repos = repos(&spec);
+        let report = |index, branch: &str, commit: &str, pushed| RepoReport {
+            index,
+            branch: branch.into(),
+            commit: commit.into(),
+            pushed,
+        };
+        let mut status = Vec::new();
+        record(
+            &mut status,
+            &repos,
+            &[report(0, "", "c0", false), report(1, "", "c1", false)],
+        );
+        assert_eq!(
+            (&*status[0].url, status[0].branch.as_deref()),
+            ("https://g.example/a", Some("main"))
+        );
+        record(&mut status, &repos, &[report(0, "sessions/poem-12345678", "c2", true)]);
+        assert_eq!(
+            serde_json::to_value(&status).unwrap(),
+            json!([
+                {"name": "a", "url": "https://g.example/fork", "branch": "sessions/poem-12345678", "commit": "c2", "pushed": true},
+                {"name": "b", "url": "https://g.example/b", "commit": "c1", "pushed": false},
+            ])
+        );
+        record(&mut status, &repos, &[]);
+        assert_eq!(status.len(), 2);
     }
 
     #[test]

@@ -401,4 +401,49 @@ pub(crate) mod tests {
     fn what_cannot_run_is_refused(#[case] spec: Value, #[case] expected: Invalid) {
         assert_eq!(checked(spec).unwrap_err(), expected);
     }
+
+    /// As long as the schema's bounds let everything be that goes into one variable, of what takes most bytes as JSON.
+    #[test]
+    fn what_the_runner_is_told_fits_a_variable() {
+        let (quotes, wide) = (|n: usize| "\"".repeat(n), |n: usize| "\u{10ffff}".repeat(n));
+        let credential = |n: usize| {
+            let name = format!("{n:063}");
+            json!({"name": name, "secretKeyRef": {"name": "s", "key": "k"}, "header": "h".repeat(64), "urlPrefix": format!("https://{}/", "m".repeat(503))})
+        };
+        let server = |n: usize| {
+            let url = format!("https://{}/{}", "m".repeat(503), "x".repeat(256));
+            json!({"http": {"url": url, "headers": (0..16).map(|h| (format!("h{h:02}"), quotes(13))).collect::<BTreeMap<_, _>>(), "credential": format!("{n:063}")}})
+        };
+        let price = json!({"input": "999999.999", "output": "999999.999", "cacheRead": "999999.999", "cacheWrite": "999999.999"});
+        let settings: ProjectSettingsSpec = serde_json::from_value(json!({
+            "mcpCredentials": (0..16).map(credential).collect::<Vec<_>>(),
+            "prices": (0..32).map(|n| (format!("{n:064}"), price.clone())).collect::<BTreeMap<_, _>>(),
+            "allowedPrivateHosts": vec!["h".repeat(128); 32],
+        }))
+        .unwrap();
+        let request = validate(
+            &session(json!({
+                "prompt": "p",
+                "llmSettings": {"fallbackModel": wide(256)},
+                "tools": {
+                    "allowed": vec![quotes(96); 64],
+                    "permissionMode": "bypassPermissions",
+                    "mcpServers": (0..8).map(|n| (format!("{n:032}"), server(n))).collect::<BTreeMap<_, _>>(),
+                },
+                "appendSystemPrompt": quotes(16_384),
+                "additionalArgs": vec![quotes(192); 32],
+                "mainRepoIndex": 7,
+                "userContext": {"userId": wide(256), "displayName": wide(256), "groups": vec![quotes(64); 16]},
+            })),
+            &settings,
+        )
+        .unwrap();
+        let spec = AgenticSpec {
+            run: u32::MAX,
+            used_seconds: u64::MAX,
+            ..request.spec
+        };
+        let bytes = serde_json::to_vec(&spec).unwrap().len();
+        assert!((80_000..=100_000).contains(&bytes), "{bytes} bytes");
+    }
 }
