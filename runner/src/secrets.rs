@@ -92,10 +92,14 @@ pub fn held_in_files(folder: &Path) -> Vec<Held> {
         let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let text = read(&entry).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         if let Some(text) = text.filter(|text| !text.trim().is_empty() && name != CA && name != "known_hosts") {
-            held.push(Held {
+            // `Bearer token`, the whole value of a header: the token alone must not be seen either.
+            let token = text.trim().split_once(' ').map(|(_, token)| token.trim().to_owned());
+            let scheme = text.starts_with("Bearer ") || text.starts_with("Basic ");
+            let values = token.filter(|_| scheme).into_iter().chain([text]);
+            held.extend(values.map(|value| Held {
                 name: name.to_owned(),
-                value: text.into(),
-            });
+                value: value.into(),
+            }));
         }
     }
     held
@@ -145,6 +149,6 @@ mod tests {
             .map(|held| format!("{} {}", held.name, held.value.expose_secret()))
             .collect();
         held.sort();
-        assert_eq!(held, ["TOKEN fake-1", "mcp Bearer fake-2"]);
+        assert_eq!(held, ["TOKEN fake-1", "mcp Bearer fake-2", "mcp fake-2"]);
     }
 }
