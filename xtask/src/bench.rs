@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result, bail};
 use crate::{command, images::Binaries, tools};
 
 /// Parts that can be measured, and the binary of each with the variable that tells the bench where it is.
-const PARTS: &[(&str, &str, &str)] = &[("operator", "agentic-operator", "OPERATOR_BINARY")];
+const PARTS: &[(&str, &str, &str)] = &[
+    ("operator", "agentic-operator", "OPERATOR_BINARY"),
+    ("gateway", "agentic-gateway", "GATEWAY_BINARY"),
+];
 
 /// Runs the bench with these arguments, of which the first names the part that is measured.
 pub fn run(arguments: &[OsString]) -> Result<()> {

@@ -17,10 +17,12 @@ pub mod paths;
 pub mod progress;
 pub mod quality;
 pub mod reference;
+mod schemathesis;
 mod target;
 pub mod tools;
 mod websockets;
 
 pub use claude_cli::claude_cli;
 pub use paths::cache as cache_dir;
+pub use schemathesis::schemathesis;
 pub use websockets::python_websockets;

@@ -45,6 +45,22 @@ pub fn ensure_images() -> Result<()> {
     ensure(IMAGES)
 }
 
+/// What a test looks at system calls with.
+pub fn ensure_strace() -> Result<()> {
+    ensure(&[Need::Program("strace", "strace")])
+}
+
+/// A Python that can make environments.
+pub fn ensure_python() -> Result<()> {
+    ensure(&[Need::Program("python3", "python3")])?;
+    let mut can = Command::new("python3");
+    if command::quiet(can.args(["-c", "import ensurepip, venv"])).is_err() {
+        // Debian keeps it apart, in a place that names Python's version.
+        ensure(&[Need::File("/nonexistent", "python3-venv")])?;
+    }
+    Ok(())
+}
+
 /// Whether this process may do what only root may.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -1,7 +1,9 @@
 use std::{process::Stdio, time::Duration};
 
 use futures::StreamExt as _;
+use gateway::store::{EventLog as _, PageSize, sqlite::SqliteLog};
 use protocol::frame::GatewayFrame;
+use rand::{Rng as _, SeedableRng as _};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
@@ -13,8 +15,15 @@ use crate::support::{
     sse::http,
 };
 
-/// Rounds of kill and restart.
-const ROUNDS: u64 = 6;
+/// `GATEWAY_KILLS=200` for the long run.
+fn kills() -> u64 {
+    std::env::var("GATEWAY_KILLS").map_or(8, |kills| kills.parse().unwrap())
+}
+
+/// `GATEWAY_KILL_SEED` repeats a run, as far as chance goes.
+fn seed() -> u64 {
+    std::env::var("GATEWAY_KILL_SEED").map_or(20_260_102, |seed| seed.parse().unwrap())
+}
 
 /// Sends until the connection breaks; the last seq that was acknowledged.
 async fn send_until_killed(process: &mut Process, session: &str, acked: u64, after: Duration) -> u64 {
@@ -66,48 +75,43 @@ async fn no_acknowledged_record_is_lost_when_the_gateway_is_killed_while_it_stor
     cluster.running("s", "u", "p1");
     cluster.runner("t1", Some("p1"));
     let folder = tempfile::tempdir().unwrap();
+    let (seed, kills) = (seed(), kills());
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
     let mut acked = 0;
-    for round in 0..ROUNDS {
+    for round in 0..kills {
         let mut process = Process::start(&cluster, folder.path()).await;
         let begun = acked;
-        acked = soon(
-            "the kill",
-            Box::pin(send_until_killed(
-                &mut process,
-                "s",
-                acked,
-                Duration::from_millis(40 + 37 * round),
-            )),
-        )
-        .await;
-        assert!(acked > begun, "nothing was stored in round {round}");
+        let after = Duration::from_micros(random.random_range(20_000..300_000));
+        let killed = Box::pin(send_until_killed(&mut process, "s", acked, after));
+        acked = soon("the kill", killed).await;
+        assert!(acked >= begun, "round {round}");
         soon("the end of the process", process.child.wait()).await.unwrap();
     }
-    let process = Process::start(&cluster, folder.path()).await;
-    cluster.caller("token", "ann");
-    cluster.allow("ann", &["get"], "team-a");
-    let url = format!(
-        "http://{}/api/projects/team-a/agentic-sessions/s/events",
-        process.address
-    );
-    let mut body = http()
-        .get(url)
-        .bearer_auth("token")
-        .send()
-        .await
+    let log = SqliteLog::open(&folder.path().join("events.db")).unwrap();
+    let page = PageSize {
+        records: 1000,
+        bytes: 1 << 20,
+    };
+    let mut last = 0;
+    loop {
+        let stored = log.read("u", last, page).await.unwrap();
+        if stored.is_empty() {
+            break;
+        }
+        let sent = records(last + 1, last + stored.len() as u64);
+        assert!(
+            stored.iter().map(|record| record.whole().unwrap()).eq(&sent),
+            "after {last}"
+        );
+        last += stored.len() as u64;
+    }
+    eprintln!("seed {seed}: {kills} kills, {acked} records acknowledged, {last} stored, none of them lost or changed");
+    assert!(last >= acked && acked >= kills, "{acked} acknowledged, {last} stored");
+    let check: String = rusqlite::Connection::open(folder.path().join("events.db"))
         .unwrap()
-        .bytes_stream();
-    let (mut text, wanted) = (String::new(), format!("id: u/{acked}\n"));
-    while !text.contains(&wanted) {
-        text.push_str(std::str::from_utf8(&soon("the records", body.next()).await.unwrap().unwrap()).unwrap());
-    }
-    let data: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("data: {\"seq\""))
-        .collect();
-    for (line, record) in data.iter().zip(records(1, acked)) {
-        assert_eq!(format!("{{\"seq\"{line}"), record);
-    }
+        .pragma_query_value(None, "integrity_check", |row| row.get(0))
+        .unwrap();
+    assert_eq!(check, "ok");
 }
 
 #[tokio::test]

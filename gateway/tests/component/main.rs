@@ -9,6 +9,7 @@
 
 mod api;
 mod commands;
+mod durable;
 mod follower;
 mod guide;
 mod ingest;
@@ -17,8 +18,10 @@ mod memory;
 mod no_record_lost;
 mod plane;
 mod projections;
+mod restore;
 mod retention;
 mod rights;
+mod schema;
 mod security;
 mod server;
 mod sockets;

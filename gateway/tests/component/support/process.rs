@@ -18,9 +18,20 @@ pub struct Process {
 impl Process {
     /// On ports of its own choice, which it says when it listens.
     pub async fn start(cluster: &Cluster, folder: &Path) -> Self {
+        Self::start_under(&[], cluster, folder).await
+    }
+
+    /// Under a program such as `strace`, which gets the gateway as its last arguments.
+    pub async fn start_under(program: &[&str], cluster: &Cluster, folder: &Path) -> Self {
         let kubeconfig = folder.join("kubeconfig");
         std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_agentic-gateway"))
+        let words: Vec<&str> = program
+            .iter()
+            .copied()
+            .chain([env!("CARGO_BIN_EXE_agentic-gateway")])
+            .collect();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .args([
                 "--listen=127.0.0.1:0",
                 "--metrics-address=127.0.0.1:0",
