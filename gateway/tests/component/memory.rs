@@ -13,7 +13,6 @@ use crate::support::{
     process::Process,
     record,
     runner::{Runner, hello},
-    soon,
 };
 
 /// Most memory that the process ever had, MiB.
@@ -151,7 +150,10 @@ async fn long_records_of_many_sessions_wait_for_their_turn_and_readers_take_them
             read += count;
         }
     });
-    Box::pin(soon("the long record", read)).await.unwrap();
+    Box::pin(tokio::time::timeout(Duration::from_mins(2), read))
+        .await
+        .expect("the long record arrives")
+        .unwrap();
     let after = peak(&process);
     eprintln!("{SESSIONS} records of 62 MiB at once: peak {before} -> {stored} MiB, with 24 readers {after} MiB");
     assert!(after < 256, "{before} -> {stored} -> {after} MiB");

@@ -6,7 +6,7 @@ use crate::support::{cluster::Cluster, process::Process};
 
 /// `GATEWAY_SCHEMA_EXAMPLES=1000` for the long run.
 fn examples() -> String {
-    std::env::var("GATEWAY_SCHEMA_EXAMPLES").unwrap_or_else(|_| "25".to_owned())
+    std::env::var("GATEWAY_SCHEMA_EXAMPLES").unwrap_or_else(|_| "10".to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
