@@ -21,7 +21,6 @@ mod projections;
 mod restore;
 mod retention;
 mod rights;
-mod schema;
 mod security;
 mod server;
 mod sockets;
