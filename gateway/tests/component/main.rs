@@ -21,6 +21,7 @@ mod projections;
 mod restore;
 mod retention;
 mod rights;
+mod schema;
 mod security;
 mod server;
 mod sockets;
