@@ -138,6 +138,8 @@ pub struct Spool {
     sums: Sums,
     entries: std_mpsc::Sender<writer::Entry>,
     progress: watch::Receiver<Progress>,
+    /// The record for the reserve is with the writer, which meets the full disk once more or ends.
+    last_handed: bool,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -174,6 +176,7 @@ impl Spool {
             sums,
             entries,
             progress,
+            last_handed: false,
             thread: Some(thread),
         };
         for (from, to) in missing {
@@ -326,18 +329,33 @@ impl Spool {
                 last,
             })
             .map_err(|_| SpoolError::Closed)?;
+        self.last_handed |= last;
         Ok(record)
     }
 
     /// Waits until `seq` is on disk.
     pub async fn durable(&self, seq: u64) -> Result<(), SpoolError> {
-        wait(self.progress.clone(), |progress| progress.durable >= seq).await
+        self.wait(|progress| progress.durable >= seq).await
     }
 
     /// Waits until the disk has nearly caught up with what it was given, so that memory stays bounded.
     pub async fn room(&self) -> Result<(), SpoolError> {
         let least = self.handed_bytes.saturating_sub(MAX_PENDING);
-        wait(self.progress.clone(), |progress| progress.synced_bytes >= least).await
+        self.wait(|progress| progress.synced_bytes >= least).await
+    }
+
+    async fn wait(&self, enough: impl Fn(&Progress) -> bool) -> Result<(), SpoolError> {
+        let mut progress = self.progress.clone();
+        // The failure that the reserve is there for is known; the next one ends the writer.
+        let over = |now: &Progress| enough(now) || (now.failed.is_some() && !self.last_handed);
+        let writer_lives = progress.wait_for(over).await.is_ok();
+        let seen = progress.borrow();
+        match &seen.failed {
+            _ if enough(&seen) => Ok(()),
+            Some(error) => Err(error.clone()),
+            None if writer_lives => Ok(()),
+            None => Err(SpoolError::Closed),
+        }
     }
 }
 
@@ -352,17 +370,6 @@ impl Drop for Spool {
         while !thread.is_finished() && begun.elapsed() < CLOSING {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-    }
-}
-
-async fn wait(mut progress: watch::Receiver<Progress>, enough: impl Fn(&Progress) -> bool) -> Result<(), SpoolError> {
-    let seen = progress
-        .wait_for(|now| enough(now) || now.failed.is_some())
-        .await
-        .map_err(|_| SpoolError::Closed)?;
-    match &seen.failed {
-        Some(error) if !enough(&seen) => Err(error.clone()),
-        _ => Ok(()),
     }
 }
 

@@ -120,7 +120,11 @@ async fn killed_after(keep: usize) {
 
 fn cut(session: &Session, keep: usize) {
     let spool = session.state().join("spool");
-    let segment = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap().path();
+    let segment = std::fs::read_dir(&spool)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "spool"))
+        .unwrap();
     let bytes = std::fs::read(&segment).unwrap();
     let mut end = 44;
     for _ in 0..keep {

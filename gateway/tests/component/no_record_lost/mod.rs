@@ -162,13 +162,16 @@ impl World {
         self.runner = Some(runner);
     }
 
-    /// Bytes in the spool, without reading it.
+    /// Bytes of the spool's segments, without reading them.
     fn spooled(&self) -> u64 {
         let segments = std::fs::read_dir(self.path("state/spool"))
             .into_iter()
             .flatten()
             .flatten();
-        segments.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+        segments
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "spool"))
+            .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+            .sum()
     }
 
     async fn wreck(&mut self, dice: &mut StdRng, binary: &Path) {
