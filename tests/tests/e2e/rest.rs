@@ -182,10 +182,10 @@ async fn a_body_that_cannot_be_honoured_is_refused_by_name() -> Result<()> {
     scene("bodies", Keys::Good, async |scene| {
         let gateway = Gateway::reach(scene).await?;
         let (status, answer) = gateway
-            .ask(Method::POST, "", Some(&json!({ "prompt": "x", "interactive": true })))
+            .ask(Method::POST, "", Some(&json!({ "prompt": "x", "multiAgent": true })))
             .await?;
         ensure!(
-            status.is_client_error() && answer.to_string().contains("interactive"),
+            status.is_client_error() && answer.to_string().contains("multiAgent"),
             "{status}: {answer}"
         );
         let (status, answer) = gateway
