@@ -463,6 +463,8 @@ fn expire(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, 
 // --- an attempt is live ---------------------------------------------------------------------------------------------
 
 fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
+    // The reconcile that recorded the last drain may have begun the run too: what is left of that drain goes now.
+    drain::clean(&mut plan, seen);
     let recorded = &seen.session.status;
     let attempt = recorded.attempt.unwrap_or(1);
     // An attempt is one pod. When somebody takes it away, finalizers and all, its Job makes another, which is not followed.

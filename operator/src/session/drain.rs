@@ -146,7 +146,7 @@ fn begin(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, n
 }
 
 /// Recorded drains: their reports are let go, their Jobs deleted. What this very plan records is left to the next.
-fn clean(plan: &mut Plan, seen: &Observed) {
+pub fn clean(plan: &mut Plan, seen: &Observed) {
     let recorded = |number: u32| {
         let status = &seen.session.status;
         let current = status.drain_job_name.is_some() && status.drains == Some(number);
