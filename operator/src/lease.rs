@@ -60,20 +60,32 @@ impl Candidate {
         }
     }
 
-    /// Waits until the Lease is ours.
-    pub async fn acquire(&mut self) {
+    /// Waits until the Lease is ours: false when `stop` came first.
+    ///
+    /// A try that is under way is not broken off by `stop`: it may be the one that succeeds, and the Lease is given back then.
+    pub async fn acquire(&mut self, stop: &CancellationToken) -> bool {
         loop {
-            match self.attempt().await {
-                Ok(None) => {
+            match tokio::time::timeout(RENEW_DEADLINE, self.attempt()).await {
+                Ok(Ok(None)) => {
                     tracing::info!(lease = self.settings.name, identity = self.settings.identity, "leading");
-                    return;
+                    return true;
                 }
-                Ok(Some(holder)) => tracing::debug!(holder, "waiting for the lease"),
-                Err(error) => {
+                Ok(Ok(Some(holder))) => tracing::debug!(holder, "waiting for the lease"),
+                Ok(Err(error)) => {
                     tracing::warn!(lease = self.settings.name, namespace = self.settings.namespace, %error, "failed to acquire the lease");
                 }
+                Err(_) => {
+                    tracing::warn!(
+                        lease = self.settings.name,
+                        namespace = self.settings.namespace,
+                        "failed to acquire the lease: the API server does not answer"
+                    );
+                }
             }
-            tokio::time::sleep(crate::backoff::jittered(RETRY)).await;
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = tokio::time::sleep(crate::backoff::jittered(RETRY)) => {}
+            }
         }
     }
 

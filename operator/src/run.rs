@@ -86,7 +86,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
 /// Works for as long as the lease is held.
 async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Error> {
     let mut candidate = lease::Candidate::new(context.client.clone(), context.settings.lease.clone());
-    if until(stop, candidate.acquire()).await.is_none() {
+    if !candidate.acquire(stop).await {
         return Ok(());
     }
     context.metrics.leader.set(1);

@@ -486,6 +486,11 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
         Some(pod) => pod.is_judgeable(),
         None => first.is_some() || seen.job.ours().is_none_or(|job| job.finished || job.deleting),
     };
+    if over && recorded.phase == Phase::Creating && pod.is_some_and(has_report) {
+        // Watchers are promised every phase: what ended before anybody looked is first recorded as running.
+        plan.status = transition::progress(&plan.status, pod, None, seen.claim, now);
+        return plan;
+    }
     if over {
         let message = recorded.message.clone().unwrap_or_default();
         let verdict = judge(&Evidence {

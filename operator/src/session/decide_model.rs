@@ -550,6 +550,9 @@ fn check_transition(before: &AgenticSessionStatus, after: &AgenticSessionStatus)
             "more attempts than there are"
         );
     }
+    if after.phase == Phase::Completed {
+        assert_ne!(before.phase, Phase::Creating, "`Running` is never skipped");
+    }
     let finished = after.conditions.iter().any(|c| c.type_ == condition::FINISHED);
     assert_eq!(
         finished,

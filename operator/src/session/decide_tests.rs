@@ -229,6 +229,20 @@ fn evictions_do_not_use_up_attempts() {
 }
 
 #[test]
+fn a_session_that_ended_before_anybody_looked_is_recorded_as_running_first() {
+    let mut model = Model::new();
+    model.look(true);
+    model.happen(Happening::JobController);
+    model.happen(Happening::RunnerStarts);
+    model.end_runner(Some(Outcome::Succeeded));
+    assert_eq!(model.status.phase, Phase::Creating);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Running);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Completed);
+}
+
+#[test]
 fn an_interrupted_session_does_not_go_on_by_itself() {
     let mut model = running();
     model.end_runner(Some(Outcome::StoppedByUser));

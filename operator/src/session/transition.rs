@@ -109,7 +109,15 @@ pub fn progress(
             restarted = Some(message);
         }
     }
-    if let Some(RunnerSeen::Running { since }) = pod.map(|pod| &pod.runner) {
+    // One that left a report has run, however soon it ended.
+    let ran = pod.map(|pod| &pod.runner);
+    if let Some(
+        RunnerSeen::Running { since }
+        | RunnerSeen::Ended {
+            since, report: Some(_), ..
+        },
+    ) = ran
+    {
         if next.phase != Phase::Running {
             next = says(&next, Phase::Running, Reason::Running, "The agent works.");
             started(&mut next, *since, claim, now);
