@@ -5,17 +5,20 @@ pub mod frame;
 pub mod local;
 pub mod remote;
 pub mod shim;
+mod words;
 
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _};
+use futures::StreamExt as _;
+use futures::stream::SplitStream;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::time::{Duration, timeout};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 pub use frame::{FromShim, Hello, ToShim};
+use words::Words;
 
 /// A process to start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +75,8 @@ pub enum Place {
 /// A connection to a shim.
 pub struct Agent {
     hello: Hello,
-    frames: Framed<UnixStream, LengthDelimitedCodec>,
+    frames: SplitStream<Framed<UnixStream, LengthDelimitedCodec>>,
+    words: Words,
     child: Option<tokio::process::Child>,
 }
 
@@ -89,12 +93,17 @@ impl Agent {
     }
 
     async fn greet(stream: UnixStream, child: Option<tokio::process::Child>) -> Result<Self, AgentError> {
-        let mut frames = Framed::new(stream, frame::codec());
+        let (sink, mut frames) = Framed::new(stream, frame::codec()).split();
         let first = timeout(GREETING, frames.next())
             .await
             .map_err(|_| AgentError::Lost("it did not greet in time".to_owned()))?;
         match decode(first)? {
-            FromShim::Hello(hello) => Ok(Self { hello, frames, child }),
+            FromShim::Hello(hello) => Ok(Self {
+                hello,
+                frames,
+                words: Words::carried_by(sink),
+                child,
+            }),
             other => Err(AgentError::Lost(format!("it began with {}", other.name()))),
         }
     }
@@ -106,49 +115,50 @@ impl Agent {
 
     /// The next thing that happens. May be dropped while it waits.
     pub async fn next(&mut self) -> Result<FromShim, AgentError> {
-        decode(self.frames.next().await)
+        tokio::select! {
+            // What it said before it was lost counts.
+            biased;
+            frame = self.frames.next() => decode(frame),
+            lost = self.words.lost() => Err(lost),
+        }
     }
 
-    /// Tells the shim something.
-    pub async fn send(&mut self, message: ToShim) -> Result<(), AgentError> {
-        for frame in message.encode() {
-            self.frames
-                .send(frame)
-                .await
-                .map_err(|error| AgentError::Lost(error.to_string()))?;
-        }
-        Ok(())
+    /// Tells the shim something; never waits for it. What it does not take in time, or at all, loses the connection.
+    pub fn send(&self, message: &ToShim) -> Result<(), AgentError> {
+        message.encode().into_iter().try_for_each(|frame| self.words.say(frame))
     }
 
     /// Has everything that is left running killed, so that another process can be started; returns whether that went well.
     pub async fn clear(&mut self, patience: Duration) -> bool {
         let cleared = async {
-            self.send(ToShim::KillAll).await?;
+            self.send(&ToShim::KillAll)?;
             while self.next().await? != FromShim::Killed {}
             Ok::<_, AgentError>(())
         };
         matches!(timeout(patience, cleared).await, Ok(Ok(())))
     }
 
-    /// Has everything that the agent runs killed; waits at most `patience`. A child's shim ends with it. A container's
-    /// stays until we are gone, because the kubelet would start the container again.
-    pub async fn kill(&mut self, patience: Duration) {
+    /// Has everything that the agent runs killed; waits at most `patience`, and returns whether that sufficed. A child's
+    /// shim ends with it. A container's stays until we are gone, because the kubelet would start the container again.
+    pub async fn kill(&mut self, patience: Duration) -> bool {
         let word = if self.child.is_some() {
             ToShim::Quit
         } else {
             ToShim::KillAll
         };
         let killed = async {
-            if self.send(word).await.is_ok() {
+            if self.send(&word).is_ok() {
                 while !matches!(self.next().await, Ok(FromShim::Killed) | Err(_)) {}
             }
             if let Some(child) = &mut self.child {
                 let _ = child.wait().await;
             }
         };
-        if timeout(patience, killed).await.is_err() {
+        let ended = timeout(patience, killed).await.is_ok();
+        if !ended {
             tracing::warn!("the agent's processes did not end in time");
         }
+        ended
     }
 }
 

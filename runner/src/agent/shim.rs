@@ -5,6 +5,7 @@
 
 mod kill;
 mod memory;
+mod stdin;
 
 use std::io;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +27,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::frame::{FromShim, Hello, MAX_PIECE, ToShim, codec};
 use super::{Exit, Spawn};
+use stdin::Stdin;
 
 /// How long what a dead process wrote may take to be read: something it left behind can hold the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -124,17 +126,27 @@ enum End {
 
 type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
+/// Takes requests, and never waits for the runner to take an answer: the runner may be waiting for us to take a request.
 struct Shim {
     requests: SplitStream<Frames>,
-    answers: mpsc::Sender<FromShim>,
+    /// What processes write; bounded, so that a process is as fast as the runner.
+    output: mpsc::Sender<FromShim>,
+    answers: mpsc::UnboundedSender<Answer>,
     writer: tokio::task::JoinHandle<()>,
     process: Option<Process>,
+}
+
+/// What is said in the order in which it happened.
+enum Answer {
+    Now(FromShim),
+    /// The process ended; what it wrote is said first.
+    Exit(JoinSet<()>, Exit),
 }
 
 /// The CLI.
 struct Process {
     pid: Pid,
-    stdin: Option<mpsc::UnboundedSender<Bytes>>,
+    stdin: Option<Stdin>,
     pumps: JoinSet<()>,
     oom_kills_before: u64,
 }
@@ -142,18 +154,21 @@ struct Process {
 impl Shim {
     fn new(runner: UnixStream) -> Result<Self, ShimError> {
         let (sink, requests) = Framed::new(runner, codec()).split();
-        let (answers, queue) = mpsc::channel(16);
+        let (output, queue) = mpsc::channel(16);
+        let (answers, in_order) = mpsc::unbounded_channel();
         let writer = tokio::spawn(write(sink, queue));
         let hello = Hello {
             boot_id: uuid::Uuid::new_v4().to_string(),
             missing: missing(),
             oom_kills: memory::oom_kills(),
         };
-        answers
+        output
             .try_send(FromShim::Hello(hello))
             .map_err(|_| failed("greet")(io::Error::from(io::ErrorKind::Other)))?;
+        tokio::spawn(answer(in_order, output.clone()));
         Ok(Self {
             requests,
+            output,
             answers,
             writer,
             process: None,
@@ -174,7 +189,7 @@ impl Shim {
                         Err(_) => return End::RunnerGone,
                     }
                 }
-                _ = children.recv() => self.reap().await,
+                _ = children.recv() => self.reap(),
                 _ = &mut self.writer => return End::RunnerGone,
             }
         }
@@ -183,23 +198,16 @@ impl Shim {
     async fn obey(&mut self, request: ToShim) {
         match request {
             ToShim::Spawn(_) if self.process.is_some() => {
-                self.answer(FromShim::SpawnFailed("a process runs already".to_owned()))
-                    .await;
+                self.answer(FromShim::SpawnFailed("a process runs already".to_owned()));
             }
-            ToShim::Spawn(spawn) => match start(&spawn, &self.answers) {
+            ToShim::Spawn(spawn) => match start(&spawn, &self.output) {
                 Ok(process) => self.process = Some(process),
                 Err(error) => {
                     let program = spawn.argv.first().map_or("nothing", String::as_str);
-                    self.answer(FromShim::SpawnFailed(format!("failed to start {program}: {error}")))
-                        .await;
+                    self.answer(FromShim::SpawnFailed(format!("failed to start {program}: {error}")));
                 }
             },
-            ToShim::Stdin(bytes) => {
-                if let Some(stdin) = self.process.as_ref().and_then(|process| process.stdin.as_ref()) {
-                    // A process that closed its stdin does not want it.
-                    let _ = stdin.send(bytes);
-                }
-            }
+            ToShim::Stdin(bytes) => self.feed(bytes),
             ToShim::CloseStdin => {
                 if let Some(process) = &mut self.process {
                     process.stdin = None;
@@ -212,15 +220,24 @@ impl Shim {
             }
             ToShim::KillAll => {
                 let last = kill::everything_but(self.process.as_ref().map(|process| process.pid)).await;
-                self.reaped(last).await;
-                self.answer(FromShim::Killed).await;
+                self.reaped(last);
+                self.answer(FromShim::Killed);
             }
             ToShim::Quit => {}
         }
     }
 
+    /// A process that closed its stdin does not want it; one that leaves too much unread is not worth waiting for.
+    fn feed(&self, bytes: Bytes) {
+        let Some(process) = &self.process else { return };
+        let full = process.stdin.as_ref().is_some_and(|stdin| !stdin.take(bytes));
+        if full {
+            let _ = rustix::process::kill_process(process.pid, Signal::KILL);
+        }
+    }
+
     /// Reaps whatever has ended; most of it are things that tools left behind.
-    async fn reap(&mut self) {
+    fn reap(&mut self) {
         let main = self.process.as_ref().map(|process| process.pid);
         let mut ended = None;
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
@@ -228,25 +245,42 @@ impl Shim {
                 ended = Some(ExitStatus::from_raw(status.as_raw()));
             }
         }
-        self.reaped(ended).await;
+        self.reaped(ended);
     }
 
-    async fn reaped(&mut self, ended: Option<ExitStatus>) {
-        let (Some(status), Some(mut process)) = (ended, self.process.take_if(|_| ended.is_some())) else {
+    fn reaped(&mut self, ended: Option<ExitStatus>) {
+        let (Some(status), Some(process)) = (ended, self.process.take_if(|_| ended.is_some())) else {
             return;
         };
-        let _ = timeout(LAST_WORDS, async { while process.pumps.join_next().await.is_some() {} }).await;
         let exit = Exit {
             code: status.code(),
             signal: status.signal(),
             oom_kills: memory::oom_kills().saturating_sub(process.oom_kills_before),
         };
-        self.answer(FromShim::Exit(exit)).await;
+        // A task that is gone has met a writer that is, which ends the loop.
+        let _ = self.answers.send(Answer::Exit(process.pumps, exit));
     }
 
-    async fn answer(&self, answer: FromShim) {
-        // A writer that is gone ends the loop.
-        let _ = self.answers.send(answer).await;
+    fn answer(&self, answer: FromShim) {
+        let _ = self.answers.send(Answer::Now(answer));
+    }
+}
+
+/// Says what is to be said in its order.
+async fn answer(mut answers: mpsc::UnboundedReceiver<Answer>, output: mpsc::Sender<FromShim>) {
+    while let Some(next) = answers.recv().await {
+        let next = match next {
+            Answer::Now(answer) => answer,
+            Answer::Exit(mut pumps, exit) => {
+                let _ = timeout(LAST_WORDS, async { while pumps.join_next().await.is_some() {} }).await;
+                // What was left behind and still writes is not heard any more.
+                pumps.shutdown().await;
+                FromShim::Exit(exit)
+            }
+        };
+        if output.send(next).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -258,7 +292,7 @@ async fn write(mut sink: SplitSink<Frames, Bytes>, mut queue: mpsc::Receiver<Fro
     }
 }
 
-fn start(spawn: &Spawn, answers: &mpsc::Sender<FromShim>) -> io::Result<Process> {
+fn start(spawn: &Spawn, output: &mpsc::Sender<FromShim>) -> io::Result<Process> {
     let Some((program, arguments)) = spawn.argv.split_first() else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -280,12 +314,12 @@ fn start(spawn: &Spawn, answers: &mpsc::Sender<FromShim>) -> io::Result<Process>
         .spawn()?;
     let mut pumps = JoinSet::new();
     if let Some(stdout) = child.stdout.take() {
-        pumps.spawn(pump(ChildStdout::from_std(stdout)?, answers.clone(), FromShim::Stdout));
+        pumps.spawn(pump(ChildStdout::from_std(stdout)?, output.clone(), FromShim::Stdout));
     }
     if let Some(stderr) = child.stderr.take() {
-        pumps.spawn(pump(ChildStderr::from_std(stderr)?, answers.clone(), FromShim::Stderr));
+        pumps.spawn(pump(ChildStderr::from_std(stderr)?, output.clone(), FromShim::Stderr));
     }
-    let stdin = child.stdin.take().map(ChildStdin::from_std).transpose()?.map(feed);
+    let stdin = child.stdin.take().map(ChildStdin::from_std).transpose()?.map(Stdin::of);
     let pid = Pid::from_raw(child.id() as i32).ok_or(io::ErrorKind::Other)?;
     Ok(Process {
         pid,
@@ -303,19 +337,6 @@ async fn pump(mut from: impl AsyncRead + Unpin, to: mpsc::Sender<FromShim>, name
             return;
         }
     }
-}
-
-/// Writes to stdin on its own, so that a process that does not read does not stop the shim. Closed with its queue.
-fn feed(mut stdin: ChildStdin) -> mpsc::UnboundedSender<Bytes> {
-    let (sender, mut queue) = mpsc::unbounded_channel::<Bytes>();
-    tokio::spawn(async move {
-        while let Some(bytes) = queue.recv().await {
-            if stdin.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-    });
-    sender
 }
 
 fn missing() -> Vec<String> {

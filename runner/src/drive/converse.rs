@@ -141,7 +141,7 @@ impl<'a> Converse<'a> {
                     .await?
             }
             Say::Continuation => converse.go_on().await?,
-            Say::Again(messages) => converse.say_again(&messages).await,
+            Say::Again(messages) => converse.say_again(&messages),
             Say::Nothing => Ok(()),
             Say::NothingYet => {
                 converse.goes_on_by = Some(Instant::now() + GOES_ON);
@@ -175,7 +175,7 @@ impl<'a> Converse<'a> {
         let seq = self.attempt.journal.session(&started)?;
         self.attempt.journal.spool().durable(seq).await?;
         // A shim that is gone already is found out about by the next word to it.
-        let _ = self.tell(ToShim::Spawn(spawn)).await;
+        let _ = self.tell(&ToShim::Spawn(spawn));
         Ok(())
     }
 
@@ -183,13 +183,12 @@ impl<'a> Converse<'a> {
     pub(super) async fn say(&mut self, body: &UserBody) -> Result<Result<(), AgentError>, End> {
         let seq = self.attempt.journal.user(body)?;
         self.attempt.journal.spool().durable(seq).await?;
-        Ok(self.say_again(std::slice::from_ref(body)).await)
+        Ok(self.say_again(std::slice::from_ref(body)))
     }
 
-    async fn say_again(&mut self, messages: &[UserBody]) -> Result<(), AgentError> {
+    fn say_again(&mut self, messages: &[UserBody]) -> Result<(), AgentError> {
         for body in messages {
-            self.tell(ToShim::Stdin(wire::user_message(body.uuid, &body.text).into()))
-                .await?;
+            self.tell(&ToShim::Stdin(wire::user_message(body.uuid, &body.text).into()))?;
             self.attempt.said += 1;
             kill_point::reach("sent", self.attempt.said);
         }
@@ -201,9 +200,10 @@ impl<'a> Converse<'a> {
         self.say(&body).await
     }
 
-    pub(super) async fn tell(&mut self, message: ToShim) -> Result<(), AgentError> {
-        match &mut self.attempt.agent {
-            Some(agent) => agent.send(message).await,
+    /// Tells the shim something; never waits for it.
+    pub(super) fn tell(&self, message: &ToShim) -> Result<(), AgentError> {
+        match &self.attempt.agent {
+            Some(agent) => agent.send(message),
             None => Err(AgentError::Lost("it is not connected".to_owned())),
         }
     }
@@ -390,7 +390,7 @@ impl<'a> Converse<'a> {
                 request_id,
                 subtype,
                 tool,
-            } => self.asked(request_id, &subtype, tool).await,
+            } => self.asked(request_id, &subtype, tool),
             Event::Withdrawn(request_id) => self.questions.retain(|question| question.request_id != request_id),
             _ => {}
         }
@@ -409,7 +409,7 @@ impl<'a> Converse<'a> {
     }
 
     /// A question goes to people where there are any. The CLI's line is recorded; so they know of it.
-    async fn asked(&mut self, request_id: String, subtype: &str, tool: String) {
+    fn asked(&mut self, request_id: String, subtype: &str, tool: String) {
         if self.attempt.interactive && subtype == "can_use_tool" {
             self.questions.push(Question { request_id, tool });
             self.publish();
@@ -417,7 +417,7 @@ impl<'a> Converse<'a> {
         }
         let refusal = wire::refusal(&request_id, subtype);
         // If the agent is lost, the next step says so.
-        let _ = self.tell(ToShim::Stdin(refusal.into())).await;
+        let _ = self.tell(&ToShim::Stdin(refusal.into()));
     }
 
     /// What the model was given a while ago is in the transcript by now; what it was given just now may not be, and then the

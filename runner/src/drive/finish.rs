@@ -56,8 +56,11 @@ impl Attempt {
         }
         // Whatever kills us from here on, the report says how it ended.
         self.write_report(&end);
-        if let Some(agent) = &mut self.agent {
-            agent.kill(KILLED).await;
+        if let Some(agent) = &mut self.agent
+            && !agent.kill(KILLED).await
+        {
+            // A shim whose runner is gone goes, and takes everything with it.
+            self.agent = None;
         }
         if end.outcome == Outcome::Superseded {
             // The records are another runner's now.

@@ -59,11 +59,8 @@ impl Converse<'_> {
 
     /// Asks the CLI to stop its turn; returns whether the process is gone.
     async fn interrupted(&mut self) -> Result<bool, End> {
-        if self
-            .tell(ToShim::Stdin(wire::interrupt("stop", true).into()))
-            .await
-            .is_err()
-        {
+        let interrupt = ToShim::Stdin(wire::interrupt("stop", true).into());
+        if self.tell(&interrupt).is_err() {
             return Ok(true);
         }
         let due = Instant::now() + RUNG;
@@ -81,7 +78,7 @@ impl Converse<'_> {
     /// Takes the rungs until the process is gone. Who is left after the last one is killed with all others.
     async fn climb(&mut self, rungs: &[ToShim]) -> Result<(), End> {
         for rung in rungs {
-            if self.tell(rung.clone()).await.is_err() {
+            if self.tell(rung).is_err() {
                 return Ok(());
             }
             let due = Instant::now() + RUNG;

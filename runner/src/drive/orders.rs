@@ -129,7 +129,7 @@ impl Converse<'_> {
         kill_point::reach("interrupt", 0);
         self.interrupting = Some((turn, Instant::now() + STOPS));
         // What people said meanwhile is not theirs to lose: it opens the next turn.
-        let _ = self.tell(ToShim::Stdin(wire::interrupt(id, false).into())).await;
+        let _ = self.tell(&ToShim::Stdin(wire::interrupt(id, false).into()));
         Ok(Effect::Done(seq))
     }
 
@@ -163,7 +163,7 @@ impl Converse<'_> {
         })?;
         let seq = self.done(id, None)?;
         self.attempt.journal.spool().durable(seq).await?;
-        let _ = self.tell(ToShim::Stdin(answer.line(request_id).into())).await;
+        let _ = self.tell(&ToShim::Stdin(answer.line(request_id).into()));
         Ok(Effect::Done(seq))
     }
 

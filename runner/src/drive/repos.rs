@@ -211,7 +211,7 @@ fn branch(config: &Config, repo: &Repo, pushed: bool) -> String {
 
 async fn run(agent: &mut Agent, spawn: Spawn) -> String {
     // What the agent left running would go on to change what is committed.
-    if !agent.clear(KILLED).await || agent.send(ToShim::Spawn(spawn)).await.is_err() {
+    if !agent.clear(KILLED).await || agent.send(&ToShim::Spawn(spawn)).is_err() {
         return "unfit the agent container is gone".to_owned();
     }
     let mut said = Vec::new();

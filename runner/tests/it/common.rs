@@ -192,7 +192,7 @@ fn anybody_in(folder: &Path) -> bool {
 
 /// Waits until `condition` holds.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < deadline, "in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -15,6 +15,7 @@ mod crash;
 mod drain;
 mod flags;
 mod git;
+mod hostile;
 mod interactive;
 mod local;
 mod pod;

@@ -114,24 +114,22 @@ async fn streams_signals_and_the_end_are_carried() {
     let container = Container::start();
     let mut agent = container.connect().await;
     agent
-        .send(shell("cat; echo $OURS $FROM_IMAGE $ABSENT; exit 7"))
-        .await
+        .send(&shell("cat; echo $OURS $FROM_IMAGE $ABSENT; exit 7"))
         .unwrap();
     let long = "x".repeat(300_000);
-    agent.send(ToShim::Stdin(long.clone().into())).await.unwrap();
-    agent.send(ToShim::CloseStdin).await.unwrap();
+    agent.send(&ToShim::Stdin(long.clone().into())).unwrap();
+    agent.send(&ToShim::CloseStdin).unwrap();
     let (out, exit) = output(&mut agent).await;
     assert_eq!(out, format!("{long}ours image default\n"));
     assert_eq!((exit.code, exit.signal), (Some(7), None));
 
     agent
-        .send(shell(
+        .send(&shell(
             "trap 'echo int; exit 3' INT; echo ready; while :; do read -t 0.05; done",
         ))
-        .await
         .unwrap();
     assert!(matches!(agent.next().await.unwrap(), FromShim::Stdout(_)));
-    agent.send(ToShim::Signal(2)).await.unwrap();
+    agent.send(&ToShim::Signal(2)).unwrap();
     let (out, exit) = output(&mut agent).await;
     assert_eq!((out.as_str(), exit.code), ("int\n", Some(3)));
 }
@@ -162,9 +160,9 @@ async fn everything_is_killed_on_demand_also_what_hid_in_a_session_of_its_own() 
         let hide = format!(
             "setsid bash -c 'trap : TERM INT; (setsid bash -c \"echo > {mark}; sleep 301.5\") & sleep 301.5' & sleep 301.5"
         );
-        agent.send(shell(&hide)).await.unwrap();
+        agent.send(&shell(&hide)).unwrap();
         eventually("it runs", || Path::new(&mark).exists()).await;
-        agent.send(ToShim::KillAll).await.unwrap();
+        agent.send(&ToShim::KillAll).unwrap();
         let (_, exit) = output(&mut agent).await;
         assert_eq!(exit.signal, Some(9));
         assert!(matches!(
@@ -173,7 +171,7 @@ async fn everything_is_killed_on_demand_also_what_hid_in_a_session_of_its_own() 
         ));
         assert!(!running(&mark), "nothing is left");
         // The shim itself goes on.
-        agent.send(shell("echo again")).await.unwrap();
+        agent.send(&shell("echo again")).unwrap();
         assert_eq!(output(&mut agent).await.0, "again\n");
     }
 }
@@ -192,8 +190,7 @@ async fn told_to_stop_the_shim_ends_within_a_tenth_of_a_second() {
     let mut container = Container::start();
     let mut agent = container.connect().await;
     agent
-        .send(shell("echo ready; trap : TERM; sleep 300 & wait; sleep 300"))
-        .await
+        .send(&shell("echo ready; trap : TERM; sleep 300 & wait; sleep 300"))
         .unwrap();
     assert!(matches!(agent.next().await.unwrap(), FromShim::Stdout(_)));
     let begun = Instant::now();
@@ -223,11 +220,10 @@ async fn nobody_came_and_it_is_told_to_stop() {
 #[tokio::test]
 async fn a_runner_that_is_gone_takes_everything_with_it() {
     let mut container = Container::start();
-    let mut agent = container.connect().await;
+    let agent = container.connect().await;
     let mark = format!("{}", container.dir.path().join("alive").display());
     agent
-        .send(shell(&format!("bash -c 'echo > {mark}; sleep 300.5; : {mark}'")))
-        .await
+        .send(&shell(&format!("bash -c 'echo > {mark}; sleep 300.5; : {mark}'")))
         .unwrap();
     eventually("it runs", || Path::new(&mark).exists()).await;
     drop(agent);
@@ -279,7 +275,7 @@ async fn what_cannot_be_started_is_said() {
         env_default: vec![],
         cwd: "/".into(),
     };
-    agent.send(ToShim::Spawn(spawn)).await.unwrap();
+    agent.send(&ToShim::Spawn(spawn)).unwrap();
     let FromShim::SpawnFailed(why) = agent.next().await.unwrap() else {
         panic!("a refusal")
     };
