@@ -1,5 +1,6 @@
 //! The runner's WebSocket: records in, acknowledgements out once they are stored.
 
+mod frames;
 mod gate;
 mod orders;
 mod peer;
@@ -12,16 +13,11 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use protocol::{
-    Kind, Record, RecordHead,
-    frame::{self, Ack, GatewayFrame, Hello, Role, RunnerFrame, Welcome, close},
-    record::{GapBody, MAX_RECORD, checksum},
-};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use protocol::frame::{self, Ack, GatewayFrame, Hello, Role, RunnerFrame, Welcome, close};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
+use frames::Frame;
 use peer::Peer;
 
 use crate::{
@@ -35,13 +31,12 @@ use crate::{
     live::Channel,
     server::Place,
     sessions::{Target, View},
-    store::{
-        Admission, Admitted, Appended, Batch, Content, MAX_SEQ, Missing, NewRecord, State as LogState, StoreError,
-        StoredRecord,
-    },
+    store::{Admission, Admitted, Appended, Batch, Content, NewRecord, State as LogState, StoreError, StoredRecord},
     watch::Seen,
 };
 
+/// Name of what runners speak, for one that asks for it.
+const RECORDS: &str = "records.agentic.v1";
 /// How long the first frame may take.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How often the peer is asked whether it lives.
@@ -96,7 +91,7 @@ pub async fn connect(
     request: Request,
 ) -> Result<Response, ApiError> {
     let token = auth::bearer(request.headers()).map(str::to_owned);
-    let (response, upgrade) = upgrade::accept(request)?;
+    let (response, upgrade) = upgrade::accept(request, RECORDS)?;
     let held = (gateway.tasks.token(), place);
     tokio::spawn(async move {
         let _held = held;
@@ -280,9 +275,8 @@ impl Connection {
     }
 
     async fn frame(&mut self, gateway: &Gateway, peer: &mut Peer, text: Utf8Bytes) -> Result<(), End> {
-        let frame = match parse(&text)? {
+        let frame = match frames::parse(&text)? {
             Frame::Records(records) => {
-                let records = heads(&text, &records)?;
                 drop(text);
                 return self.records(gateway, peer, records).await;
             }
@@ -333,74 +327,6 @@ impl Connection {
         let seq = receipt.progress.acked;
         peer.send(&GatewayFrame::Ack(Ack { seq })).await
     }
-}
-
-/// A frame as it is read: records stay where they are in it.
-enum Frame<'a> {
-    Records(Vec<&'a RawValue>),
-    Other(RunnerFrame),
-}
-
-fn parse(text: &str) -> Result<Frame<'_>, End> {
-    #[derive(Deserialize)]
-    struct Records<'a> {
-        #[serde(borrow)]
-        records: Vec<&'a RawValue>,
-    }
-    let wrong = |error: serde_json::Error| End::Protocol(format!("frame not understood: {error}"));
-    // The one key of a frame says what it is; records are nearly all frames.
-    if text.starts_with(r#"{"records""#) {
-        let Records { records } = serde_json::from_str(text).map_err(wrong)?;
-        return Ok(Frame::Records(records));
-    }
-    serde_json::from_str(text).map(Frame::Other).map_err(wrong)
-}
-
-fn heads(text: &Utf8Bytes, records: &[&RawValue]) -> Result<Vec<NewRecord>, End> {
-    let frame: &Bytes = text.as_ref();
-    let mut last = 0;
-    records
-        .iter()
-        .map(|record| {
-            let wrong = |what: String| End::Protocol(format!("record after seq {last}: {what}"));
-            let head: RecordHead = serde_json::from_str(record.get()).map_err(|error| wrong(error.to_string()))?;
-            if head.seq <= last || head.seq > MAX_SEQ {
-                return Err(wrong(format!("seq {} is not between it and {MAX_SEQ}", head.seq)));
-            }
-            if record.get().len() > MAX_RECORD {
-                return Err(wrong(format!("longer than {MAX_RECORD} bytes")));
-            }
-            // A part of the frame, not a copy.
-            let bytes = frame.slice_ref(record.get().as_bytes());
-            let missing = missing(&head, &bytes).map_err(wrong)?;
-            last = head.seq;
-            Ok(NewRecord {
-                missing,
-                checksum: checksum(&bytes),
-                head,
-                bytes,
-            })
-        })
-        .collect()
-}
-
-/// What a `gap` says is missing before it. One that says nothing stands where a spool goes on behind the records of
-/// another: whatever is not there before it will not come.
-fn missing(head: &RecordHead, bytes: &[u8]) -> Result<Option<Missing>, String> {
-    if head.kind != Kind::Gap {
-        return Ok(None);
-    }
-    let record: Record = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let GapBody { from, to, length } = serde_json::from_str(record.body.get()).map_err(|error| error.to_string())?;
-    let (first, last) = match (from, to, length) {
-        (Some(from), Some(to), _) => (from, to),
-        (None, None, None) => (1, head.seq - 1),
-        _ => return Ok(None),
-    };
-    if first == 0 || last >= head.seq {
-        return Err(format!("a gap at seq {} cannot miss {first} to {last}", head.seq));
-    }
-    Ok((first <= last).then_some(Missing { first, last }))
 }
 
 fn published(records: Vec<NewRecord>, conflicts: &[u64]) -> Vec<StoredRecord> {

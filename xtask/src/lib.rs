@@ -20,9 +20,11 @@ pub mod reference;
 mod schemathesis;
 mod target;
 pub mod tools;
+mod websocat;
 mod websockets;
 
 pub use claude_cli::claude_cli;
 pub use paths::cache as cache_dir;
 pub use schemathesis::schemathesis;
+pub use websocat::websocat;
 pub use websockets::python_websockets;

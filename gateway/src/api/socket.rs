@@ -35,6 +35,8 @@ use super::{
 };
 use crate::{Gateway, ingest::upgrade, server::Place, sessions::View};
 
+/// Name of what is spoken, for pages: they must offer it beside their token.
+pub const EVENTS: &str = "events.agentic.v1";
 /// Longest message that a client may send: it has nothing to say but pongs.
 const MAX_SENT: usize = 4 << 10;
 /// How long a client may take for a message: that of a connection that nobody reads.
@@ -58,7 +60,8 @@ pub fn routes(api: Api) -> Api {
     let follow = openapi::get("followSessionSocket", "The events of a session on a WebSocket", connect)
         .says(
             "Messages are `{\"event\": …, \"id\": …, \"data\": …}` with the events of `followSession`; the last one has the event \
-             `close`. What a client sends is not looked at.",
+             `close`. What a client sends is not looked at. Pages, which cannot set headers, offer two subprotocols: \
+             `events.agentic.v1`, and `base64url.bearer.authorization.k8s.io.` with their token in base64url behind it.",
         )
         .query::<Begin>()
         .answers_with(101, "The socket", &[])
@@ -78,7 +81,7 @@ async fn connect(
     let cursor = cursor.as_deref().unwrap_or_default();
     let seq = after(cursor, &view.uid)
         .ok_or_else(|| ApiError::bad_request(format!("cursor {cursor:?} is none: {CURSOR_FORM}")))?;
-    let (response, upgrade) = upgrade::accept(request)?;
+    let (response, upgrade) = upgrade::accept(request, EVENTS)?;
     let held = (gateway.tasks.token(), place);
     let follower = follower(&gateway, &target, view, seq);
     let client = Client::new(Form::Json, gateway, follower, target, credential);

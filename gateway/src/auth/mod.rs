@@ -4,13 +4,29 @@ pub mod api_key;
 pub mod kubernetes;
 pub mod runner;
 
-use http::{HeaderMap, header::AUTHORIZATION};
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use http::{
+    HeaderMap,
+    header::{AUTHORIZATION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL},
+};
 
 use crate::Gateway;
 use kubernetes::{Caller, Refusal, Verb};
 
 /// The header of an API key.
 pub const API_KEY: &str = "x-api-key";
+
+/// A subprotocol that carries a token instead of the header that pages cannot set: this, and the token in base64url. The API
+/// server takes tokens the same way.
+pub const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
+const BASE64URL: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// What a caller shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +43,27 @@ impl Credential {
         if let Some(key) = headers.get(API_KEY) {
             return Some(Self::Key(key.to_str().unwrap_or_default().to_owned()));
         }
-        bearer(headers).map(|token| Self::Token(token.to_owned()))
+        let token = bearer(headers).map(str::to_owned);
+        token.or_else(|| offered(headers)).map(Self::Token)
     }
+}
+
+/// The subprotocols that a WebSocket's client offers.
+pub fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// The token among the subprotocols of an upgrade.
+fn offered(headers: &HeaderMap) -> Option<String> {
+    headers.get(SEC_WEBSOCKET_KEY)?;
+    let token = protocols(headers).find_map(|protocol| protocol.strip_prefix(BEARER_PROTOCOL))?;
+    String::from_utf8(BASE64URL.decode(token).ok()?)
+        .ok()
+        .filter(|token| !token.is_empty())
 }
 
 /// The bearer token of a request.
@@ -62,6 +97,39 @@ impl Gateway {
                 verb: verb.as_str(),
                 namespace: namespace.to_owned(),
             }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credential(headers: &[(&'static str, &str)]) -> Option<Credential> {
+        let headers = headers.iter().map(|(name, value)| {
+            let name = http::HeaderName::from_static(name);
+            (name, value.parse().unwrap())
+        });
+        Credential::of(&headers.collect())
+    }
+
+    #[test]
+    fn a_token_may_come_as_a_subprotocol_of_an_upgrade_and_nowhere_else() {
+        let token = |text: &str| Some(Credential::Token(text.to_owned()));
+        let offer = format!("events.agentic.v1, {BEARER_PROTOCOL}dG9rZW4");
+        let key = ("sec-websocket-key", "x");
+        assert_eq!(credential(&[key, ("sec-websocket-protocol", &offer)]), token("token"));
+        let padded = format!("{BEARER_PROTOCOL}dG9rZW4x");
+        assert_eq!(credential(&[key, ("sec-websocket-protocol", &padded)]), token("token1"));
+        assert_eq!(credential(&[("sec-websocket-protocol", &offer)]), None, "no upgrade");
+        let header = ("authorization", "Bearer other");
+        assert_eq!(
+            credential(&[key, header, ("sec-websocket-protocol", &offer)]),
+            token("other")
+        );
+        for broken in ["", "!", "_w"] {
+            let offer = format!("{BEARER_PROTOCOL}{broken}");
+            assert_eq!(credential(&[key, ("sec-websocket-protocol", &offer)]), None, "{broken}");
         }
     }
 }

@@ -15,7 +15,11 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{End, Frame, gate::Gate, parse};
+use super::{
+    End,
+    frames::{Frame, parse},
+    gate::Gate,
+};
 use crate::room::Room;
 
 /// How long a frame may take to leave.

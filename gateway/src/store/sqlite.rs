@@ -15,7 +15,10 @@ use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use protocol::Kind;
-use rusqlite::{Connection, OptionalExtension as _, ToSql, Transaction, TransactionBehavior, blob::ZeroBlob, params};
+use rusqlite::{
+    CachedStatement, Connection, OptionalExtension as _, ToSql, Transaction, TransactionBehavior, blob::ZeroBlob,
+    params,
+};
 use serde::de::{IntoDeserializer as _, value::Error as NameError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -314,8 +317,12 @@ fn append(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<Appended> {
         commands::set(tx, &batch.session, command, answer)?;
     }
     let (mut holes, mut bytes) = (false, 0);
+    // Looked up once: finding a statement takes nearly as long as running it.
+    let mut insertion = tx.prepare_cached(
+        "INSERT INTO records (key, kind, attempt, turn, ts, checksum, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+    )?;
     for record in &batch.records {
-        match insert(tx, id, receipt.progress.removed, record)? {
+        match insert(tx, &mut insertion, id, receipt.progress.removed, record)? {
             Inserted::New => {
                 receipt.new += 1;
                 bytes += record.bytes.len();
@@ -325,6 +332,7 @@ fn append(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<Appended> {
             Inserted::Conflict => receipt.conflicts.push(record.head.seq),
         }
     }
+    drop(insertion);
     if holes {
         close_holes(tx, id, &mut receipt.progress)?;
     }
@@ -357,7 +365,13 @@ enum Inserted {
     Conflict,
 }
 
-fn insert(tx: &Transaction<'_>, id: i64, removed: u64, record: &NewRecord) -> rusqlite::Result<Inserted> {
+fn insert(
+    tx: &Transaction<'_>,
+    insertion: &mut CachedStatement<'_>,
+    id: i64,
+    removed: u64,
+    record: &NewRecord,
+) -> rusqlite::Result<Inserted> {
     let NewRecord {
         head,
         checksum,
@@ -375,9 +389,15 @@ fn insert(tx: &Transaction<'_>, id: i64, removed: u64, record: &NewRecord) -> ru
     } else {
         &&bytes[..]
     };
-    let inserted = tx
-        .prepare_cached("INSERT INTO records (key, kind, attempt, turn, ts, checksum, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING")?
-        .execute(params![key, head.kind.as_str(), head.attempt, head.turn, head.ts.as_millisecond(), checksum, content])?;
+    let inserted = insertion.execute(params![
+        key,
+        head.kind.as_str(),
+        head.attempt,
+        head.turn,
+        head.ts.as_millisecond(),
+        checksum,
+        content
+    ])?;
     if inserted == 1 {
         if long {
             // In place, where a parameter would be copied twice.

@@ -56,8 +56,10 @@ async fn before_each_acknowledgement_the_log_is_written_and_synced() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("trace");
     let calls = "trace=pwrite64,fdatasync,fsync,write,writev,sendto,sendmsg";
+    // -D: the gateway is our child and the tracer is not, so that neither outlives this test.
     let strace = [
         "strace",
+        "-D",
         "-f",
         "-y",
         "-s",
@@ -67,7 +69,10 @@ async fn before_each_acknowledgement_the_log_is_written_and_synced() {
         "-o",
         trace.to_str().unwrap(),
     ];
-    let process = Process::start_under(&strace, &cluster, folder.path()).await;
+    let mut process = Process::start_under(&strace, &cluster, folder.path()).await;
+    let pid = process.child.id().unwrap();
+    let traced = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    assert_eq!(traced.file_name().unwrap(), "agentic-gateway");
     let (mut runner, _) = Runner::admitted(process.address, &hello("s", "u", "p1"), "t1").await;
     for seq in 1..=FRAMES {
         assert_eq!(runner.deliver(&records(seq, seq)).await, seq);
@@ -99,5 +104,6 @@ async fn before_each_acknowledgement_the_log_is_written_and_synced() {
         }
     }
     assert_eq!(acknowledged, FRAMES);
+    process.child.kill().await.unwrap();
     eprintln!("{FRAMES} frames: before each acknowledgement a write to the log and an fdatasync that ended");
 }

@@ -22,7 +22,7 @@ fn blocks() -> Vec<(&'static str, &'static str)> {
     let parts = GUIDE.split("\n```").skip(1).step_by(2);
     parts
         .filter_map(|block| block.split_once('\n'))
-        .filter(|(language, _)| matches!(*language, "sh" | "python"))
+        .filter(|(language, _)| matches!(*language, "sh" | "python" | "js"))
         .collect()
 }
 
@@ -109,6 +109,11 @@ fn script(python: &Path, folder: &Path) -> String {
     for (number, (language, code)) in blocks().into_iter().enumerate() {
         if language == "sh" {
             script += code;
+        } else if language == "js" {
+            // As in a page: without anything installed.
+            let file = folder.join(format!("{number}.mjs"));
+            std::fs::write(&file, code).unwrap();
+            let _ = write!(script, "\nnode --experimental-websocket {} $NAME", file.display());
         } else {
             let file = folder.join(format!("{number}.py"));
             std::fs::write(&file, code).unwrap();
@@ -121,9 +126,11 @@ fn script(python: &Path, folder: &Path) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lines_of_the_client_guide_do_what_it_says() {
-    assert!(blocks().len() >= 7, "{:?}", blocks());
+    assert!(blocks().len() >= 9, "{:?}", blocks());
     let python = tokio::task::spawn_blocking(xtask::python_websockets);
     let python = python.await.unwrap().expect("the guide's Python needs `websockets`");
+    let websocat = tokio::task::spawn_blocking(xtask::websocat).await.unwrap();
+    let path = format!("{}:{}", websocat.unwrap().display(), std::env::var("PATH").unwrap());
     let served = Served::new().await;
     served.cluster.runner("t1", Some("p1"));
     served.cluster.caller("token", "ann");
@@ -136,6 +143,7 @@ async fn the_lines_of_the_client_guide_do_what_it_says() {
         .current_dir(folder.path())
         .env("GATEWAY", served.url(""))
         .env("TOKEN", "token")
+        .env("PATH", path)
         .env("no_proxy", "127.0.0.1")
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -148,7 +156,8 @@ async fn the_lines_of_the_client_guide_do_what_it_says() {
         said
     };
     let (said, ()) = Box::pin(soon("the guide", async { tokio::join!(shell, cluster(&served)) })).await;
-    assert_eq!(said.matches("said: Say hello.").count(), 2, "{said}");
+    assert_eq!(said.matches("said: Say hello.").count(), 3, "{said}");
+    assert!(said.contains(r#""event":"user""#), "websocat: {said}");
     assert!(said.contains("event: close"), "{said}");
     assert!(said.contains("USER: Now in French."), "{said}");
 }

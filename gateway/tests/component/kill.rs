@@ -1,4 +1,4 @@
-use std::{process::Stdio, time::Duration};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use gateway::store::{EventLog as _, PageSize, sqlite::SqliteLog};
@@ -144,17 +144,121 @@ async fn the_process_ends_on_sigterm_with_all_told_and_serves_metrics_apart() {
             .status(),
         404
     );
-    let pid = process.child.id().unwrap().to_string();
-    let told = tokio::process::Command::new("kill")
-        .args(["-TERM", &pid])
-        .stdout(Stdio::null())
-        .status()
-        .await
-        .unwrap();
-    assert!(told.success());
+    process.terminate();
     assert_eq!(runner.closed().await, 1001);
     let ended = soon("the end of the process", process.child.wait()).await.unwrap();
     assert!(ended.success(), "{ended:?}");
     // A clean end leaves nothing but the log itself.
     assert!(!folder.path().join("events.db-wal").exists());
+}
+
+/// Sends until it is told to go; what was acknowledged before.
+async fn send_until_told_to_go(mut runner: Runner, begun: tokio::sync::mpsc::Sender<()>) -> u64 {
+    let mut acked = 0;
+    for seq in (1..).step_by(3) {
+        let batch = records(seq, seq + 2).join(",");
+        // Three frames ahead of the acknowledgements.
+        let sent =
+            futures::SinkExt::send(&mut runner.socket, Message::text(format!(r#"{{"records":[{batch}]}}"#))).await;
+        while sent.is_err() || seq > acked + 9 {
+            match runner.next().await {
+                Ok(GatewayFrame::Ack(ack)) => acked = ack.seq,
+                Ok(other) => panic!("{other:?}"),
+                Err(code) => {
+                    assert_eq!(code, Some(1001));
+                    return acked;
+                }
+            }
+        }
+        if seq == 31 {
+            begun.send(()).await.unwrap();
+        }
+    }
+    acked
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_told_to_go_under_load_has_acknowledged_all_that_it_stored_and_stored_all_that_it_acknowledged()
+ {
+    const RUNNERS: usize = 24;
+    let cluster = Cluster::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::start(&cluster, folder.path()).await;
+    let (begun, mut all) = tokio::sync::mpsc::channel(RUNNERS);
+    let mut runners = Vec::new();
+    for number in 0..RUNNERS {
+        let (name, uid, pod, token) = (
+            format!("s{number}"),
+            format!("u{number}"),
+            format!("p{number}"),
+            format!("t{number}"),
+        );
+        cluster.running(&name, &uid, &pod);
+        cluster.runner(&token, Some(&pod));
+        let (runner, _) = Runner::admitted(process.address, &hello(&name, &uid, &pod), &token).await;
+        runners.push(tokio::spawn(send_until_told_to_go(runner, begun.clone())));
+    }
+    for _ in 0..RUNNERS {
+        soon("all runners being busy", all.recv()).await.unwrap();
+    }
+    process.terminate();
+    let mut acknowledged = Vec::new();
+    for runner in runners {
+        acknowledged.push(soon("the close", runner).await.unwrap());
+    }
+    assert!(
+        soon("the end of the process", process.child.wait())
+            .await
+            .unwrap()
+            .success()
+    );
+    let log = SqliteLog::open(&folder.path().join("events.db")).unwrap();
+    for (number, acked) in acknowledged.iter().enumerate() {
+        let stored = log.state(&format!("u{number}")).await.unwrap().progress;
+        assert_eq!((stored.acked, stored.last), (*acked, *acked), "session {number}");
+    }
+    let sum: u64 = acknowledged.iter().sum();
+    eprintln!("{RUNNERS} runners: {sum} records acknowledged and stored, none in between");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_most_talkative_log_has_no_token_in_it() {
+    const TOKENS: [&str; 3] = [
+        "fake-token-of-a-caller",
+        "fake-token-of-a-page",
+        "fake-token-of-a-runner",
+    ];
+    let cluster = Cluster::start().await;
+    cluster.running("s", "u", "p1");
+    cluster.runner(TOKENS[2], Some("p1"));
+    for token in &TOKENS[..2] {
+        cluster.caller(token, "ann");
+    }
+    cluster.allow("ann", &["get", "list"], "team-a");
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::start_under(&["env", "RUST_LOG=trace"], &cluster, folder.path()).await;
+    let sessions = format!("http://{}/api/projects/team-a/agentic-sessions", process.address);
+    let listed = http().get(&sessions).bearer_auth(TOKENS[0]).send().await.unwrap();
+    assert_eq!(listed.status(), 200);
+    let encoded = base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, TOKENS[1]);
+    let upgrade = http()
+        .get(format!("{sessions}/s/ws"))
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .header(
+            "sec-websocket-protocol",
+            format!("events.agentic.v1, base64url.bearer.authorization.k8s.io.{encoded}"),
+        );
+    assert_eq!(upgrade.send().await.unwrap().status(), 101);
+    let (mut runner, _) = Runner::admitted(process.address, &hello("s", "u", "p1"), TOKENS[2]).await;
+    runner.deliver(&records(1, 1)).await;
+    process.terminate();
+    soon("the end of the process", process.child.wait()).await.unwrap();
+    let log = process.log.lock().unwrap().clone();
+    assert!(log.contains(r#""level":"TRACE""#), "it is as talkative as can be");
+    for secret in TOKENS.iter().copied().chain([encoded.as_str()]) {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
 }

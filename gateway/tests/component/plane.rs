@@ -1,12 +1,18 @@
 //! The gateway on a real API server, under the rules that are installed.
 
 use std::{
+    fs,
     io::Write as _,
     process::Stdio,
     sync::{Arc, OnceLock},
 };
 
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use gateway::store::memory::MemoryLog;
+use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{Pod, ServiceAccount},
@@ -325,4 +331,55 @@ async fn a_runner_is_known_by_the_pod_that_its_token_is_bound_to() {
 
     sessions.delete("s", &DeleteParams::default()).await.unwrap();
     assert_eq!(runner.closed().await, close::GONE);
+}
+
+/// The token, made anew by the cluster's own key with another time to live: from `from` to `until` seconds from now.
+fn lasting(token: &str, from: i64, until: i64) -> String {
+    let mut parts = token.split('.');
+    let (header, claims) = (parts.next().unwrap(), parts.next().unwrap());
+    let mut claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+    let now = Timestamp::now().as_second();
+    for (name, value) in [("iat", now + from), ("nbf", now + from), ("exp", now + until)] {
+        claims[name] = value.into();
+    }
+    let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap();
+    assert_eq!(header["alg"], "ES256");
+    let encoded = [&header, &claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
+    let signed = encoded.join(".");
+    let pem = fs::read_to_string(plane().service_account_key()).unwrap();
+    let key: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let random = ring::rand::SystemRandom::new();
+    let algorithm = &ring::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
+    let key = ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, &STANDARD.decode(key).unwrap(), &random).unwrap();
+    let signature = key.sign(&random, signed.as_bytes()).unwrap();
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_whose_time_is_up_opens_nothing() {
+    const HOUR: i64 = 3600;
+    let served = served().await;
+    let caller = namespace("expiry");
+    let admin = served.cluster.clone();
+    apply(
+        plane(),
+        "{apiVersion: vteam.ambient-code/v1alpha1, kind: AgenticSession, metadata: {name: s, namespace: expiry}, spec: {prompt: p}}",
+    );
+    let (uid, runner) = pod(&admin, "expiry", "first").await;
+    name_pod(&admin, "expiry", "s", &uid).await;
+    let path = "/api/projects/expiry/agentic-sessions";
+    let ask = async |token: &str| request(&served, "GET", path, token, None).await.0;
+    let ended = async |token: &str| {
+        let mut runner = Runner::open_in(served.address, "expiry", "s", Some(token)).await;
+        // A hello for no session: who may speak is told that, who may not is told so before.
+        runner.hello(&hello("s", "another", &uid)).await;
+        runner.closed().await
+    };
+    // Ours are as good as the cluster's, so what follows is about time alone.
+    assert_eq!(ask(&lasting(&caller, -HOUR, HOUR)).await, 200);
+    assert_eq!(ended(&lasting(&runner, -HOUR, HOUR)).await, close::GONE);
+    for (from, until) in [(-2 * HOUR, -HOUR), (HOUR, 2 * HOUR)] {
+        assert_eq!(ask(&lasting(&caller, from, until)).await, 401, "{from} to {until}");
+        assert_eq!(ended(&lasting(&runner, from, until)).await, close::FORBIDDEN);
+    }
 }

@@ -22,11 +22,8 @@ const RIGHTS: &[(&str, Rights)] = &[
     ("unknown token", &[]),
     ("runner", &[]),
     ("reader", &[("team-a", &["get", "list"])]),
-    ("writer", &[("team-a", &["get", "list", "create", "update", "delete"])]),
-    (
-        "neighbour",
-        &[("team-ab", &["get", "list", "create", "update", "delete"])],
-    ),
+    ("writer", &[("team-a", &VERBS)]),
+    ("neighbour", &[("team-ab", &VERBS)]),
     (
         "everywhere",
         &[("team-a", &["get", "list"]), ("team-ab", &["get", "list"])],
@@ -36,13 +33,50 @@ const RIGHTS: &[(&str, Rights)] = &[
     ("unknown key", &[]),
 ];
 
-const REQUESTS: &[(&str, &str, &str)] = &[
-    ("list", "GET", "agentic-sessions"),
-    ("create", "POST", "agentic-sessions"),
-    ("get", "GET", "agentic-sessions/s"),
-    ("get", "GET", "agentic-sessions/s/events"),
-    ("delete", "DELETE", "agentic-sessions/none"),
+const VERBS: [&str; 5] = ["get", "list", "create", "update", "delete"];
+
+/// Every operation of the API, by its id, and the rights that it asks for.
+const OPERATIONS: &[(&str, &[&str])] = &[
+    ("getHealth", &[]),
+    ("getOpenapi", &[]),
+    ("listSessions", &["list"]),
+    ("createSession", &["create"]),
+    ("getSession", &["get"]),
+    ("updateSession", &["update"]),
+    ("patchSession", &["update"]),
+    ("deleteSession", &["delete"]),
+    ("startSession", &["update"]),
+    ("stopSession", &["update"]),
+    ("cloneSession", &["get", "create"]),
+    ("listMessages", &["get"]),
+    ("sendMessage", &["update"]),
+    ("interrupt", &["update"]),
+    ("answerPermission", &["update"]),
+    ("endSession", &["update"]),
+    ("getCommand", &["get"]),
+    ("getTranscript", &["get"]),
+    ("followSession", &["get"]),
+    ("followSessionSocket", &["get"]),
+    ("listWorkspace", &["get"]),
+    ("readWorkspace", &["get"]),
+    ("writeWorkspace", &["update"]),
 ];
+
+/// Method, path and rights of every operation that the document has. One that the table above lacks is a failure.
+fn operations() -> Vec<(Method, String, &'static [&'static str])> {
+    let document = gateway::api::openapi();
+    let mut found = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap();
+            let known = OPERATIONS.iter().find(|(known, _)| *known == id);
+            let (_, verbs) = known.unwrap_or_else(|| panic!("{id} asks for rights that no test knows of"));
+            found.push((method.to_uppercase().parse().unwrap(), path.clone(), *verbs));
+        }
+    }
+    assert_eq!(found.len(), OPERATIONS.len(), "an operation is gone");
+    found
+}
 
 fn key(name: &str) -> String {
     format!("fake-{name}-key")
@@ -62,6 +96,7 @@ fn keys(served: &Served) {
 #[tokio::test]
 async fn every_caller_may_do_exactly_what_it_was_given_in_each_namespace() {
     let served = Served::new().await;
+    let client = http();
     for (name, uid, namespace) in [("s", "u", "team-a"), ("s", "u-ab", "team-ab")] {
         served.cluster.set(namespace, name, uid, &json!({"phase": "Running"}));
     }
@@ -75,13 +110,16 @@ async fn every_caller_may_do_exactly_what_it_was_given_in_each_namespace() {
     }
     served.cluster.runner("token of runner", Some("p1"));
     keys(&served);
-    let client = http();
     let (mut asked, mut allowed) = (0, 0);
     for (caller, rights) in RIGHTS {
         for namespace in ["team-a", "team-ab", "team"] {
-            for (verb, method, path) in REQUESTS {
-                let url = served.url(&format!("/api/projects/{namespace}/{path}"));
-                let mut request = client.request(method.parse::<Method>().unwrap(), url);
+            for (method, path, verbs) in operations() {
+                let path = path
+                    .replace("{project}", namespace)
+                    .replace("{session}", if verbs == ["delete"] { "none" } else { "s" })
+                    .replace("{id}", "c")
+                    .replace("{path}", "a");
+                let mut request = client.request(method.clone(), served.url(&path));
                 request = match *caller {
                     "nobody" => request,
                     "key: reader" => request.header("x-api-key", key("reader")),
@@ -89,20 +127,19 @@ async fn every_caller_may_do_exactly_what_it_was_given_in_each_namespace() {
                     "unknown key" => request.header("x-api-key", "fake-other-key"),
                     caller => request.bearer_auth(format!("token of {caller}")),
                 };
-                if *verb == "create" {
+                if method != Method::GET && !path.ends_with("/a") {
                     request = request.json(&json!({"prompt": "p"}));
                 }
                 let answer = soon("an answer", request.send()).await.unwrap().status();
-                let may = rights
-                    .iter()
-                    .any(|(of, verbs)| *of == namespace && verbs.contains(verb));
+                let has = |verb| rights.iter().any(|(of, has)| *of == namespace && has.contains(verb));
+                let may = verbs.iter().all(has);
                 let known = !["nobody", "unknown token", "runner", "unknown key"].contains(caller);
                 let refused = if known {
                     StatusCode::FORBIDDEN
                 } else {
                     StatusCode::UNAUTHORIZED
                 };
-                let case = format!("{caller}: {verb} {path} in {namespace}: {answer}");
+                let case = format!("{caller}: {method} {path}: {answer}");
                 assert_eq!(answer == refused, !may, "{case}");
                 assert!(may || answer == refused, "{case}");
                 asked += 1;

@@ -126,6 +126,35 @@ async fn a_socket_that_may_not_be_is_refused_before_the_upgrade() {
     }
 }
 
+#[tokio::test]
+async fn a_page_shows_its_token_as_a_subprotocol_which_is_never_repeated() {
+    let served = served().await;
+    let ask = async |offer: &str| {
+        let url = format!("ws://{}/api/projects/team-a/agentic-sessions/s/ws", served.address);
+        let mut request = url.into_client_request().unwrap();
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", offer.parse().unwrap());
+        tokio_tungstenite::connect_async(request).await
+    };
+    let bearer = "base64url.bearer.authorization.k8s.io.dG9rZW4";
+    let (mut socket, answer) = ask(&format!("events.agentic.v1, {bearer}")).await.unwrap();
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "events.agentic.v1");
+    assert_eq!(next(&mut socket).await.unwrap()["event"], "phase");
+    // A wrong one, none, and one without the name of what is spoken.
+    for (offer, code) in [
+        ("events.agentic.v1, base64url.bearer.authorization.k8s.io.d3Jvbmc", 401),
+        ("events.agentic.v1", 401),
+        (bearer, 400),
+    ] {
+        let Err(Error::Http(answer)) = ask(offer).await else {
+            panic!("{offer}")
+        };
+        assert_eq!(answer.status().as_u16(), code, "{offer}");
+        assert!(!format!("{answer:?}").contains("dG9rZW4"), "{answer:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_clients_of_one_session_each_get_everything_once() {
     let served = served().await;

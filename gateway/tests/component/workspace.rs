@@ -1,6 +1,6 @@
 //! Files of a workspace through the runner of a session.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use protocol::frame::{FileOperation, FileRequest, GatewayFrame, MAX_CHUNK};
@@ -10,6 +10,8 @@ use tokio::task::JoinHandle;
 
 use crate::support::{
     Served,
+    cluster::Cluster,
+    process::Process,
     runner::{Runner, hello},
     soon,
     sse::http,
@@ -40,7 +42,15 @@ enum Leaves {
 
 /// A runner with files, which it gives out once it is gone.
 async fn runner(served: &Served, files: &[(&str, Vec<u8>)], leaves: Leaves) -> JoinHandle<BTreeMap<String, Vec<u8>>> {
-    let (mut runner, _) = Runner::admitted(served.address, &hello("s", "u", "p1"), "t1").await;
+    runner_at(served.address, files, leaves).await
+}
+
+async fn runner_at(
+    address: SocketAddr,
+    files: &[(&str, Vec<u8>)],
+    leaves: Leaves,
+) -> JoinHandle<BTreeMap<String, Vec<u8>>> {
+    let (mut runner, _) = Runner::admitted(address, &hello("s", "u", "p1"), "t1").await;
     let mut files: BTreeMap<String, Vec<u8>> = files
         .iter()
         .map(|(name, bytes)| ((*name).to_owned(), bytes.clone()))
@@ -307,4 +317,57 @@ async fn a_reader_that_does_not_read_holds_up_neither_records_nor_other_readers(
         assert_eq!(get(&served, "/a", None).await.text().await.unwrap(), "short");
     }
     drop(idle);
+}
+
+#[rstest]
+#[case::a_part_was_sent(400_000, None)]
+#[case::the_file_is_there_and_the_client_was_not_told(500_000, Some(500_000))]
+#[tokio::test]
+async fn a_write_whose_gateway_dies_is_not_called_done_and_can_be_repeated(
+    #[case] sent: usize,
+    #[case] left: Option<usize>,
+) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let cluster = Cluster::start().await;
+    cluster.running("s", "u", "p1");
+    cluster.runner("t1", Some("p1"));
+    cluster.caller("token", "ann");
+    cluster.allow("ann", &["get", "update"], "team-a");
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::start(&cluster, folder.path()).await;
+    let (mut first, _) = Runner::admitted(process.address, &hello("s", "u", "p1"), "t1").await;
+    let mut client = tokio::net::TcpStream::connect(process.address).await.unwrap();
+    let head = format!(
+        "PUT {WORKSPACE}/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer token\r\ncontent-length: 500000\r\n\r\n"
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&noise(sent)).await.unwrap();
+    // As far as the runner gets, it has it; the last piece makes a file of it.
+    let (mut pieces, mut file) = (Vec::new(), None);
+    while file.is_none() && (left.is_some() || pieces.len() < MAX_CHUNK) {
+        if let GatewayFrame::FileChunk(chunk) = first.frame().await {
+            pieces.extend(STANDARD.decode(chunk.data).unwrap());
+            file = chunk.eof.then(|| pieces.clone());
+        }
+    }
+    process.child.kill().await.unwrap();
+    while let Ok(frame) = first.next().await {
+        assert!(
+            !matches!(frame, GatewayFrame::FileChunk(chunk) if chunk.eof),
+            "a part is no file"
+        );
+    }
+    assert_eq!(file.as_ref().map(Vec::len), left);
+    let mut answer = Vec::new();
+    let _ = soon("the end of the connection", client.read_to_end(&mut answer)).await;
+    assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+
+    let process = Process::start(&cluster, folder.path()).await;
+    let _second = runner_at(process.address, &[], Leaves::Never).await;
+    let file = format!("http://{}{WORKSPACE}/a", process.address);
+    let again = http().put(&file).bearer_auth("token").body(noise(500_000)).send();
+    assert_eq!(soon("the answer", again).await.unwrap().status(), 200);
+    let read = http().get(&file).bearer_auth("token").send().await.unwrap();
+    assert_eq!(read.bytes().await.unwrap(), noise(500_000));
 }

@@ -80,6 +80,11 @@ impl ControlPlane {
         kubeconfig_of(&self.state)
     }
 
+    /// The key (P-256, PKCS #8, PEM) that signs the tokens of service accounts, for a test that makes one itself.
+    pub fn service_account_key(&self) -> PathBuf {
+        self.state.join("pki").join("sa.key")
+    }
+
     /// The audit log: one JSON object a line for every write, `Metadata` level, written before the answer.
     pub fn audit_log(&self) -> PathBuf {
         servers::audit_log(&self.state)

@@ -1,6 +1,11 @@
 //! The gateway as a process.
 
-use std::{net::SocketAddr, path::Path, process::Stdio};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex},
+};
 
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -13,6 +18,8 @@ pub struct Process {
     pub child: Child,
     pub address: SocketAddr,
     pub metrics: SocketAddr,
+    /// All that it logs.
+    pub log: Arc<Mutex<String>>,
 }
 
 impl Process {
@@ -58,12 +65,29 @@ impl Process {
             }
         })
         .await;
+        let log = Arc::new(Mutex::default());
         // What is not read would block it.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        tokio::spawn({
+            let log: Arc<Mutex<String>> = log.clone();
+            async move {
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let mut log = log.lock().unwrap();
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            }
+        });
         Self {
             child,
             address,
             metrics,
+            log,
         }
+    }
+
+    /// Asks it to end, as Kubernetes does.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     }
 }

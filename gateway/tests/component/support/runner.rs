@@ -35,8 +35,22 @@ impl Runner {
         Self::try_open(address, session, token).await.unwrap()
     }
 
+    pub async fn open_in(address: SocketAddr, namespace: &str, session: &str, token: Option<&str>) -> Self {
+        Self::try_open_in(address, namespace, session, token).await.unwrap()
+    }
+
     pub async fn try_open(address: SocketAddr, session: &str, token: Option<&str>) -> Result<Self, Error> {
-        let mut request = format!("ws://{address}/api/projects/team-a/sessions/{session}/ws").into_client_request()?;
+        Self::try_open_in(address, "team-a", session, token).await
+    }
+
+    async fn try_open_in(
+        address: SocketAddr,
+        namespace: &str,
+        session: &str,
+        token: Option<&str>,
+    ) -> Result<Self, Error> {
+        let mut request =
+            format!("ws://{address}/api/projects/{namespace}/sessions/{session}/ws").into_client_request()?;
         if let Some(token) = token {
             request
                 .headers_mut()
