@@ -46,7 +46,9 @@ impl ReportFile {
             .map_err(|source| ReportError {
                 path: self.path.clone(),
                 source,
-            })
+            })?;
+        crate::kill_point::pass("report-written");
+        Ok(())
     }
 }
 

@@ -58,6 +58,13 @@ impl Secrets {
             .find_map(|folder| read(&folder.join(entry)).ok())
     }
 
+    /// Name of the Secret that [`Secrets::file`] takes an entry from.
+    pub fn holder(&self, entry: &str) -> Option<String> {
+        let held = |folder: &PathBuf| folder.join(entry).is_file();
+        let folder = self.folders().into_iter().find(held)?;
+        Some(folder.file_name()?.to_str()?.to_owned())
+    }
+
     /// Certificates of authorities beside the public ones.
     pub fn authorities(&self) -> Option<Vec<u8>> {
         self.file(CA)

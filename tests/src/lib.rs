@@ -6,4 +6,5 @@ pub mod git;
 pub mod http;
 pub mod mcp;
 pub mod model;
+pub mod ssh;
 pub mod traces;

@@ -29,6 +29,20 @@ pub fn no_record_lost(records: u64, kills: u32, seed: u64) -> Result<()> {
     })
 }
 
+/// The runner dies behind each of its writes, syncs, renames and sends, and the next one comes to the same end.
+pub fn kill_points(seed: u64) -> Result<()> {
+    progress::step(&format!("killing the runner at every point, seed {seed}"), || {
+        command::run(
+            Command::new(env_cargo())
+                .current_dir(paths::workspace())
+                .env("RUNNER_EVERY_KILL", "1")
+                .env("RUNNER_SEED", seed.to_string())
+                .args(["test", "--locked", "--package", "runner", "--test", "it", "--"])
+                .args(["kill::", "resume::", "--nocapture"]),
+        )
+    })
+}
+
 /// An agent swaps folders, files and links while the runner serves files through them.
 pub fn file_races(tries: u32) -> Result<()> {
     progress::step(

@@ -66,6 +66,12 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Kill the runner at every point of a run, and the next one at another, and look how the session ends.
+    KillPoints {
+        /// Chooses where the next one dies.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Swap folders, files and links in a workspace while the runner serves files through them.
     FileRaces {
         /// How often.
@@ -112,6 +118,7 @@ fn run() -> Result<()> {
             e2e::run(if keep { Afterwards::Keep } else { Afterwards::Remove }, &arguments)
         }
         Command::NoRecordLost { records, kills, seed } => long_runs::no_record_lost(records, kills, seed),
+        Command::KillPoints { seed } => long_runs::kill_points(seed),
         Command::FileRaces { tries } => long_runs::file_races(tries),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Images => {

@@ -1,6 +1,10 @@
 //! Debian packages that a step needs, installed when they are missing and we are root.
 
-use std::{path::Path, process::Command, sync::Mutex};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+};
 
 use anyhow::{Result, bail};
 
@@ -50,6 +54,17 @@ pub fn ensure_strace() -> Result<()> {
     ensure(&[Need::Program("strace", "strace")])
 }
 
+/// The ssh server that a test clones from. The package would have one listen everywhere: where there is systemd, its
+/// service is masked before it comes, so that none starts now or with the next boot.
+pub fn ensure_sshd() -> Result<PathBuf> {
+    let server = Need::Program("sshd", "openssh-server");
+    if !server.is_met() && is_root() && Path::new("/run/systemd/system").is_dir() {
+        command::quiet(Command::new("systemctl").args(["mask", "ssh.service", "ssh.socket"]))?;
+    }
+    ensure(&[Need::Program("ssh-keygen", "openssh-client"), server])?;
+    Ok("/usr/sbin/sshd".into())
+}
+
 /// A Python that can make environments.
 pub fn ensure_python() -> Result<()> {
     ensure(&[Need::Program("python3", "python3")])?;
@@ -67,8 +82,14 @@ pub fn is_root() -> bool {
 }
 
 fn ensure(needs: &[Need]) -> Result<()> {
-    let mut packages: Vec<&str> = needs.iter().filter(|need| !need.is_met()).map(Need::package).collect();
-    packages.dedup();
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    if missing(needs).is_empty() {
+        return Ok(());
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let _lock = tools::lock("packages")?;
+    // Somebody else may have installed them meanwhile.
+    let packages = missing(needs);
     if packages.is_empty() {
         return Ok(());
     }
@@ -79,10 +100,13 @@ fn ensure(needs: &[Need]) -> Result<()> {
     install(&packages, &list)
 }
 
+fn missing(needs: &[Need]) -> Vec<&'static str> {
+    let mut packages: Vec<_> = needs.iter().filter(|need| !need.is_met()).map(Need::package).collect();
+    packages.dedup();
+    packages
+}
+
 fn install(packages: &[&str], list: &str) -> Result<()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock();
-    let _lock = tools::lock("packages")?;
     progress::step(&format!("installing Debian packages: {list}"), || {
         let log = paths::cache()?.join("packages.log");
         command::logged(Command::new("apt-get").args(["update", "--quiet"]), &log)?;

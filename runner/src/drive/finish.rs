@@ -82,6 +82,7 @@ impl Attempt {
         if let Err(error) = self.keeper.release(RELEASED).await {
             tracing::warn!(%error, "the lease could not be released");
         }
+        crate::kill_point::pass("released");
         end.outcome
     }
 
@@ -105,7 +106,9 @@ impl Attempt {
         }
         let outcome = self.ending;
         let seq = self.journal.end(outcome)?;
-        self.journal.spool().durable(seq).await
+        self.journal.spool().durable(seq).await?;
+        crate::kill_point::pass("ended");
+        Ok(())
     }
 
     /// Waits for acknowledgements and for the trace, at the same time.

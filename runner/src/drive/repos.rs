@@ -4,7 +4,6 @@ use protocol::record::{GitBody, LogLevel};
 use protocol::report::RepoReport;
 use protocol::{Kind, Outcome, spec::Repo};
 use tokio::time::{Duration, sleep_until, timeout};
-use uuid::Uuid;
 
 use super::ladder::KILLED;
 use super::{Attempt, End};
@@ -129,7 +128,8 @@ impl Attempt {
 
     /// Gives the commit that was pushed, when there was something to push.
     async fn push_one(&mut self, config: &Config, repo: &Repo) -> Result<Result<Option<String>, GitError>, End> {
-        let name = format!(".agentic-{}.bundle", Uuid::new_v4());
+        bundle::remove_leftovers(&config.repos);
+        let name = bundle::new_name();
         let spawn = match save::spawn(&config.repos, repo, &config.agent.mount, &name) {
             Ok(spawn) => spawn,
             Err(error) => return Ok(Err(error)),
@@ -141,7 +141,9 @@ impl Attempt {
             Err(error) => return Ok(Err(error)),
         }
         let work = async {
+            crate::kill_point::pass("bundled");
             let taken = bundle::take(&config.repos, repo, &name).await;
+            crate::kill_point::pass("taken");
             bundle::remove(&config.repos, &name);
             let commit = taken?;
             match timeout(PUSHING, push::push(&config.repos, repo, &commit)).await {

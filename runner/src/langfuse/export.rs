@@ -236,6 +236,7 @@ impl Worker {
         let Ok(response) = request.send().await else {
             return Answer::Busy(None);
         };
+        crate::kill_point::pass("traced");
         let status = response.status();
         if status.is_success() {
             return Answer::Taken;

@@ -313,6 +313,7 @@ async fn drive(
     room: OwnedSemaphorePermit,
 ) {
     let started_at = Timestamp::now();
+    crate::kill_point::pass("forward");
     let answered = tokio::select! {
         biased;
         () = shared.cut.cancelled() => None,

@@ -83,7 +83,9 @@ pub async fn open(shared: &Shared, meter: &Meter) -> bool {
         body: meter.opening(),
         durable: Some(durable),
     };
-    shared.events.send(opening).await.is_ok() && written.await.is_ok()
+    let opened = shared.events.send(opening).await.is_ok() && written.await.is_ok();
+    crate::kill_point::pass("opened");
+    opened
 }
 
 /// Tells the closing record of a response and what it has cost.

@@ -50,6 +50,7 @@ pub(super) fn keep_reserve(dir: &Path) {
     }
     // Written, not only asked for: not every file system keeps what it promises.
     let written = File::create(&path).and_then(|mut file| {
+        crate::kill_point::pass("reserve-created");
         file.write_all(&vec![0x5a; RESERVE as usize])?;
         file.sync_all()
     });
@@ -82,11 +83,14 @@ pub(super) fn create(dir: &Path, seq: u64, id: &str) -> Result<(PathBuf, File), 
         .write(true)
         .open(&path)
         .map_err(SpoolError::io("create", &path))?;
+    crate::kill_point::pass("segment-created");
     file.write_all(MAGIC)
         .and_then(|()| file.write_all(id.as_bytes()))
         .and_then(|()| file.sync_all())
         .map_err(SpoolError::io("write", &path))?;
+    crate::kill_point::pass("segment-synced");
     sync_dir(dir)?;
+    crate::kill_point::pass("segment");
     Ok((path, file))
 }
 
@@ -223,7 +227,9 @@ fn cut(path: &Path, end: u64) -> Result<(), SpoolError> {
         file.set_len(end).map_err(SpoolError::io("cut", path))?;
     }
     // What was read may never have been synced by the process that wrote it, and counts as durable from here on.
-    file.sync_all().map_err(SpoolError::io("sync", path))
+    file.sync_all().map_err(SpoolError::io("sync", path))?;
+    crate::kill_point::pass("scanned");
+    Ok(())
 }
 
 fn drop_segment(dir: &Path, path: &Path) -> Result<(), SpoolError> {

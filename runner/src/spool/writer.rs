@@ -110,9 +110,9 @@ impl Writer {
                     .map_err(SpoolError::io("open", path))?,
             ),
         };
-        file.write_all(&batch.encoded)
-            .and_then(|()| file.sync_data())
-            .map_err(SpoolError::io("write", path))?;
+        file.write_all(&batch.encoded).map_err(SpoolError::io("write", path))?;
+        crate::kill_point::pass("written");
+        file.sync_data().map_err(SpoolError::io("write", path))?;
         *length += batch.encoded.len() as u64;
         Ok(())
     }

@@ -99,6 +99,7 @@ impl<'a> Connection<'a> {
             ..self.link.hello.clone()
         };
         self.send(&RunnerFrame::Hello(hello)).await?;
+        crate::kill_point::pass("hello");
         let welcome = timeout(OPENING, self.welcome()).await.map_err(|_| Lost::Silent)??;
         *welcomed = true;
         let mut reader = self.place(&welcome).await?;
@@ -113,6 +114,7 @@ impl<'a> Connection<'a> {
             }
             let records = batch.into_iter().map(|stored| stored.bytes).collect();
             self.send(&RunnerFrame::Records(records)).await?;
+            crate::kill_point::pass("records");
             while let Some(message) = self.socket.next().now_or_never() {
                 self.take(message).await?;
             }
@@ -126,7 +128,11 @@ impl<'a> Connection<'a> {
             biased;
             message = self.socket.next() => self.take(message).await,
             changed = self.link.progress.changed() => changed.map_err(|_| Lost::Owner),
-            Some(result) = self.link.results.1.recv() => self.send(&RunnerFrame::CommandResult(result)).await,
+            Some(result) = self.link.results.1.recv() => {
+                self.send(&RunnerFrame::CommandResult(result)).await?;
+                crate::kill_point::pass("answered");
+                Ok(())
+            }
             Some(delta) = self.link.deltas.recv() => self.send(&RunnerFrame::Delta(delta)).await,
             _ = self.ping.tick() => {
                 if self.heard.elapsed() > SILENCE {
@@ -223,6 +229,7 @@ impl<'a> Connection<'a> {
                     return Err(Lost::Protocol("an acknowledgement of what was not sent"));
                 }
                 self.acked(seq);
+                crate::kill_point::pass("acked");
                 Ok(())
             }
             GatewayFrame::Conflict(Ack { seq }) => self.conflict(seq).await,

@@ -90,6 +90,7 @@ pub fn prepare(folder: &Path) -> Result<(), StateError> {
     File::create(&probe)
         .and_then(|mut file| file.write_all(b"x").and_then(|()| file.sync_all()))
         .map_err(volume("write below", folder))?;
+    crate::kill_point::pass("probe");
     fs::remove_file(&probe).map_err(volume("remove below", folder))
 }
 
@@ -106,6 +107,7 @@ impl Guard {
     /// Takes the lock and the lease; waits for another owner that may still be at work.
     pub async fn take(folder: &Path, attempt: u32, pod_uid: &str) -> Result<Self, StateError> {
         let lock = lock(&folder.join("lock")).await?;
+        crate::kill_point::pass("locked");
         let path = folder.join("lease");
         let lease = Lease {
             attempt,
@@ -125,6 +127,7 @@ impl Guard {
                     attempt = found.attempt,
                     "another runner may still be at work"
                 );
+                crate::kill_point::pass("fence");
                 sleep(wait).await;
             }
         }
@@ -308,10 +311,15 @@ fn read(path: &Path) -> Result<Option<Lease>, StateError> {
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let next = path.with_extension("next");
     let mut file = File::create(&next)?;
+    crate::kill_point::pass("lease-created");
     file.write_all(bytes)?;
     file.sync_data()?;
+    crate::kill_point::pass("lease-synced");
     fs::rename(&next, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    crate::kill_point::pass("lease-renamed");
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    crate::kill_point::pass("lease");
+    Ok(())
 }
 
 /// Id of the running kernel: the same in every container of a node, another after each boot.

@@ -20,18 +20,21 @@ use crate::pod::{agent_container, config, drive};
 
 /// A gateway that asks for what was not answered, on each connection again.
 #[derive(Default)]
-struct Asking {
+pub struct Asking {
     commands: Vec<GatewayFrame>,
-    answers: BTreeMap<String, Vec<CommandResult>>,
+    /// What was stored, and seqs that came again with other bytes.
+    pub records: BTreeMap<u64, String>,
+    pub conflicts: Vec<u64>,
+    pub answers: BTreeMap<String, Vec<CommandResult>>,
     /// Connections that are broken off as soon as the commands are sent.
     break_off: usize,
     hellos: Vec<Hello>,
     acked: u64,
 }
 
-type Shared = Arc<Mutex<Asking>>;
+pub type Shared = Arc<Mutex<Asking>>;
 
-async fn gateway(asking: Asking) -> (Gateway, Shared) {
+pub async fn gateway(asking: Asking) -> (Gateway, Shared) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
     let shared = Arc::new(Mutex::new(asking));
@@ -95,6 +98,13 @@ fn take(text: &str, state: &Shared) -> Option<GatewayFrame> {
             Some(GatewayFrame::Welcome(Welcome { acked_seq, spool }))
         }
         RunnerFrame::Records(records) => {
+            for record in &records {
+                let head: RecordHead = serde_json::from_str(record.get()).unwrap();
+                let stored = state.records.entry(head.seq).or_insert_with(|| record.get().to_owned());
+                if stored != record.get() {
+                    state.conflicts.push(head.seq);
+                }
+            }
             let head: RecordHead = serde_json::from_str(records.last()?.get()).unwrap();
             state.acked = state.acked.max(head.seq);
             Some(GatewayFrame::Ack(Ack { seq: head.seq }))
@@ -121,14 +131,14 @@ fn again(command: &GatewayFrame) -> GatewayFrame {
     serde_json::from_str(&serde_json::to_string(command).unwrap()).unwrap()
 }
 
-fn message(id: &str, text: &str) -> GatewayFrame {
+pub fn message(id: &str, text: &str) -> GatewayFrame {
     GatewayFrame::UserMessage(UserMessage {
         id: id.to_owned(),
         text: text.to_owned(),
     })
 }
 
-fn ask(state: &Shared, command: GatewayFrame) {
+pub fn ask(state: &Shared, command: GatewayFrame) {
     state.lock().unwrap().commands.push(command);
 }
 

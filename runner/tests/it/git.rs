@@ -43,20 +43,21 @@ impl Scene {
         self.path("secrets").join(RUNNER_SECRETS[0]).join(name)
     }
 
+    /// The folder of Secrets.
+    pub fn secrets(&self) -> PathBuf {
+        self.path("secrets")
+    }
+
+    /// The runner's private folder.
+    pub fn private(&self) -> PathBuf {
+        self.path("private")
+    }
+
     pub fn repos(&self) -> Repos {
         Repos {
-            list: Vec::new(),
             folder: self.path("git"),
             workspace: self.path("workspace"),
-            allowed: Allowed::new(&["127.0.0.1".to_owned()]),
-            credentials: Credentials::new(self.path("secrets"), self.path("private"), |_| None::<SecretString>),
-            author: Identity {
-                name: "Ann".into(),
-                email: "ann@test.example".into(),
-            },
-            branch: "sessions/hello-6fa459ea".into(),
-            session: "team/hello".into(),
-            progress: false,
+            ..repos(self.secrets(), self.private())
         }
     }
 
@@ -118,6 +119,21 @@ impl Scene {
             &[&["-c", "core.bare=false"], arguments].concat(),
         )
         .unwrap()
+    }
+}
+
+/// Repositories of a session without any.
+pub fn repos(secrets: PathBuf, private: PathBuf) -> Repos {
+    Repos {
+        allowed: Allowed::new(&["127.0.0.1".to_owned()]),
+        credentials: Credentials::new(secrets, private, |_| None::<SecretString>),
+        author: Identity {
+            name: "Ann".into(),
+            email: "ann@test.example".into(),
+        },
+        branch: "sessions/hello-6fa459ea".into(),
+        session: "team/hello".into(),
+        ..Repos::default()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The runner and the shim as the two containers of a pod have them: a socket between them, one connection at a time.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use futures::{SinkExt as _, StreamExt as _};
@@ -35,8 +36,12 @@ pub fn agent_container(session: &Session) -> Child {
 
 /// What the operator's environment says to the runner container.
 pub fn config(session: &Session, prompt: &str) -> Config {
-    let state = session.state();
-    for folder in [&state, &session.workspace()] {
+    config_at(session.state(), &session.workspace(), session.model.url(), prompt)
+}
+
+/// The same for who knows the folders and the model's address only.
+pub fn config_at(state: PathBuf, workspace: &Path, model: String, prompt: &str) -> Config {
+    for folder in [state.as_path(), workspace] {
         std::fs::create_dir_all(folder).unwrap();
     }
     Config {
@@ -55,7 +60,7 @@ pub fn config(session: &Session, prompt: &str) -> Config {
             ..LiveLimits::default()
         },
         upstream: Some(Upstream {
-            base_url: session.model.url(),
+            base_url: model,
             credential: Credential::ApiKey(FAKE_KEY.into()),
             vertex: None,
             authorities: None,
@@ -66,8 +71,8 @@ pub fn config(session: &Session, prompt: &str) -> Config {
         agent: AgentConfig {
             place: Place::Container(state.join("agent.sock")),
             cli: xtask::claude_cli().unwrap().display().to_string(),
-            workspace: session.workspace().display().to_string(),
-            mount: session.workspace().display().to_string(),
+            workspace: workspace.display().to_string(),
+            mount: workspace.display().to_string(),
             home: state.display().to_string(),
             config_dir: state.join("claude").display().to_string(),
         },

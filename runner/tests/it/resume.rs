@@ -214,7 +214,8 @@ async fn folded_killed_at(point: String) {
     assert_gap_free(&session);
 }
 
-fn assert_said_once(session: &Session, point: &str) {
+/// In every request each message once, and both in the last one.
+pub fn assert_said_once(session: &Session, point: &str) {
     let requests = session.model.requests();
     let asked: Vec<_> = requests.iter().filter(|request| request.asks_for_message()).collect();
     let counts = |request: &Logged| {

@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use protocol::spec::Repo;
+use rustix::fs::Dir;
+use uuid::Uuid;
 
 use super::store::{HEAD, Store};
 use super::{GitError, Repos};
@@ -13,6 +15,9 @@ use crate::workspace::beneath;
 
 /// Largest bundle.
 pub const MAX_BUNDLE: u64 = 2 << 30;
+/// What the names of bundles begin and end with.
+const PREFIX: &str = ".agentic-";
+const SUFFIX: &str = ".bundle";
 /// Longest header: one line for each commit that is needed.
 const MAX_HEADER: u64 = 1 << 20;
 
@@ -52,6 +57,29 @@ pub fn remove(repos: &Repos, name: &str) {
     if let Ok(root) = beneath::root(&repos.workspace) {
         let _ = rustix::fs::unlinkat(root.as_fd(), name, rustix::fs::AtFlags::empty());
     }
+}
+
+/// Removes what runners that were killed have left in the workspace, and what git leaves of a file that it did not finish.
+pub fn remove_leftovers(repos: &Repos) {
+    let Ok(root) = beneath::root(&repos.workspace) else {
+        return;
+    };
+    let Ok(entries) = Dir::read_from(root.as_fd()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let text = name.to_bytes();
+        let ours = text.starts_with(PREFIX.as_bytes());
+        if ours && (text.ends_with(SUFFIX.as_bytes()) || text.ends_with(b".bundle.lock")) {
+            let _ = rustix::fs::unlinkat(root.as_fd(), name, rustix::fs::AtFlags::empty());
+        }
+    }
+}
+
+/// A name that nobody has used, for a file of the workspace.
+pub fn new_name() -> String {
+    format!("{PREFIX}{}{SUFFIX}", Uuid::new_v4())
 }
 
 fn unfit(repo: &Repo, why: &str) -> GitError {

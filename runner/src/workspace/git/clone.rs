@@ -49,7 +49,9 @@ pub async fn clone(repos: &Repos, repo: &Repo) -> Result<Cloned, GitError> {
         return Ok(cloned);
     }
     store.prepare().await?;
+    crate::kill_point::pass("prepared");
     let branch = fetch(&store, &remote).await?;
+    crate::kill_point::pass("fetched");
     let commit = store.commit(BASE).await.unwrap_or_default();
     cloned.placed = Placed { branch, commit };
     room(&store).await?;
@@ -266,6 +268,7 @@ impl<'a> Work<'a> {
         let (ours, theirs): (OwnedFd, OwnedFd) = (open(&repos.folder)?, open(&repos.workspace)?);
         // All of it is on disk before it has its name.
         syncfs(&ours).map_err(|error| GitError::io("sync", &repos.folder)(error.into()))?;
+        crate::kill_point::pass("copied");
         let from = self.path.file_name().unwrap_or_default();
         let moved = renameat_with(
             &ours,
@@ -282,7 +285,9 @@ impl<'a> Work<'a> {
             }
             Err(error) => return Err(GitError::io("move into the workspace", &self.path)(error.into())),
         };
+        crate::kill_point::pass("moved");
         syncfs(&theirs).map_err(|error| GitError::io("sync", &repos.workspace)(error.into()))?;
+        crate::kill_point::pass("placed");
         Ok(placed)
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Git {
     configuration: Vec<(String, String)>,
     action: String,
     progress: Option<String>,
+    /// What is added to which words of git's.
+    advice: Vec<(&'static [&'static str], String)>,
 }
 
 /// What a command wrote to its stdout.
@@ -78,6 +80,7 @@ impl Git {
             configuration: fixed.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             action: action.into(),
             progress: None,
+            advice: Vec::new(),
         }
     }
 
@@ -108,6 +111,7 @@ impl Git {
     /// Lets it speak to one remote, with the credential for it.
     pub(super) fn to(mut self, pinned: &Pinned<'_>, credentials: &Credentials) -> Result<Self, GitError> {
         let Pinned { remote, addresses } = pinned;
+        self.advice = credentials.advice(remote);
         match remote.scheme {
             Scheme::Https => {
                 let list: Vec<String> = addresses.iter().map(|address| bracketed(address.ip())).collect();
@@ -183,8 +187,21 @@ impl Git {
         if status.success() {
             return Ok(());
         }
-        Err(failed(if said.is_empty() { status.to_string() } else { said }))
+        Err(failed(if said.is_empty() {
+            status.to_string()
+        } else {
+            with_advice(said, &self.advice)
+        }))
     }
+}
+
+fn with_advice(mut said: String, advice: &[(&[&str], String)]) -> String {
+    for (words, advice) in advice {
+        if words.iter().any(|word| said.contains(word)) {
+            let _ = write!(said, "; {advice}");
+        }
+    }
+    said
 }
 
 /// git starts others; all of them end with it.
@@ -206,18 +223,21 @@ async fn listen(stderr: Option<impl AsyncRead + Unpin>, progress: Option<&str>) 
     let mut shown = Instant::now();
     let mut buffer = [0; 4096];
     let mut line = Vec::new();
+    // Behind the last byte the cursor went back: git writes its progress over itself, and ssh ends its lines so.
+    let mut back = false;
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
         for byte in &buffer[..count] {
-            match byte {
-                b'\r' => {
-                    if let Some(name) = progress
-                        && shown.elapsed() >= SHOWN
-                    {
-                        shown = Instant::now();
-                        show(name, &String::from_utf8_lossy(&line));
-                    }
-                    line.clear();
+            if std::mem::replace(&mut back, *byte == b'\r') && *byte != b'\n' {
+                if let Some(name) = progress
+                    && shown.elapsed() >= SHOWN
+                {
+                    shown = Instant::now();
+                    show(name, &String::from_utf8_lossy(&line));
                 }
+                line.clear();
+            }
+            match byte {
+                b'\r' => {}
                 b'\n' => {
                     let text = String::from_utf8_lossy(&line).into_owned();
                     if let Some(name) = progress
@@ -397,6 +417,14 @@ mod tests {
     )]
     fn what_git_says_is_understood(#[case] said: &str, #[case] expected: Fault) {
         assert_eq!(fault(said), expected);
+    }
+
+    #[tokio::test]
+    async fn a_line_that_ssh_ends_is_kept_and_progress_is_written_over() {
+        let said =
+            "Receiving objects:  10%\rReceiving objects:  20%\rgit@h: Permission denied (publickey).\r\nfatal: x\n";
+        let said = listen(Some(said.as_bytes()), None).await;
+        assert_eq!(said, "git@h: Permission denied (publickey).; fatal: x");
     }
 
     #[test]

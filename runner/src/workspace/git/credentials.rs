@@ -10,6 +10,7 @@ use protocol::names::env;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::GitError;
+use super::remote::{Remote, Scheme};
 use crate::secrets::Secrets;
 
 /// Key of a Secret of the type `kubernetes.io/ssh-auth`.
@@ -59,17 +60,79 @@ impl Credentials {
 
     /// The `Authorization` header for a host, when there is a token for it.
     pub(super) fn authorization(&self, host: &str, port: u16) -> Option<SecretString> {
-        let (user, token) = TOKENS.iter().find_map(|(token, hosts, host_of_all, user)| {
-            let hosts = self.value(hosts);
-            let hosts = hosts.as_ref().map_or(*host_of_all, |hosts| hosts.expose_secret());
-            hosts
-                .split([',', ' '])
-                .any(|named| is_named(named, host, port))
-                .then(|| Some((*user, self.value(token)?)))?
-        })?;
+        let (name, user) = self.token_for(host, port)?;
+        let token = self.value(name)?;
         let pair = format!("{user}:{}", token.expose_secret());
         let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
         Some(format!("Authorization: Basic {encoded}").into())
+    }
+
+    /// What people can do when a host refuses us: git's words, and what to add to them.
+    pub(super) fn advice(&self, remote: &Remote) -> Vec<(&'static [&'static str], String)> {
+        match remote.scheme {
+            Scheme::Ssh => vec![
+                (&["Permission denied"], self.about_the_key()),
+                (&["Host key verification failed"], self.about_the_host()),
+            ],
+            Scheme::Https => vec![(
+                &[
+                    "Authentication failed",
+                    "could not read Username",
+                    "error: 401",
+                    "error: 403",
+                ],
+                self.about_the_token(remote),
+            )],
+        }
+    }
+
+    fn about_the_key(&self) -> String {
+        match self.secrets.holder(SSH_KEY) {
+            Some(secret) => format!("the host does not take {SSH_KEY} of the Secret {secret}"),
+            None => format!("no Secret of spec.runnerSecrets has an entry {SSH_KEY}: put the key for this host there"),
+        }
+    }
+
+    fn about_the_host(&self) -> String {
+        match self.secrets.holder(KNOWN_HOSTS) {
+            Some(secret) => format!("the host does not show a key that is in {KNOWN_HOSTS} of the Secret {secret}"),
+            None => format!(
+                "the host shows another key than before: put its key as {KNOWN_HOSTS} into a Secret of spec.runnerSecrets"
+            ),
+        }
+    }
+
+    fn about_the_token(&self, remote: &Remote) -> String {
+        match self.token_for(&remote.host, remote.port) {
+            Some((name, _)) if self.value(name).is_some() => {
+                let from = self
+                    .secrets
+                    .holder(name)
+                    .map_or_else(String::new, |secret| format!(" of the Secret {secret}"));
+                format!("the host does not take {name}{from} for this repository")
+            }
+            Some((name, _)) => {
+                format!("no Secret of spec.runnerSecrets has an entry {name}, which is what this host would be given")
+            }
+            None => format!(
+                "no token is for {}: put {} or {} into a Secret of spec.runnerSecrets, and the host's name as {} or {}",
+                remote.host,
+                env::GITHUB_TOKEN,
+                env::GITLAB_TOKEN,
+                env::GITHUB_HOST,
+                env::GITLAB_HOST,
+            ),
+        }
+    }
+
+    /// The variable of the token that is for a host, and the user to give it with.
+    fn token_for(&self, host: &str, port: u16) -> Option<(&'static str, &'static str)> {
+        TOKENS.iter().find_map(|(token, hosts, host_of_all, user)| {
+            let hosts = self.value(hosts);
+            let hosts = hosts.as_ref().map_or(*host_of_all, |hosts| hosts.expose_secret());
+            let its = hosts.split([',', ' ']).any(|named| is_named(named, host, port));
+            its.then_some((*token, *user))
+        })
     }
 
     /// A file with all authorities, when there are others than the public ones.
@@ -88,11 +151,8 @@ impl Credentials {
     /// What ssh is told of keys; the files are in the private folder.
     pub(super) fn ssh(&self) -> Result<Vec<String>, GitError> {
         let mut options = Vec::new();
-        if let Some(mut key) = self.secrets.file(SSH_KEY) {
-            // ssh refuses a key without it, and editors forget it.
-            if !key.ends_with(b"\n") {
-                key.push(b'\n');
-            }
+        if let Some(key) = self.secrets.file(SSH_KEY) {
+            let key = as_ssh_reads_it(&key);
             let path = self.private.join("git-ssh-key");
             written(&path, &key).map_err(GitError::io("write", &path))?;
             options.push(format!("IdentityFile={}", path.display()));
@@ -111,6 +171,15 @@ impl Credentials {
     fn value(&self, name: &str) -> Option<SecretString> {
         self.secrets.value(name)
     }
+}
+
+/// ssh refuses a key without a last line break, which editors forget, and one whose lines end as on Windows.
+fn as_ssh_reads_it(key: &[u8]) -> Vec<u8> {
+    let mut key: Vec<u8> = key.iter().copied().filter(|byte| *byte != b'\r').collect();
+    if !key.ends_with(b"\n") {
+        key.push(b'\n');
+    }
+    key
 }
 
 /// Whether `named`, a host with or without a port, is this one.

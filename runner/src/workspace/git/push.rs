@@ -46,6 +46,7 @@ pub async fn push(repos: &Repos, repo: &Repo, commit: &str) -> Result<(), GitErr
     }
     // If we die while it is under way, what is there afterwards is known to be ours.
     store.set(PUSHING, commit).await?;
+    crate::kill_point::pass("pushing");
     push.args([
         "--no-verify",
         "--progress",
@@ -57,7 +58,10 @@ pub async fn push(repos: &Repos, repo: &Repo, commit: &str) -> Result<(), GitErr
     .to(&pinned, &repos.credentials)?
     .run()
     .await?;
-    store.set(PUSHED, commit).await
+    crate::kill_point::pass("pushed");
+    store.set(PUSHED, commit).await?;
+    crate::kill_point::pass("push-known");
+    Ok(())
 }
 
 /// On the session's own branch an agent may have rewritten what it pushed before; what others pushed there stays.

@@ -102,8 +102,11 @@ impl<'a> Store<'a> {
             let mut file = File::create(&next)?;
             file.write_all(&text)?;
             file.sync_all()?;
+            crate::kill_point::pass("mark-synced");
             fs::rename(&next, &path)?;
-            File::open(&self.repos.folder)?.sync_all()
+            File::open(&self.repos.folder)?.sync_all()?;
+            crate::kill_point::pass("marked");
+            Ok(())
         };
         write().map_err(GitError::io("write", &path))
     }
