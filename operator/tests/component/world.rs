@@ -227,6 +227,8 @@ impl World {
                 operator: None,
             };
             loop {
+                // Also after a failure: at the end of the test's runtime every request fails at once, and the task must yield to end.
+                tokio::time::sleep(POLL * 2).await;
                 let Ok(pods) = world.pods().list(&ListParams::default()).await else {
                     continue;
                 };
@@ -237,7 +239,6 @@ impl World {
                 {
                     world.stop(pod).await;
                 }
-                tokio::time::sleep(POLL * 2).await;
             }
         });
         Kubelet(task)
