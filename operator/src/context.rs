@@ -4,7 +4,12 @@ use kube::Client;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    backoff::Backoff, events::Events, metrics::Metrics, project_settings::Projects, session::Gate, settings::Settings,
+    backoff::Backoff,
+    events::Events,
+    metrics::Metrics,
+    project_settings::Projects,
+    session::{Gate, Memory},
+    settings::Settings,
 };
 
 /// What every reconcile needs.
@@ -23,6 +28,8 @@ pub struct Context {
     pub projects: Projects,
     /// Who may run now.
     pub gate: Gate,
+    /// What the watches have told.
+    pub memory: Memory,
     /// Reconciles under way: a token each.
     pub under_way: TaskTracker,
 }

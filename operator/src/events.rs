@@ -1,10 +1,20 @@
 //! Kubernetes Events: what happened to a session, for `kubectl describe`.
 
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{
-    Client,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
+use kube::{Api, Client, api::PostParams};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+/// Written at once: nobody waits for them, and sessions come first.
+const AT_ONCE: usize = 4;
+/// That wait to be written. What comes beyond is not told: the status says it too.
+const WAITING: usize = 2_048;
 
 /// Something to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,37 +32,70 @@ pub struct Note {
 /// Tells of sessions.
 #[derive(Clone)]
 pub struct Events {
-    recorder: Recorder,
+    client: Client,
+    instance: String,
+    /// The end of the process waits for those that are under way.
+    under_way: TaskTracker,
+    waiting: Arc<Semaphore>,
+    at_once: Arc<Semaphore>,
 }
 
 impl Events {
     /// Events in the name of `instance`.
-    pub fn new(client: Client, instance: &str) -> Self {
-        let reporter = Reporter {
-            controller: "agentic-operator".to_owned(),
-            instance: Some(instance.to_owned()),
-        };
+    pub fn new(client: Client, instance: &str, under_way: TaskTracker) -> Self {
         Self {
-            recorder: Recorder::new(client, reporter),
+            client,
+            instance: instance.to_owned(),
+            under_way,
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            at_once: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
 
-    /// Tells. An Event that cannot be written is logged: nothing rests on it.
-    pub async fn publish(&self, about: &ObjectReference, note: Note) {
-        let event = Event {
-            type_: if note.warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
+    /// Tells, in the background. An Event that cannot be written is logged: nothing rests on it.
+    pub fn publish(&self, about: &ObjectReference, note: Note) {
+        let Ok(place) = self.waiting.clone().try_acquire_owned() else {
+            tracing::warn!(
+                session = about.name,
+                namespace = about.namespace,
+                reason = note.reason,
+                "too many Events wait: not told"
+            );
+            return;
+        };
+        let (event, at_once) = (self.event(about, note), self.at_once.clone());
+        let events: Api<Event> = Api::namespaced(self.client.clone(), about.namespace.as_deref().unwrap_or("default"));
+        self.under_way.spawn(async move {
+            let _place = place;
+            // Never closed.
+            let _turn = at_once.acquire().await;
+            if let Err(error) = events.create(&PostParams::default(), &event).await {
+                let about = event.regarding.unwrap_or_default();
+                tracing::warn!(session = about.name, namespace = about.namespace, %error, "failed to write an Event");
+            }
+        });
+    }
+
+    fn event(&self, about: &ObjectReference, note: Note) -> Event {
+        // As client-go names them: unique by the time. Randomness keeps those of one instant apart.
+        let mut name = about.name.clone().unwrap_or_default();
+        name.truncate(200);
+        Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{name}.{:016x}", rand::random::<u64>())),
+                namespace: about.namespace.clone(),
+                ..ObjectMeta::default()
             },
-            reason: note.reason,
+            action: Some(note.action.to_owned()),
+            event_time: Some(MicroTime(Timestamp::now())),
             // The API server refuses longer ones.
             note: Some(note.text.chars().take(512).collect()),
-            action: note.action.to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, about).await {
-            tracing::warn!(session = about.name, namespace = about.namespace, %error, "failed to write an Event");
+            reason: Some(note.reason),
+            regarding: Some(about.clone()),
+            reporting_controller: Some("agentic-operator".to_owned()),
+            reporting_instance: Some(self.instance.chars().take(128).collect()),
+            type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
+            ..Event::default()
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Turns `AgenticSession`s into Jobs, and records what became of them.
 
 mod backoff;
+mod calls;
 mod context;
 mod events;
 mod lease;

@@ -103,10 +103,7 @@ async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Erro
                 text,
                 action: "Release",
             };
-            context
-                .events
-                .publish(&kube::Resource::object_ref(&*pod, &()), note)
-                .await;
+            context.events.publish(&kube::Resource::object_ref(&*pod, &()), note);
             free(&context, &namespace, &pod).await
         }
     }

@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backoff::Backoff,
+    calls,
     context::Context,
     events::Events,
     lease,
@@ -15,7 +16,7 @@ use crate::{
     nodes, pods, preflight, project_settings,
     project_settings::Projects,
     server,
-    session::{Gate, controller},
+    session::{Gate, Memory, controller},
     settings::Settings,
 };
 
@@ -49,13 +50,17 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| Error::Listen { address, source })?;
+    let metrics = Metrics::default();
+    let client = calls::counted(client, metrics.writes());
+    let under_way = TaskTracker::new();
     let context = Arc::new(Context {
-        events: Events::new(client.clone(), &settings.lease.identity),
-        metrics: Metrics::default(),
+        events: Events::new(client.clone(), &settings.lease.identity, under_way.clone()),
+        metrics,
         backoff: Backoff::default(),
         projects: Projects::default(),
         gate: Gate::default(),
-        under_way: TaskTracker::new(),
+        memory: Memory::default(),
+        under_way,
         client: client.clone(),
         settings,
     });

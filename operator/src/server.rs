@@ -50,5 +50,8 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, String) {
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
     let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, openmetrics)], shared.context.metrics.text())
+    (
+        [(header::CONTENT_TYPE, openmetrics)],
+        shared.context.metrics.text(&shared.context.memory),
+    )
 }

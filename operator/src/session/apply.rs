@@ -166,7 +166,7 @@ async fn expire(client: &Client, session: &AgenticSession) -> Result<(), Error> 
 }
 
 /// `create`, not apply: an object of that name that is not ours must not be taken over.
-async fn create<K>(client: &Client, namespace: &str, kind: &'static str, object: &K) -> Result<(), Error>
+pub async fn create<K>(client: &Client, namespace: &str, kind: &'static str, object: &K) -> Result<(), Error>
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone

@@ -2,12 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crds::AgenticSession;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, ResourceExt as _,
-    core::PartialObjectMeta,
     runtime::{
         Controller, WatchStreamExt as _,
         controller::{Action, Config},
@@ -18,13 +16,17 @@ use kube::{
 use protocol::names::label;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Settled};
+use super::{
+    Error, Settled,
+    lean::{self, Lean},
+    memory::Meta,
+};
 use crate::{backoff::jittered, context::Context, events::Note};
-
-type Meta = PartialObjectMeta<AgenticSession>;
 
 /// A reconcile that takes longer is given up: the client's own retries may go on for minutes.
 const LONGEST_RECONCILE: Duration = Duration::from_mins(1);
+/// How long the first lists may take before sessions are looked at without them.
+const LONGEST_LIST: Duration = Duration::from_secs(30);
 /// How often a settled session is looked at though nothing was heard of it: watches may miss.
 const SAFETY: Duration = Duration::from_mins(10);
 /// How often places are looked for that sessions hold which went while the watch was away.
@@ -33,28 +35,37 @@ const SWEEP: Duration = Duration::from_mins(1);
 /// Runs until `stop`, then waits for the reconciles that are under way.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
-    let gone = context.clone();
-    let trigger = watcher(context.api::<Meta>(), watcher::Config::default())
+    let seen = context.clone();
+    let trigger = watcher(context.api::<lean::Session>(), watcher::Config::default())
         .default_backoff()
-        .inspect(move |event| {
+        .map_ok(move |event| {
+            let event = seen.memory.session_event(event);
             // A reconcile comes only for what is there.
-            if let Ok(watcher::Event::Delete(session)) = event {
-                gone.gate
+            if let watcher::Event::Delete(session) = &event {
+                seen.gate
                     .gone(&session.namespace().unwrap_or_default(), &session.name_any());
             }
+            event
         })
-        .modify(|session| session.metadata.managed_fields = None)
         .reflect(writer)
         .applied_objects();
-    let ours = watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
     let trigger = stream::select(trigger, nudged(&context, reader.clone()));
     let sweeping = tokio::spawn(sweep(context.clone(), reader.clone(), stop.clone()));
+    let ours = watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
+    let memory = context.clone();
+    let jobs = watcher(context.api::<Lean<Job>>(), ours.clone())
+        .default_backoff()
+        .map(move |event| concerned("Jobs", event, |event| memory.memory.job_event(event)))
+        .flat_map(stream::iter);
+    let memory = context.clone();
+    let pods = watcher(context.api::<Lean<Pod>>(), ours)
+        .default_backoff()
+        .map(move |event| concerned("pods", event, |event| memory.memory.pod_event(event)))
+        .flat_map(stream::iter);
     Controller::for_stream(trigger, reader)
         .with_config(Config::default().concurrency(context.settings.concurrency))
-        .watches(context.api::<PartialObjectMeta<Job>>(), ours.clone(), |job| {
-            session_of(&job)
-        })
-        .watches(context.api::<PartialObjectMeta<Pod>>(), ours, |pod| session_of(&pod))
+        .reconcile_on(jobs)
+        .reconcile_on(pods)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(reconcile, on_error, context)
         .for_each(|result| async move {
@@ -88,16 +99,25 @@ async fn sweep(context: Arc<Context>, sessions: Store<Meta>, stop: CancellationT
     }
 }
 
-/// Pods are owned by Jobs: the label leads to the session, and the reconcile checks UIDs.
-fn session_of<K: kube::Resource>(child: &K) -> Option<ObjectRef<Meta>> {
-    let namespace = child.meta().namespace.as_deref()?;
-    let name = child.meta().labels.as_ref()?.get(label::SESSION)?;
-    Some(ObjectRef::new(name).within(namespace))
+/// The sessions that an event concerns. A watch that fails is begun again.
+fn concerned<E>(
+    what: &'static str,
+    event: watcher::Result<E>,
+    see: impl FnOnce(E) -> Vec<ObjectRef<Meta>>,
+) -> Vec<ObjectRef<Meta>> {
+    event.map(see).unwrap_or_else(|error| {
+        tracing::debug!(what, %error, "watch");
+        Vec::new()
+    })
 }
 
 async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error> {
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     let _under_way = context.under_way.token();
+    context.memory.listed(LONGEST_LIST).await;
+    if let Some(waited) = context.memory.taken(&namespace, &name) {
+        context.metrics.waited(waited);
+    }
     let timer = context.metrics.reconcile_started();
     let result = tokio::time::timeout(
         LONGEST_RECONCILE,
@@ -111,7 +131,7 @@ async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, 
     Ok(match settled {
         Settled::Gone => Action::await_change(),
         Settled::Unreadable(why) => {
-            tell_unreadable(&context, &session, &why).await;
+            tell_unreadable(&context, &session, &why);
             Action::await_change()
         }
         Settled::Live { wake } => {
@@ -124,7 +144,7 @@ async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, 
     })
 }
 
-async fn tell_unreadable(context: &Context, session: &Meta, why: &str) {
+fn tell_unreadable(context: &Context, session: &Meta, why: &str) {
     let about = kube::Resource::object_ref(session, &());
     tracing::warn!(
         session = about.name,
@@ -139,7 +159,7 @@ async fn tell_unreadable(context: &Context, session: &Meta, why: &str) {
         text,
         action: "Read",
     };
-    context.events.publish(&about, note).await;
+    context.events.publish(&about, note);
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that the controller calls")]

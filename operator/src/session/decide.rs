@@ -103,6 +103,23 @@ impl Plan {
         }
     }
 
+    /// Status is all that it may change.
+    pub fn only_tells(&self) -> bool {
+        let Self {
+            create_claim,
+            create_job,
+            create_drain,
+            tune,
+            delete,
+            delete_session,
+            release,
+            status: _,
+            wake: _,
+        } = self;
+        let makes = *create_claim || create_job.is_some() || create_drain.is_some() || !tune.is_empty();
+        !makes && delete.is_empty() && !delete_session && release.is_empty()
+    }
+
     /// To look again at that time at the latest.
     fn wake_in(&mut self, wait: SignedDuration) {
         self.wake = self.wake.into_iter().chain([wait]).min();

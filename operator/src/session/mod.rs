@@ -10,7 +10,9 @@ mod deadline;
 mod decide;
 mod drain;
 mod gate;
+mod lean;
 mod mcp;
+mod memory;
 mod observe;
 mod observed;
 mod outcome;
@@ -27,12 +29,18 @@ mod decide_model;
 #[cfg(test)]
 mod decide_tests;
 
-use crds::AgenticSession;
+use crds::{AgenticSession, Phase};
 use jiff::{SignedDuration, Timestamp};
-use kube::Resource as _;
+use kube::{Resource as _, ResourceExt as _};
+
+use decide::Plan;
+use memory::{Known, Look};
+use observed::Observed;
+use validate::{Invalid, Request};
 
 pub use apply::{Error as ApplyError, release};
 pub use gate::Gate;
+pub use memory::Memory;
 pub use observe::{Error as ObserveError, Found, session as find};
 pub use status::Error as StatusError;
 
@@ -96,12 +104,29 @@ impl Error {
 }
 
 /// One look at a session, and what it leads to.
+///
+/// Memory says whether there is something to do. What only tells of progress is written from there: the API server refuses it when
+/// the session has changed. All else is decided once more on live reads.
 pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Settled, Error> {
     // To the second, as it is stored: a time that is read back equals the one that was written.
     let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
-    let client = &context.client;
-
-    let session = match observe::session(client, namespace, name).await? {
+    match context.memory.look(namespace, name) {
+        Look::Unknown => {}
+        Look::Gone => {
+            context.gate.gone(namespace, name);
+            return Ok(Settled::Gone);
+        }
+        Look::Behind => {
+            let wake = Some(SignedDuration::from_secs(1));
+            return Ok(Settled::Live { wake });
+        }
+        Look::Known(known) => {
+            if let Some(settled) = from_memory(context, *known, now).await? {
+                return Ok(settled);
+            }
+        }
+    }
+    let session = match observe::session(&context.client, namespace, name).await? {
         Found::Gone => {
             context.gate.gone(namespace, name);
             return Ok(Settled::Gone);
@@ -110,38 +135,152 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         Found::Live(session) => session,
     };
     let policy = observed::Policy::of(&context.settings);
-    let observed = observe::children(client, &session, policy, now).await?;
-    let settings = context
-        .projects
-        .of(namespace)
-        .await
-        .map_err(validate::Invalid::Settings);
+    let observed = observe::children(&context.client, &session, policy, now).await?;
+    context.memory.checked(namespace, name);
+    carry_out(context, &session, &observed, now).await
+}
+
+/// What is asked for, and what follows from it and what was observed.
+struct Decided {
+    request: Result<Request, Invalid>,
+    /// Sessions that may run at once in the namespace.
+    limit: Option<u32>,
+    plan: Plan,
+}
+
+async fn decide(
+    context: &Context,
+    session: &AgenticSession,
+    observed: &Observed,
+    now: Timestamp,
+) -> Result<Decided, Error> {
+    let namespace = session.namespace().unwrap_or_default();
+    let settings = context.projects.of(&namespace).await.map_err(Invalid::Settings);
     let limit = settings
         .as_ref()
         .ok()
         .and_then(|settings| settings.max_concurrent_sessions);
-    let request = settings.and_then(|settings| validate::validate(&session, &settings));
-    let plan = decide::decide(&observed, &request, now);
-    let plan = gate::pass(context, &session, plan, &observed, &request, limit, now)
+    let request = settings.and_then(|settings| validate::validate(session, &settings));
+    let plan = decide::decide(observed, &request, now);
+    let plan = gate::pass(context, session, plan, observed, &request, limit, now)
         .await
         .map_err(Error::Gate)?;
-    let plan = match apply::apply(client, &session, &plan, request.as_ref().ok(), &context.settings.pod).await {
-        Ok(()) => plan,
-        // The session waits, and says for what.
-        Err(ApplyError::Refused { kind, name, said }) => {
-            decide::refused(&observed, &request, (kind, &name, &said), now)
-        }
-        Err(error) => return Err(error.into()),
+    Ok(Decided { request, limit, plan })
+}
+
+/// What can be done on what is remembered; `None` when that is not enough.
+async fn from_memory(context: &Context, known: Known, now: Timestamp) -> Result<Option<Settled>, Error> {
+    let Known {
+        session,
+        cut,
+        newborn,
+        jobs,
+        pods,
+    } = known;
+    let alone = jobs.is_empty() && pods.is_empty();
+    let observed = observe::remembered(&session, jobs, pods, observed::Policy::of(&context.settings));
+    let Decided { request, limit, plan } = decide(context, &session, &observed, now).await?;
+    if !plan.only_tells() {
+        // Who waits for a place has no claim yet.
+        let begins = newborn && alone && limit.is_none() && plan.create_job.is_some();
+        return match request {
+            Ok(request) if begins => begin(context, &session, &request, now).await,
+            _ => Ok(None),
+        };
+    }
+    let before = session.status.as_ref().map(|status| status.phase).unwrap_or_default();
+    let same = session.status.as_ref() == Some(&plan.status);
+    let progress = match before {
+        Phase::Pending => plan.status.phase == Phase::Pending,
+        Phase::Creating => matches!(plan.status.phase, Phase::Creating | Phase::Running),
+        _ => false,
     };
-    if status::update(client, &session, &plan.status).await? {
-        tell(context, &session, &plan).await;
+    if (same || progress) && observe::is_silent(&observed, now) {
+        // Why, and whether that is over, stands in Events alone, which are not remembered.
+        let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
+        if context.memory.ask(&namespace, &name) {
+            return Ok(None);
+        }
+    } else if progress && !same && !cut {
+        record(context, &session, &plan, Vec::new()).await?;
+    } else if !same {
+        return Ok(None);
     }
     gate::settle(context, &session, &plan, &request);
+    Ok(Some(Settled::Live { wake: plan.wake }))
+}
+
+/// Begins a session that was seen to be made and has nothing yet: its claim is made while it is read once more.
+async fn begin(
+    context: &Context,
+    remembered: &AgenticSession,
+    request: &Request,
+    now: Timestamp,
+) -> Result<Option<Settled>, Error> {
+    let (namespace, name) = (remembered.namespace().unwrap_or_default(), remembered.name_any());
+    let Some(claim) = build::claim(request).filter(|claim| claim.metadata.owner_references.is_some()) else {
+        return Ok(None);
+    };
+    let (claim, session) = tokio::join!(
+        apply::create(&context.client, &namespace, "claim", &claim),
+        observe::session(&context.client, &namespace, &name)
+    );
+    let Found::Live(session) = session? else {
+        return Ok(None);
+    };
+    // Whatever is wrong with the claim is found out, and said, by a whole look.
+    if claim.is_err() || session.metadata.resource_version != remembered.metadata.resource_version {
+        return Ok(None);
+    }
+    let observed = observe::newborn(&session, observed::Policy::of(&context.settings));
+    carry_out(context, &session, &observed, now).await.map(Some)
+}
+
+/// Decides, and does it.
+async fn carry_out(
+    context: &Context,
+    session: &AgenticSession,
+    observed: &Observed,
+    now: Timestamp,
+) -> Result<Settled, Error> {
+    let Decided { request, plan, .. } = decide(context, session, observed, now).await?;
+    let settings = &context.settings.pod;
+    let mut made = Vec::new();
+    let plan = match apply::apply(&context.client, session, &plan, request.as_ref().ok(), settings).await {
+        Ok(()) => {
+            let job = |attempt: decide::Attempt| build::job_name(&session.name_any(), attempt.number);
+            made.extend(plan.create_job.map(job));
+            plan
+        }
+        // The session waits, and says for what.
+        Err(ApplyError::Refused { kind, name, said }) => decide::refused(observed, &request, (kind, &name, &said), now),
+        Err(error) => return Err(error.into()),
+    };
+    record(context, session, &plan, made).await?;
+    gate::settle(context, session, &plan, &request);
     Ok(Settled::Live { wake: plan.wake })
 }
 
+/// Writes the status of a plan, if it says something new, and tells of it.
+async fn record(context: &Context, session: &AgenticSession, plan: &Plan, made: Vec<String>) -> Result<(), Error> {
+    let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
+    if !made.is_empty()
+        && let Some(age) = context.memory.age(&namespace, &name)
+    {
+        context.metrics.job_made(age);
+    }
+    let written = status::update(&context.client, session, &plan.status).await?;
+    if written.is_some() || !made.is_empty() {
+        context.memory.wrote(&namespace, &name, written.as_deref(), made);
+    }
+    if written.is_some() {
+        tell(context, session, plan);
+    }
+    Ok(())
+}
+
 /// Metrics, log and Events of a status that was written.
-async fn tell(context: &Context, session: &AgenticSession, plan: &decide::Plan) {
+fn tell(context: &Context, session: &AgenticSession, plan: &Plan) {
     let old = session.status.clone().unwrap_or_default();
     let next = &plan.status;
     context.metrics.status_written(&old, next);
@@ -157,6 +296,6 @@ async fn tell(context: &Context, session: &AgenticSession, plan: &decide::Plan) 
         );
     }
     for note in status::notes(&old, next) {
-        context.events.publish(&session.object_ref(&()), note).await;
+        context.events.publish(&session.object_ref(&()), note);
     }
 }

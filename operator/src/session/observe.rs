@@ -79,7 +79,7 @@ pub async fn children(
     };
     let seen = SessionSeen::from(session);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
-    let live = matches!(seen.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
+    let live = is_live(&seen);
     let existing = session.spec.workspace.as_ref().and_then(|w| w.existing_claim.clone());
     let claim_name = existing.clone().unwrap_or_else(|| build::own_claim_name(&name));
     let (mut jobs, claim) = tokio::try_join!(
@@ -87,18 +87,9 @@ pub async fn children(
         get(&claims, Some(&claim_name))
     )
     .map_err(failed("the Jobs or the claim"))?;
-    let (mut pods, mut drain_pods) = (Vec::new(), Vec::new());
-    for pod in self::pods(client, &namespace, &uid).await.map_err(failed("the pods"))? {
-        match pod_of(&pod, &name) {
-            Some((JobFor::Attempt(_), pod)) => pods.push(pod),
-            Some((JobFor::Drain(_), pod)) => drain_pods.push(pod),
-            None => {}
-        }
-    }
-    if let Some(job) = jobs.current.ours() {
-        // A pod of another Job of that name is not this attempt's.
-        pods.retain(|pod| Some(pod.attempt) != seen.status.attempt || pod.job_uid == job.uid);
-    }
+    let found = self::pods(client, &namespace, &uid).await.map_err(failed("the pods"))?;
+    let found = found.iter().filter_map(|pod| pod_of(pod, &name));
+    let (pods, drain_pods) = sort_pods(found, &jobs.current, &seen);
     if let Some(job) = jobs.current.ours().filter(|job| !live && !job.finished && !job.counted)
         && pods.iter().all(|pod| pod.job_uid != job.uid)
     {
@@ -132,12 +123,107 @@ pub async fn children(
     })
 }
 
+/// The children as they are remembered.
+///
+/// Claims are not watched: that of a runner that has started is bound, and what else there is about claims shows when one is needed,
+/// which is decided on live reads.
+pub fn remembered(
+    session: &AgenticSession,
+    jobs: Vec<OurJob>,
+    pods: Vec<(JobFor, PodSeen)>,
+    policy: Policy,
+) -> Observed {
+    let seen = SessionSeen::from(session);
+    let live = is_live(&seen);
+    let jobs = Jobs::sort(jobs.into_iter(), &session.name_any(), &seen, live);
+    let (pods, drain_pods) = sort_pods(pods.into_iter(), &jobs.current, &seen);
+    let bound = pods.iter().any(|pod| pod.runner != RunnerSeen::Waiting);
+    Observed {
+        claim: ClaimSeen::Ours { bound },
+        session: seen,
+        job: jobs.current,
+        next_job: jobs.next,
+        earlier: jobs.earlier,
+        drains: jobs.drains,
+        unsaid: None,
+        pods,
+        drain_pods,
+        policy,
+    }
+}
+
+/// A session that was seen to be made, whose claim we have just made: it has nothing else.
+pub fn newborn(session: &AgenticSession, policy: Policy) -> Observed {
+    Observed {
+        claim: ClaimSeen::Ours { bound: false },
+        ..remembered(session, Vec::new(), Vec::new(), policy)
+    }
+}
+
+/// Whether something of the attempt that is observed should have come further by now, and Events may say why it has not.
+pub fn is_silent(observed: &Observed, now: Timestamp) -> bool {
+    is_live(&observed.session)
+        && silent(
+            observed.job.ours(),
+            &observed.pods,
+            observed.session.status.attempt,
+            now,
+        )
+        .is_some()
+}
+
+fn is_live(seen: &SessionSeen) -> bool {
+    matches!(seen.status.phase, Phase::Creating | Phase::Running | Phase::Stopping)
+}
+
+fn sort_pods(
+    found: impl Iterator<Item = (JobFor, PodSeen)>,
+    job: &JobSeen,
+    seen: &SessionSeen,
+) -> (Vec<PodSeen>, Vec<PodSeen>) {
+    let (mut pods, mut drain_pods) = (Vec::new(), Vec::new());
+    for (what, pod) in found {
+        match what {
+            JobFor::Attempt(_) => pods.push(pod),
+            JobFor::Drain(_) => drain_pods.push(pod),
+        }
+    }
+    if let Some(job) = job.ours() {
+        // A pod of another Job of that name is not this attempt's.
+        pods.retain(|pod| Some(pod.attempt) != seen.status.attempt || pod.job_uid == job.uid);
+    }
+    (pods, drain_pods)
+}
+
 /// The Jobs of a session.
 struct Jobs {
     current: JobSeen,
     next: JobSeen,
     earlier: Vec<OurJob>,
     drains: Vec<(u32, OurJob)>,
+}
+
+impl Jobs {
+    /// Tells the session's Jobs apart.
+    fn sort(ours: impl Iterator<Item = OurJob>, session: &str, seen: &SessionSeen, live: bool) -> Self {
+        let mut found = Self {
+            current: JobSeen::Missing,
+            next: JobSeen::Missing,
+            earlier: Vec::new(),
+            drains: Vec::new(),
+        };
+        let next = next_attempt(&seen.status).number;
+        for job in ours {
+            match JobFor::of(&job.name, session) {
+                Some(JobFor::Drain(number)) => found.drains.push((number, job)),
+                Some(JobFor::Attempt(n)) if Some(n) == seen.status.attempt => found.current = JobSeen::Ours(job),
+                Some(JobFor::Attempt(n)) if n == next && !live => found.next = JobSeen::Ours(job),
+                Some(JobFor::Attempt(n)) if n < next => found.earlier.push(job),
+                Some(JobFor::Attempt(_)) | None => {}
+            }
+        }
+        found
+    }
 }
 
 /// The label finds ours; a name that is needed and not among them may be somebody else's, or one whose label was taken away.
@@ -151,25 +237,12 @@ async fn jobs(
     let name = session.name_any();
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
     let ours = ListParams::default().labels(&format!("{}={}", label::SESSION_UID, session.uid().unwrap_or_default()));
-    let mut found = Jobs {
-        current: JobSeen::Missing,
-        next: JobSeen::Missing,
-        earlier: Vec::new(),
-        drains: Vec::new(),
-    };
+    let listed = api.list(&ours).await?.items;
+    let ours = listed
+        .iter()
+        .filter_map(|job| JobSeen::of(Some(job), &session.metadata).into_ours());
     let next = next_attempt(&seen.status).number;
-    for job in api.list(&ours).await?.items {
-        let JobSeen::Ours(job) = JobSeen::of(Some(&job), &session.metadata) else {
-            continue;
-        };
-        match JobFor::of(&job.name, &name) {
-            Some(JobFor::Drain(number)) => found.drains.push((number, job)),
-            Some(JobFor::Attempt(n)) if Some(n) == seen.status.attempt => found.current = JobSeen::Ours(job),
-            Some(JobFor::Attempt(n)) if n == next && !live => found.next = JobSeen::Ours(job),
-            Some(JobFor::Attempt(n)) if n < next => found.earlier.push(job),
-            Some(JobFor::Attempt(_)) | None => {}
-        }
-    }
+    let mut found = Jobs::sort(ours, &name, seen, live);
     let needed = |job: &JobSeen, n: u32| (*job == JobSeen::Missing).then(|| build::job_name(&name, n));
     let current = seen
         .status

@@ -263,6 +263,14 @@ impl JobSeen {
         }
     }
 
+    /// The same, for keeps.
+    pub fn into_ours(self) -> Option<OurJob> {
+        match self {
+            Self::Ours(job) => Some(job),
+            Self::Missing | Self::Going | Self::Foreign => None,
+        }
+    }
+
     /// The Job, if it is the session's.
     pub fn ours(&self) -> Option<&OurJob> {
         match self {

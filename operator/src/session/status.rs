@@ -32,13 +32,17 @@ impl Error {
     }
 }
 
-/// Writes what changed; `false` when nothing did.
+/// Writes what changed, and answers the version that the session then has; `None` when nothing did.
 ///
 /// The body carries every field that we own, and the version of the session that was read in this reconcile: what was decided
 /// on an older one is refused with 409.
-pub async fn update(client: &Client, session: &AgenticSession, next: &AgenticSessionStatus) -> Result<bool, Error> {
+pub async fn update(
+    client: &Client,
+    session: &AgenticSession,
+    next: &AgenticSessionStatus,
+) -> Result<Option<String>, Error> {
     if session.status.as_ref() == Some(next) {
-        return Ok(false);
+        return Ok(None);
     }
     let name = session.name_any();
     let sessions: Api<AgenticSession> = Api::namespaced(client.clone(), &session.namespace().unwrap_or_default());
@@ -51,7 +55,7 @@ pub async fn update(client: &Client, session: &AgenticSession, next: &AgenticSes
     sessions
         .patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&body))
         .await
-        .map(|_| true)
+        .map(|written| Some(written.metadata.resource_version.unwrap_or_default()))
         .map_err(|source| Error { session: name, source })
 }
 
