@@ -105,10 +105,13 @@ fn concerned<E>(
     event: watcher::Result<E>,
     see: impl FnOnce(E) -> Vec<ObjectRef<Meta>>,
 ) -> Vec<ObjectRef<Meta>> {
-    event.map(see).unwrap_or_else(|error| {
-        tracing::debug!(what, %error, "watch");
-        Vec::new()
-    })
+    event.map_or_else(
+        |error| {
+            tracing::debug!(what, %error, "watch");
+            Vec::new()
+        },
+        see,
+    )
 }
 
 async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error> {
