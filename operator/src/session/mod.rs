@@ -121,7 +121,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             return Ok(Settled::Live { wake });
         }
         Look::Known(known) => {
-            if let Some(settled) = from_memory(context, *known, now).await? {
+            if let Some(settled) = Box::pin(from_memory(context, *known, now)).await? {
                 return Ok(settled);
             }
         }
