@@ -1,6 +1,6 @@
 //! What every reconcile needs.
 
-use kube::Client;
+use kube::{Client, runtime::watcher};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -11,6 +11,14 @@ use crate::{
     session::{Gate, Memory},
     settings::Settings,
 };
+
+/// Seconds after which a watch is begun anew where it was. One that ends without a word is noticed then; bookmarks make it cheap.
+const WATCH: u32 = 60;
+
+/// How kinds are watched.
+pub fn watching() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH)
+}
 
 /// What every reconcile needs.
 pub struct Context {

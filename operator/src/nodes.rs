@@ -17,7 +17,10 @@ use protocol::names::label;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::jittered, context::Context};
+use crate::{
+    backoff::jittered,
+    context::{Context, watching},
+};
 
 /// How often the pods of lost nodes are looked at: new ones may be found there, and writes may fail.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -73,7 +76,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 
 async fn watch(context: &Context) {
     let nodes: Api<Node> = Api::all(context.client.clone());
-    let mut events = std::pin::pin!(watcher(nodes, watcher::Config::default()).default_backoff());
+    let mut events = std::pin::pin!(watcher(nodes, watching()).default_backoff());
     let mut silent = Silent::default();
     let mut listing = Silent::default();
     let mut tick = tokio::time::interval(jittered(LOOK_AGAIN));

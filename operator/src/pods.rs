@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::jittered,
-    context::Context,
+    context::{Context, watching},
     events::Note,
     session::{self, ApplyError, Found, ObserveError},
 };
@@ -45,7 +45,7 @@ pub enum Error {
 /// Runs until `stop`.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
-    let ours = watcher::Config::default().labels(label::SESSION_UID);
+    let ours = watching().labels(label::SESSION_UID);
     let trigger = watcher(context.api::<Meta>(), ours)
         .default_backoff()
         .modify(|pod| {

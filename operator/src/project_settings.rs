@@ -15,7 +15,7 @@ use kube::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Context;
+use crate::context::{Context, watching};
 
 /// Settings that may be ones of another schema.
 type Guarded = DeserializeGuard<ProjectSettings>;
@@ -56,7 +56,7 @@ impl Projects {
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let writer = context.projects.writer.lock().ok().and_then(|mut writer| writer.take());
     let Some(writer) = writer else { return };
-    let changes = watcher(context.api::<Guarded>(), watcher::Config::default())
+    let changes = watcher(context.api::<Guarded>(), watching())
         .default_backoff()
         .modify(|settings| settings.managed_fields_mut().clear())
         .reflect(writer)

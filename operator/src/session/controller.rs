@@ -21,7 +21,11 @@ use super::{
     lean::{self, Lean},
     memory::Meta,
 };
-use crate::{backoff::jittered, context::Context, events::Note};
+use crate::{
+    backoff::jittered,
+    context::{Context, watching},
+    events::Note,
+};
 
 /// A reconcile that takes longer is given up: the client's own retries may go on for minutes.
 const LONGEST_RECONCILE: Duration = Duration::from_mins(1);
@@ -36,7 +40,7 @@ const SWEEP: Duration = Duration::from_mins(1);
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
     let seen = context.clone();
-    let trigger = watcher(context.api::<lean::Session>(), watcher::Config::default())
+    let trigger = watcher(context.api::<lean::Session>(), watching())
         .default_backoff()
         .map_ok(move |event| {
             let event = seen.memory.session_event(event);
@@ -51,7 +55,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         .applied_objects();
     let trigger = stream::select(trigger, nudged(&context, reader.clone()));
     let sweeping = tokio::spawn(sweep(context.clone(), reader.clone(), stop.clone()));
-    let ours = watcher::Config::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
+    let ours = watching().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
     let memory = context.clone();
     let jobs = watcher(context.api::<Lean<Job>>(), ours.clone())
         .default_backoff()

@@ -3,25 +3,22 @@
 //! Memory says whether there is something to do; it may lag. So nothing is decided on it before it has our own writes, and what
 //! takes away or ends is decided again on live reads.
 
+mod told;
+
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crds::{AgenticSession, Phase};
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
-use kube::{
-    Resource, ResourceExt as _, core::PartialObjectMeta, runtime::reflector::ObjectRef, runtime::watcher::Event,
-};
-use protocol::names::label;
-use tokio::sync::watch;
+use kube::core::PartialObjectMeta;
+use tokio::{sync::watch, time::Instant};
 
-use super::{
-    lean::{self, Lean},
-    observed::{JobFor, OurJob, PodSeen, pod_of},
-};
-use crate::backoff::jittered;
+use super::observed::{JobFor, OurJob, PodSeen};
 
 /// What triggers name: a session.
 pub type Meta = PartialObjectMeta<AgenticSession>;
@@ -32,9 +29,6 @@ const BEHIND: Duration = Duration::from_secs(5);
 const SAFETY: Duration = Duration::from_mins(10);
 /// Why something is silent is asked for after these, doubling.
 const ASK: (Duration, Duration) = (Duration::from_secs(4), Duration::from_mins(1));
-/// In the place of texts that are not remembered.
-const CUT: &str = "-";
-
 /// Namespace and name.
 type Key = (String, String);
 
@@ -51,7 +45,11 @@ struct Inner {
     sessions: HashMap<Key, Kept>,
     children: HashMap<Key, Children>,
     /// Names seen in a list that is not complete, by kind.
-    listing: [HashSet<(String, String)>; 3],
+    listing: [HashSet<Key>; 3],
+    /// When the list of a kind was asked for.
+    listing_since: [Option<Instant>; 3],
+    /// What we wrote; of sessions that no watch has told of, too.
+    own: HashMap<Key, Own>,
     /// Sessions to be looked at, and since when.
     queue: HashMap<Key, Instant>,
 }
@@ -70,7 +68,6 @@ struct Kept {
     checked: Instant,
     /// How often it was asked why something of it is silent, and when the last time.
     asked: (u32, Option<Instant>),
-    own: Option<Own>,
     /// JSON: a tenth of what the parsed object takes.
     content: Result<Box<[u8]>, String>,
 }
@@ -78,9 +75,21 @@ struct Kept {
 /// What we have written and no watch has shown yet.
 #[derive(Debug)]
 struct Own {
+    /// UID of the session.
+    uid: String,
+    /// Version that it then had.
     version: u64,
+    /// That was shown.
+    shown: bool,
+    /// Jobs that we made, and that were not shown.
     jobs: Vec<String>,
     since: Instant,
+}
+
+impl Own {
+    fn is_shown(&self) -> bool {
+        self.shown && self.jobs.is_empty()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -160,25 +169,27 @@ impl Memory {
         }
         let key = (namespace.to_owned(), name.to_owned());
         let mut inner = self.locked();
-        let Inner { sessions, children, .. } = &mut *inner;
+        let Inner {
+            sessions,
+            children,
+            own,
+            ..
+        } = &mut *inner;
         let Some(kept) = sessions.get_mut(&key) else {
             return Look::Unknown;
         };
         if kept.deleting {
             return Look::Gone;
         }
-        let children = children.get(&key);
-        if let Some(own) = &kept.own {
-            let has = |job: &String| children.is_some_and(|children| children.jobs.contains_key(job));
-            if kept.version < own.version || !own.jobs.iter().all(has) {
-                return if own.since.elapsed() < BEHIND {
-                    Look::Behind
-                } else {
-                    Look::Unknown
-                };
-            }
-            kept.own = None;
+        if let Some(own) = own.get(&key) {
+            // Watches that stay behind are not waited for, and not believed either.
+            return if own.since.elapsed() < BEHIND {
+                Look::Behind
+            } else {
+                Look::Unknown
+            };
         }
+        let children = children.get(&key);
         let over = kept.phase.is_terminal();
         let Ok(Ok(session)) = kept
             .content
@@ -211,7 +222,6 @@ impl Memory {
     pub fn checked(&self, namespace: &str, name: &str) {
         if let Some(kept) = self.locked().sessions.get_mut(&(namespace.to_owned(), name.to_owned())) {
             kept.checked = Instant::now();
-            kept.own = None;
         }
     }
 
@@ -230,14 +240,40 @@ impl Memory {
         true
     }
 
-    /// We wrote the session, which has this version now, and made these Jobs: nothing is decided until the watches show both.
-    pub fn wrote(&self, namespace: &str, name: &str, version: Option<&str>, jobs: Vec<String>) {
+    /// Nothing of the session is silent any more: what comes next is asked about without delay.
+    pub fn answered(&self, namespace: &str, name: &str) {
         if let Some(kept) = self.locked().sessions.get_mut(&(namespace.to_owned(), name.to_owned())) {
-            kept.own = Some(Own {
-                version: version.map_or(0, number),
-                jobs,
-                since: Instant::now(),
-            });
+            kept.asked = (0, None);
+        }
+    }
+
+    /// We wrote about the session of this UID, which has this version now, and made these Jobs: nothing is decided until the
+    /// watches show both.
+    pub fn wrote(&self, namespace: &str, name: &str, uid: &str, version: Option<&str>, mut jobs: Vec<String>) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut inner = self.locked();
+        let Inner {
+            sessions,
+            children,
+            own,
+            ..
+        } = &mut *inner;
+        // Watches may be faster than the answer to a write.
+        let told = |job: &String| children.get(&key)?.jobs.get(job)?.owner.as_deref();
+        jobs.retain(|job| told(job) != Some(uid));
+        let version = version.map_or(0, number);
+        let shown = sessions.get(&key).is_some_and(|kept| kept.version >= version);
+        let wrote = Own {
+            uid: uid.to_owned(),
+            version,
+            shown,
+            jobs,
+            since: Instant::now(),
+        };
+        if wrote.is_shown() {
+            own.remove(&key);
+        } else {
+            own.insert(key, wrote);
         }
     }
 
@@ -268,235 +304,27 @@ impl Memory {
         since.map(|since| since.elapsed())
     }
 
+    /// How much is kept, of whatever kind.
+    #[cfg(test)]
+    fn size(&self) -> usize {
+        let Inner {
+            sessions,
+            children,
+            listing,
+            listing_since: _,
+            own,
+            queue,
+        } = &*self.locked();
+        sessions.len() + children.len() + own.len() + listing.iter().map(HashSet::len).sum::<usize>() + queue.len()
+    }
+
     fn locked(&self) -> MutexGuard<'_, Inner> {
         // Every change is whole: one that panicked elsewhere did no harm here.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-// --- what watches tell ----------------------------------------------------------------------------------------------
-
-impl Memory {
-    /// Remembers a session; answers the same event about its bare name.
-    pub fn session_event(&self, event: Event<lean::Session>) -> Event<Meta> {
-        let mut inner = self.locked();
-        match event {
-            Event::Init => {
-                inner.listing[Kind::Sessions as usize].clear();
-                Event::Init
-            }
-            Event::InitApply(session) => {
-                inner.listing[Kind::Sessions as usize].insert(key(&session.metadata));
-                Event::InitApply(inner.see_session(session, false))
-            }
-            Event::InitDone => {
-                let listed = std::mem::take(&mut inner.listing[Kind::Sessions as usize]);
-                inner.sessions.retain(|key, _| listed.contains(key));
-                inner.queue.retain(|key, _| listed.contains(key));
-                drop(inner);
-                self.listed.send_modify(|kinds| *kinds |= 1 << Kind::Sessions as u8);
-                Event::InitDone
-            }
-            Event::Apply(session) => Event::Apply(inner.see_session(session, true)),
-            Event::Delete(session) => {
-                let key = key(&session.metadata);
-                inner.sessions.remove(&key);
-                inner.queue.remove(&key);
-                Event::Delete(bare(&session.metadata))
-            }
-        }
-    }
-
-    /// Remembers a Job; answers the sessions that it concerns.
-    pub fn job_event(&self, event: Event<Lean<Job>>) -> Vec<ObjectRef<Meta>> {
-        self.child_event(Kind::Jobs, event, |children, job, there| {
-            let name = job.name_any();
-            if !there {
-                children.jobs.remove(&name);
-                return;
-            }
-            let owner = job.owner_references().iter().find(|o| o.controller == Some(true));
-            let kept = KeptJob {
-                owner: owner.map(|o| o.uid.clone()),
-                job: OurJob::from(job),
-            };
-            children.jobs.insert(name, kept);
-        })
-    }
-
-    /// Remembers a pod; answers the sessions that it concerns.
-    pub fn pod_event(&self, event: Event<Lean<Pod>>) -> Vec<ObjectRef<Meta>> {
-        self.child_event(Kind::Pods, event, |children, pod, there| {
-            let session = pod.labels().get(label::SESSION).cloned().unwrap_or_default();
-            let session_uid = pod.labels().get(label::SESSION_UID).cloned().unwrap_or_default();
-            match pod_of(pod, &session).filter(|_| there) {
-                None => drop(children.pods.remove(&pod.name_any())),
-                Some((what, pod)) => {
-                    let kept = KeptPod { session_uid, what, pod };
-                    children.pods.insert(kept.pod.name.clone(), kept);
-                }
-            }
-        })
-    }
-
-    fn child_event<K: Resource>(
-        &self,
-        kind: Kind,
-        event: Event<Lean<K>>,
-        keep: impl Fn(&mut Children, &K, bool),
-    ) -> Vec<ObjectRef<Meta>> {
-        let mut inner = self.locked();
-        let (object, there) = match event {
-            Event::Init => {
-                inner.listing[kind as usize].clear();
-                return Vec::new();
-            }
-            Event::InitDone => {
-                let listed = std::mem::take(&mut inner.listing[kind as usize]);
-                let vanished = inner.forget_unlisted(kind, &listed);
-                drop(inner);
-                self.listed.send_modify(|kinds| *kinds |= 1 << kind as u8);
-                return vanished;
-            }
-            Event::InitApply(Lean(object)) => {
-                inner.listing[kind as usize].insert(key(object.meta()));
-                (object, true)
-            }
-            Event::Apply(Lean(object)) => (object, true),
-            Event::Delete(Lean(object)) => (object, false),
-        };
-        let meta = object.meta();
-        let session = meta
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(label::SESSION))
-            .cloned();
-        let (Some(namespace), Some(session)) = (meta.namespace.clone(), session) else {
-            return Vec::new();
-        };
-        let key = (namespace, session);
-        let children = inner.children.entry(key.clone()).or_default();
-        keep(children, &object, there);
-        if children.jobs.is_empty() && children.pods.is_empty() {
-            inner.children.remove(&key);
-        }
-        inner.trigger(key).into_iter().collect()
-    }
-}
-
-impl Inner {
-    fn see_session(&mut self, session: lean::Session, live: bool) -> Meta {
-        let meta = bare(&session.metadata);
-        let key = key(&session.metadata);
-        let version = session.metadata.resource_version.as_deref().map_or(0, number);
-        let before = self
-            .sessions
-            .remove(&key)
-            .filter(|kept| Some(&kept.uid) == session.metadata.uid.as_ref());
-        let status = session
-            .content
-            .as_ref()
-            .ok()
-            .and_then(|session| session.status.as_ref());
-        let untouched = status.is_none_or(|status| status.run.is_none() && status.reason.is_none());
-        let cut = status.is_some_and(|status| status.result.is_some());
-        let phase = status.map(|status| status.phase).unwrap_or_default();
-        // Seen from its beginning: no earlier process of ours can have done anything about it.
-        let born = match &before {
-            None => (live && untouched && session.metadata.generation == Some(1)).then(Instant::now),
-            Some(before) => before.born.filter(|_| untouched),
-        };
-        let kept = Kept {
-            uid: session.metadata.uid.clone().unwrap_or_default(),
-            version,
-            deleting: session.metadata.deletion_timestamp.is_some(),
-            phase,
-            cut,
-            born,
-            checked: before.as_ref().map_or_else(first_check, |before| before.checked),
-            asked: before.as_ref().map_or((0, None), |before| before.asked),
-            own: before.and_then(|before| before.own),
-            content: session.content.map(compact),
-        };
-        self.sessions.insert(key.clone(), kept);
-        self.trigger(key);
-        meta
-    }
-
-    /// What was deleted while nobody watched.
-    fn forget_unlisted(&mut self, kind: Kind, listed: &HashSet<Key>) -> Vec<ObjectRef<Meta>> {
-        let mut concerned = Vec::new();
-        self.children.retain(|(namespace, session), children| {
-            let before = children.jobs.len() + children.pods.len();
-            let there = |name: &String| listed.contains(&(namespace.clone(), name.clone()));
-            match kind {
-                Kind::Jobs => children.jobs.retain(|name, _| there(name)),
-                Kind::Pods => children.pods.retain(|name, _| there(name)),
-                Kind::Sessions => {}
-            }
-            let after = children.jobs.len() + children.pods.len();
-            if after < before {
-                concerned.push((namespace.clone(), session.clone()));
-            }
-            after > 0
-        });
-        concerned.into_iter().filter_map(|key| self.trigger(key)).collect()
-    }
-
-    /// A session is to be looked at; one that is not there is not.
-    fn trigger(&mut self, key: Key) -> Option<ObjectRef<Meta>> {
-        self.sessions.contains_key(&key).then(|| {
-            let session = ObjectRef::new(&key.1).within(&key.0);
-            self.queue.entry(key).or_insert_with(Instant::now);
-            session
-        })
-    }
-}
-
-/// Not all that a start has found are due at one time.
-fn first_check() -> Instant {
-    let now = Instant::now();
-    now.checked_sub(SAFETY.saturating_sub(jittered(SAFETY).mul_f64(0.8)))
-        .unwrap_or(now)
-}
-
-fn key(meta: &kube::core::ObjectMeta) -> Key {
-    (
-        meta.namespace.clone().unwrap_or_default(),
-        meta.name.clone().unwrap_or_default(),
-    )
-}
-
-fn bare(meta: &kube::core::ObjectMeta) -> Meta {
-    PartialObjectMeta {
-        types: None,
-        metadata: kube::core::ObjectMeta {
-            name: meta.name.clone(),
-            namespace: meta.namespace.clone(),
-            uid: meta.uid.clone(),
-            resource_version: meta.resource_version.clone(),
-            ..Default::default()
-        },
-        _phantom: std::marker::PhantomData,
-    }
-}
-
 /// Versions of one kind are numbers that grow; one that is not is older than all.
 fn number(version: &str) -> u64 {
     version.parse().unwrap_or(0)
-}
-
-/// A session without the texts that are long and decide nothing.
-fn compact(mut session: Box<AgenticSession>) -> Box<[u8]> {
-    for text in [&mut session.spec.prompt, &mut session.spec.initial_prompt]
-        .into_iter()
-        .flatten()
-    {
-        CUT.clone_into(text);
-    }
-    if let Some(status) = &mut session.status {
-        status.result = None;
-    }
-    // A struct of strings and numbers serialises; nothing is read back as unknown.
-    serde_json::to_vec(&*session).unwrap_or_default().into_boxed_slice()
 }

@@ -18,6 +18,7 @@ mod observed;
 mod outcome;
 mod pod;
 mod quantity;
+mod recall;
 mod repos;
 mod resolve;
 mod status;
@@ -29,12 +30,12 @@ mod decide_model;
 #[cfg(test)]
 mod decide_tests;
 
-use crds::{AgenticSession, Phase};
+use crds::AgenticSession;
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource as _, ResourceExt as _};
 
 use decide::Plan;
-use memory::{Known, Look};
+use memory::Look;
 use observed::Observed;
 use validate::{Invalid, Request};
 
@@ -121,7 +122,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             return Ok(Settled::Live { wake });
         }
         Look::Known(known) => {
-            if let Some(settled) = Box::pin(from_memory(context, *known, now)).await? {
+            if let Some(settled) = Box::pin(recall::act(context, *known, now)).await? {
                 return Ok(settled);
             }
         }
@@ -168,74 +169,6 @@ async fn decide(
     Ok(Decided { request, limit, plan })
 }
 
-/// What can be done on what is remembered; `None` when that is not enough.
-async fn from_memory(context: &Context, known: Known, now: Timestamp) -> Result<Option<Settled>, Error> {
-    let Known {
-        session,
-        cut,
-        newborn,
-        jobs,
-        pods,
-    } = known;
-    let alone = jobs.is_empty() && pods.is_empty();
-    let observed = observe::remembered(&session, jobs, pods, observed::Policy::of(&context.settings));
-    let Decided { request, limit, plan } = decide(context, &session, &observed, now).await?;
-    if !plan.only_tells() {
-        // Who waits for a place has no claim yet.
-        let begins = newborn && alone && limit.is_none() && plan.create_job.is_some();
-        return match request {
-            Ok(request) if begins => begin(context, &session, &request, now).await,
-            _ => Ok(None),
-        };
-    }
-    let before = session.status.as_ref().map(|status| status.phase).unwrap_or_default();
-    let same = session.status.as_ref() == Some(&plan.status);
-    let progress = match before {
-        Phase::Pending => plan.status.phase == Phase::Pending,
-        Phase::Creating => matches!(plan.status.phase, Phase::Creating | Phase::Running),
-        _ => false,
-    };
-    if (same || progress) && observe::is_silent(&observed, now) {
-        // Why, and whether that is over, stands in Events alone, which are not remembered.
-        let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
-        if context.memory.ask(&namespace, &name) {
-            return Ok(None);
-        }
-    } else if progress && !same && !cut {
-        record(context, &session, &plan, Vec::new()).await?;
-    } else if !same {
-        return Ok(None);
-    }
-    gate::settle(context, &session, &plan, &request);
-    Ok(Some(Settled::Live { wake: plan.wake }))
-}
-
-/// Begins a session that was seen to be made and has nothing yet: its claim is made while it is read once more.
-async fn begin(
-    context: &Context,
-    remembered: &AgenticSession,
-    request: &Request,
-    now: Timestamp,
-) -> Result<Option<Settled>, Error> {
-    let (namespace, name) = (remembered.namespace().unwrap_or_default(), remembered.name_any());
-    let Some(claim) = build::claim(request).filter(|claim| claim.metadata.owner_references.is_some()) else {
-        return Ok(None);
-    };
-    let (claim, session) = tokio::join!(
-        apply::create(&context.client, &namespace, "claim", &claim),
-        observe::session(&context.client, &namespace, &name)
-    );
-    let Found::Live(session) = session? else {
-        return Ok(None);
-    };
-    // Whatever is wrong with the claim is found out, and said, by a whole look.
-    if claim.is_err() || session.metadata.resource_version != remembered.metadata.resource_version {
-        return Ok(None);
-    }
-    let observed = observe::newborn(&session, observed::Policy::of(&context.settings));
-    carry_out(context, &session, &observed, now).await.map(Some)
-}
-
 /// Decides, and does it.
 async fn carry_out(
     context: &Context,
@@ -271,7 +204,8 @@ async fn record(context: &Context, session: &AgenticSession, plan: &Plan, made: 
     }
     let written = status::update(&context.client, session, &plan.status).await?;
     if written.is_some() || !made.is_empty() {
-        context.memory.wrote(&namespace, &name, written.as_deref(), made);
+        let uid = session.uid().unwrap_or_default();
+        context.memory.wrote(&namespace, &name, &uid, written.as_deref(), made);
     }
     if written.is_some() {
         tell(context, session, plan);

@@ -283,7 +283,8 @@ fn silent<'a>(job: Option<&'a OurJob>, pods: &'a [PodSeen], attempt: Option<u32>
     let overdue = |since: Option<Timestamp>, seconds| since.is_some_and(|t| now.duration_since(t).as_secs() >= seconds);
     match pods.iter().find(|pod| Some(pod.attempt) == attempt) {
         None => job
-            .filter(|job| overdue(job.created, POD_EXPECTED_WITHIN))
+            // One that is suspended waits for whoever admits it, and says so itself.
+            .filter(|job| !job.suspended && overdue(job.started.or(job.created), POD_EXPECTED_WITHIN))
             .map(|job| &*job.uid),
         Some(pod) => {
             let waits = pod.scheduled && pod.trouble.is_none() && pod.runner == RunnerSeen::Waiting;
