@@ -315,7 +315,7 @@ fn read<K: serde::de::DeserializeOwned>(object: Value) -> K {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_known_has_our_own_writes_and_becomes_the_truth(happenings in happenings()) {
