@@ -257,6 +257,7 @@ impl Attempt {
         let mut refused = false;
         loop {
             let (conversation, say) = if std::mem::take(&mut refused) {
+                self.journal.goes_on(&[]);
                 let again = messages_again(self.journal.history(), self.interactive);
                 (Conversation::New(Uuid::new_v4()), Say::Again(again))
             } else {
@@ -342,14 +343,19 @@ impl Attempt {
         ended.map_or(Ok(()), |outcome| self.turn_ended(turn, outcome))
     }
 
-    fn plan(&self, config: &Config) -> Plan {
+    fn plan(&mut self, config: &Config) -> Plan {
         let folder = &config.folders.transcripts;
-        plan(self.journal.history(), config.run, self.interactive, |uuid| {
-            transcripts::holds(folder, uuid).unwrap_or_else(|error| {
+        let mut arrived = Vec::new();
+        let plan = plan(self.journal.history(), config.run, self.interactive, |uuid| {
+            let held = transcripts::holds(folder, uuid).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the transcripts could not be searched");
                 false
-            })
-        })
+            });
+            arrived.extend(held.then_some(*uuid));
+            held
+        });
+        self.journal.goes_on(&arrived);
+        plan
     }
 
     async fn start_proxy(&mut self, config: &Config, token: &SecretString) -> Result<(), End> {

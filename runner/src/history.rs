@@ -20,6 +20,8 @@ pub struct Message {
     pub turn: u32,
     /// The CLI took it up, but may not have it on disk.
     pub started: bool,
+    /// The CLI that works now has it.
+    pub present: bool,
     /// A result names it.
     pub answered: bool,
     /// The CLI took it: never sent again.
@@ -129,7 +131,14 @@ impl History {
 
     /// Messages that wait for the CLI to take them up.
     pub fn queued(&self) -> usize {
-        self.untaken().filter(|message| !message.started).count()
+        self.untaken().filter(|message| !message.present).count()
+    }
+
+    /// Another CLI goes on; of what was sent and not seen to be taken it has what `arrived` before.
+    pub fn goes_on(&mut self, arrived: &[Uuid]) {
+        for message in &mut self.messages {
+            message.present = arrived.contains(&message.body.uuid);
+        }
     }
 
     /// Tokens of the session.
@@ -194,6 +203,7 @@ impl History {
             body,
             turn,
             started: false,
+            present: false,
             answered: false,
             taken: false,
         };
@@ -242,6 +252,7 @@ impl History {
             Event::Started(uuid) => {
                 for message in self.messages.iter_mut().filter(|message| message.body.uuid == uuid) {
                     message.started = true;
+                    message.present = true;
                 }
             }
             Event::Assistant {
@@ -317,5 +328,47 @@ impl Totals {
             Some(cost) => self.cost = self.cost + cost,
             None => self.unpriced = true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKED: Uuid = Uuid::from_u128(0xd);
+
+    fn observed(bodies: &[(Kind, String)]) -> History {
+        let mut history = History::default();
+        for (at, (kind, body)) in bodies.iter().enumerate() {
+            history.observe(&Record {
+                seq: at as u64 + 1,
+                attempt: 1,
+                turn: 1,
+                ts: jiff::Timestamp::UNIX_EPOCH,
+                kind: *kind,
+                was: None,
+                body: serde_json::value::RawValue::from_string(body.clone()).unwrap(),
+            });
+        }
+        history
+    }
+
+    #[test]
+    fn what_a_dead_cli_took_up_waits_again_unless_it_is_in_the_transcript() {
+        let user = UserBody {
+            command: "c-1".into(),
+            uuid: ASKED,
+            text: "t".into(),
+        };
+        let started = format!(r#"{{"type":"command_lifecycle","command_uuid":"{ASKED}","state":"started"}}"#);
+        let mut history = observed(&[
+            (Kind::User, serde_json::to_string(&user).unwrap()),
+            (Kind::Cli, started),
+        ]);
+        assert_eq!(history.queued(), 0);
+        history.goes_on(&[]);
+        assert_eq!(history.queued(), 1);
+        history.goes_on(&[ASKED]);
+        assert_eq!(history.queued(), 0);
     }
 }

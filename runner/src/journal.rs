@@ -59,6 +59,11 @@ impl Journal {
         &self.history
     }
 
+    /// See [`History::goes_on`].
+    pub fn goes_on(&mut self, arrived: &[uuid::Uuid]) {
+        self.history.goes_on(arrived);
+    }
+
     /// Where they are.
     pub fn spool(&self) -> &Spool {
         &self.spool

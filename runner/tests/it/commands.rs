@@ -42,8 +42,10 @@ pub async fn gateway(asking: Asking) -> (Gateway, Shared) {
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-            serve(socket, &state).await;
+            // A runner may die before it has said what it wants.
+            if let Ok(socket) = tokio_tungstenite::accept_async(stream).await {
+                serve(socket, &state).await;
+            }
         }
     });
     (Gateway { url, token_file: None }, shared)
