@@ -18,7 +18,7 @@ use crate::cli::options::{Options, OptionsError};
 use crate::langfuse::{self, LangfuseConfig};
 use crate::proxy::mcp::Around;
 use crate::proxy::{Credential, Upstream, Vertex};
-use crate::redact::Held;
+use crate::redact::{Held, Vault};
 use crate::secrets::Secrets;
 use crate::transcript::Format;
 use crate::workspace::git::{Credentials, Identity, Repos};
@@ -94,6 +94,8 @@ pub struct Config {
     pub format: Format,
     /// Values that nobody may see.
     pub secrets: Vec<Held>,
+    /// Told of those that are read later.
+    pub vault: Vault,
     /// What is cloned and pushed.
     pub repos: Repos,
 }
@@ -199,7 +201,8 @@ impl Config {
         let spec = spec(var)?;
         let interactive = flag(var(env::INTERACTIVE).as_deref());
         let data = PathBuf::from(path::DATA);
-        let repos = repos(&spec, &data, &uid, var)?;
+        let vault = Vault::default();
+        let repos = repos(&spec, &data, &uid, &vault, var)?;
         let main = repos.list.get(spec.main_repo_index).map(|repo| repo.name.clone());
         let mount = var(env::WORKSPACE_PATH).unwrap_or_else(|| path::WORKSPACE.to_owned());
         let session = Session {
@@ -239,12 +242,13 @@ impl Config {
             control: path::CONTROL_SOCKET.into(),
         };
         let secrets = Path::new(path::SECRETS);
-        let upstream = upstream(secrets, var)?;
+        let upstream = upstream(secrets, &vault, var)?;
         let authorities = upstream.as_ref().and_then(|upstream| upstream.authorities.clone());
         Ok(Self {
-            mcp: Around::in_pod(repos.allowed.clone(), authorities),
+            mcp: Around::in_pod(repos.allowed.clone(), authorities, vault.clone()),
             repos,
             upstream,
+            vault,
             ..session.with(agent, folders, var)
         })
     }
@@ -310,7 +314,7 @@ impl Config {
             limits: args.limits,
         };
         Ok(Self {
-            upstream: upstream(Path::new(""), var)?,
+            upstream: upstream(Path::new(""), &Vault::default(), var)?,
             ..session.with(agent, folders, var)
         })
     }
@@ -344,6 +348,7 @@ impl Session {
                 _ => Format::Text,
             },
             secrets: secrets(var),
+            vault: Vault::default(),
             name: self.name,
             namespace: self.namespace,
             uid: self.uid,
@@ -412,7 +417,7 @@ fn flag(value: Option<&str>) -> bool {
 }
 
 /// The repositories, from what the operator resolved.
-fn repos(spec: &AgenticSpec, data: &Path, uid: &str, var: Lookup<'_>) -> Result<Repos, ConfigError> {
+fn repos(spec: &AgenticSpec, data: &Path, uid: &str, vault: &Vault, var: Lookup<'_>) -> Result<Repos, ConfigError> {
     let list = match var(env::REPOS_JSON) {
         None => Vec::new(),
         Some(text) => serde_json::from_str(&text).map_err(|_| ConfigError::Invalid {
@@ -437,7 +442,7 @@ fn repos(spec: &AgenticSpec, data: &Path, uid: &str, var: Lookup<'_>) -> Result<
         folder: data.join(path::git_dir(uid)),
         workspace: data.join(workspace),
         allowed: Allowed::new(&spec.allowed_private_hosts),
-        credentials: Credentials::new(path::SECRETS.into(), path::PRIVATE.into(), variable),
+        credentials: Credentials::new(path::SECRETS.into(), path::PRIVATE.into(), variable).telling(vault.clone()),
         author: Identity::of(spec.user.as_ref()),
         branch: format!("sessions/{name}-{}", uid.chars().take(8).collect::<String>()),
         session: format!("{namespace}/{name}"),
@@ -454,7 +459,7 @@ fn number<T: std::str::FromStr>(name: &'static str, value: &str) -> Result<T, Co
 }
 
 /// The model API, from files below `files` and variables; `None`: there is no credential for it.
-fn upstream(files: &Path, var: Lookup<'_>) -> Result<Option<Upstream>, ConfigError> {
+fn upstream(files: &Path, vault: &Vault, var: Lookup<'_>) -> Result<Option<Upstream>, ConfigError> {
     const OF_THE_MODEL: [&str; 4] = [
         env::ANTHROPIC_API_KEY,
         env::ANTHROPIC_AUTH_TOKEN,
@@ -465,7 +470,7 @@ fn upstream(files: &Path, var: Lookup<'_>) -> Result<Option<Upstream>, ConfigErr
         .into_iter()
         .filter_map(|name| Some((name, var(name)?.into())))
         .collect();
-    let secrets = Secrets::new(files.to_owned(), move |name| variables.get(name).cloned());
+    let secrets = Secrets::new(files.to_owned(), move |name| variables.get(name).cloned()).telling(vault.clone());
     let authorities = secrets.authorities();
     let vertex = vertex(var)?;
     let (credential, base_url) = match &vertex {

@@ -1,7 +1,6 @@
 //! `runner drain`: delivers what a dead attempt left on the session's claim. No agent, no model, no secret of theirs.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use protocol::frame::{Hello, Role, VERSION};
 use protocol::names::{env, path};
@@ -13,7 +12,7 @@ use tokio::time::{Duration, Instant, timeout_at};
 use crate::config::{ConfigError, Gateway, Lookup};
 use crate::history::History;
 use crate::journal::Journal;
-use crate::redact::Redactor;
+use crate::redact::Vault;
 use crate::report::ReportFile;
 use crate::spool::{Spool, SpoolError};
 use crate::transcript::{Format, Transcript};
@@ -158,9 +157,9 @@ impl Drain {
         if last > config.attempt {
             return Err(StateError::Superseded { attempt: last }.into());
         }
-        let redactor = Arc::new(Redactor::default());
+        let vault = Vault::default();
         let quiet = Transcript::new(Format::Quiet);
-        let mut journal = Journal::new(spool, history, redactor, None, quiet, last);
+        let mut journal = Journal::new(spool, history, vault, None, quiet, last);
         if last > 0 && !ended {
             let seq = journal.end(Outcome::Lost)?;
             journal.spool().durable(seq).await?;

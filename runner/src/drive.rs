@@ -9,7 +9,6 @@ mod repos;
 mod verdict;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use protocol::record::{LogLevel, SessionBody, UserBody};
 use protocol::{Outcome, identity, names};
@@ -30,7 +29,6 @@ use crate::limits::Amount;
 use crate::plan::{Plan, messages_again, plan};
 use crate::proxy::mcp::Servers;
 use crate::proxy::{Metered, Proxy, ProxyConfig, ProxyError, Witness};
-use crate::redact::Redactor;
 use crate::report::ReportFile;
 use crate::spool::{Spool, SpoolError};
 use crate::status::Status;
@@ -522,11 +520,11 @@ fn open_journal(config: &Config) -> Result<Journal, End> {
     if last > attempt {
         return Err(StateError::Superseded { attempt: last }.into());
     }
-    let redactor = Arc::new(Redactor::new(config.secrets.iter().cloned()));
+    config.vault.learn_all(config.secrets.iter().cloned());
     let mut journal = Journal::new(
         spool,
         history,
-        redactor,
+        config.vault.clone(),
         exporter,
         Transcript::new(config.format),
         attempt,

@@ -1,6 +1,6 @@
 //! What the records say has happened: folded from the spool at the start and kept up while records are written. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use protocol::record::{SessionBody, UsageBody, UserBody};
 use protocol::{Kind, NanoUsd, Outcome, Record, Usage};
@@ -20,8 +20,6 @@ pub struct Message {
     pub turn: u32,
     /// The CLI took it up, but may not have it on disk.
     pub started: bool,
-    /// The CLI that works now has it.
-    pub present: bool,
     /// A result names it.
     pub answered: bool,
     /// The CLI took it: never sent again.
@@ -86,6 +84,8 @@ pub struct History {
     pub result: String,
     /// Rounds.
     pub rounds: u64,
+    /// Messages that the CLI that works now has taken up, or found in the transcript.
+    present: HashSet<Uuid>,
     totals: Totals,
     told: Told,
     last_round: Option<String>,
@@ -131,14 +131,14 @@ impl History {
 
     /// Messages that wait for the CLI to take them up.
     pub fn queued(&self) -> usize {
-        self.untaken().filter(|message| !message.present).count()
+        self.untaken()
+            .filter(|message| !self.present.contains(&message.body.uuid))
+            .count()
     }
 
     /// Another CLI goes on; of what was sent and not seen to be taken it has what `arrived` before.
     pub fn goes_on(&mut self, arrived: &[Uuid]) {
-        for message in &mut self.messages {
-            message.present = arrived.contains(&message.body.uuid);
-        }
+        self.present = arrived.iter().copied().collect();
     }
 
     /// Tokens of the session.
@@ -203,7 +203,6 @@ impl History {
             body,
             turn,
             started: false,
-            present: false,
             answered: false,
             taken: false,
         };
@@ -252,7 +251,7 @@ impl History {
             Event::Started(uuid) => {
                 for message in self.messages.iter_mut().filter(|message| message.body.uuid == uuid) {
                     message.started = true;
-                    message.present = true;
+                    self.present.insert(uuid);
                 }
             }
             Event::Assistant {

@@ -1,7 +1,5 @@
 //! The one place where a record is made: redacted, spooled, and shown to everything that follows the records.
 
-use std::sync::Arc;
-
 use protocol::record::{GapBody, LogBody, LogLevel, MAX_RECORD, NotJson, SessionBody, UserBody};
 use protocol::{Kind, Outcome, Record, Usage};
 use serde::Serialize;
@@ -9,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::history::History;
 use crate::langfuse::Exporter;
-use crate::redact::{Deltas, Redactor};
+use crate::redact::{Deltas, Vault};
 use crate::spool::{Spool, SpoolError, raw};
 use crate::transcript::Transcript;
 use crate::uplink::Request;
@@ -23,7 +21,7 @@ const AGAIN_BYTES: usize = 1 << 20;
 pub struct Journal {
     spool: Spool,
     history: History,
-    redactor: Arc<Redactor>,
+    vault: Vault,
     deltas: Deltas,
     exporter: Option<Exporter>,
     transcript: Transcript,
@@ -37,7 +35,7 @@ impl Journal {
     pub fn new(
         spool: Spool,
         history: History,
-        redactor: Arc<Redactor>,
+        vault: Vault,
         exporter: Option<Exporter>,
         transcript: Transcript,
         attempt: u32,
@@ -45,7 +43,7 @@ impl Journal {
         Self {
             spool,
             history,
-            redactor,
+            vault,
             deltas: Deltas::default(),
             exporter,
             transcript,
@@ -86,7 +84,7 @@ impl Journal {
         if let Some(body) = std::str::from_utf8(line).ok().and_then(object) {
             return self.put(Kind::Cli, turn, body);
         }
-        let redacted = self.redactor.bytes(line);
+        let redacted = self.vault.redactor().bytes(line);
         let body = NotJson::new(&redacted);
         self.record(Kind::Cli, &body)
     }
@@ -213,7 +211,7 @@ impl Journal {
 
     /// A line that is shown live and not kept: none, or two, where a secret may be cut into pieces.
     pub fn redacted_delta(&mut self, line: &str) -> Vec<String> {
-        self.redactor.delta(&mut self.deltas, line)
+        self.vault.redactor().delta(&mut self.deltas, line)
     }
 
     /// Id of the trace, when there is one.
@@ -223,7 +221,7 @@ impl Journal {
 
     /// What is to be said of `text` to people.
     pub fn redacted(&self, text: &str) -> String {
-        self.redactor.text(text).into_owned()
+        self.vault.redactor().text(text).into_owned()
     }
 
     /// The exporter, to be finished; nothing is shown to it any more.
@@ -239,7 +237,7 @@ impl Journal {
     }
 
     fn put(&mut self, kind: Kind, turn: u32, body: Box<RawValue>) -> Result<u64, SpoolError> {
-        let body = match self.redactor.json(body.get()) {
+        let body = match self.vault.redactor().json(body.get()) {
             std::borrow::Cow::Borrowed(_) => body,
             std::borrow::Cow::Owned(redacted) => {
                 RawValue::from_string(redacted).map_err(|error| SpoolError::Encode {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use protocol::names::RUNNER_SECRETS;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::redact::Held;
+use crate::redact::{Held, Vault};
 
 /// Largest file of a Secret that is read.
 const MAX_FILE: u64 = 1 << 20;
@@ -25,6 +25,8 @@ pub struct Secrets {
     /// One folder a Secret.
     folder: PathBuf,
     variables: Variables,
+    /// Told of all that is read.
+    vault: Vault,
 }
 
 impl Default for Secrets {
@@ -39,7 +41,19 @@ impl Secrets {
         Self {
             folder,
             variables: Arc::new(variables),
+            vault: Vault::default(),
         }
+    }
+
+    /// The same, and `vault` is told of each value before it is used.
+    #[must_use]
+    pub fn telling(self, vault: Vault) -> Self {
+        Self { vault, ..self }
+    }
+
+    /// Has a value that comes from elsewhere remembered as one of these are.
+    pub fn tell(&self, name: &str, value: &str) {
+        self.vault.learn(name, value);
     }
 
     /// A value as it is now, without the line break that Secrets made from files end in; an empty one is none.
@@ -53,9 +67,16 @@ impl Secrets {
 
     /// An entry as it is now: of the first Secret that has it, the two built-in ones before the others.
     pub fn file(&self, entry: &str) -> Option<Vec<u8>> {
-        self.folders()
+        let bytes = self
+            .folders()
             .into_iter()
-            .find_map(|folder| read(&folder.join(entry)).ok())
+            .find_map(|folder| read(&folder.join(entry)).ok())?;
+        if !is_public(entry)
+            && let Ok(text) = std::str::from_utf8(&bytes)
+        {
+            self.vault.learn(entry, text);
+        }
+        Some(bytes)
     }
 
     /// Name of the Secret that [`Secrets::file`] takes an entry from.
@@ -98,18 +119,19 @@ pub fn held_in_files(folder: &Path) -> Vec<Held> {
         }
         let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let text = read(&entry).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        if let Some(text) = text.filter(|text| !text.trim().is_empty() && name != CA && name != "known_hosts") {
-            // `Bearer token`, the whole value of a header: the token alone must not be seen either.
-            let token = text.trim().split_once(' ').map(|(_, token)| token.trim().to_owned());
-            let scheme = text.starts_with("Bearer ") || text.starts_with("Basic ");
-            let values = token.filter(|_| scheme).into_iter().chain([text]);
-            held.extend(values.map(|value| Held {
+        if let Some(text) = text.filter(|text| !text.trim().is_empty() && !is_public(name)) {
+            held.push(Held {
                 name: name.to_owned(),
-                value: value.into(),
-            }));
+                value: text.into(),
+            });
         }
     }
     held
+}
+
+/// Entries that are no secrets.
+fn is_public(entry: &str) -> bool {
+    matches!(entry, CA | "known_hosts")
 }
 
 /// What is in a folder, but for what the kubelet keeps there for itself.
@@ -156,6 +178,21 @@ mod tests {
             .map(|held| format!("{} {}", held.name, held.value.expose_secret()))
             .collect();
         held.sort();
-        assert_eq!(held, ["TOKEN fake-1", "mcp Bearer fake-2", "mcp fake-2"]);
+        assert_eq!(held, ["TOKEN fake-1", "mcp Bearer fake-2"]);
+    }
+
+    #[test]
+    fn a_value_is_told_before_it_is_used_and_certificates_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let vault = Vault::default();
+        let secrets = Secrets::new(folder.path().to_owned(), |_| None).telling(vault.clone());
+        for token in ["fake-token-1", "fake-token-2"] {
+            secret(folder.path(), "a", "TOKEN", token);
+            assert_eq!(secrets.value("TOKEN").unwrap().expose_secret(), token);
+            assert_eq!(vault.redactor().text(token), "[redacted TOKEN]");
+        }
+        secret(folder.path(), "a", "ca.crt", "public certificate");
+        secrets.authorities().unwrap();
+        assert_eq!(vault.redactor().text("public certificate"), "public certificate");
     }
 }

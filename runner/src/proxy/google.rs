@@ -110,6 +110,7 @@ impl Google {
             return Ok(known.authorization.clone());
         }
         let fresh = Account::read(&self.secrets)?.token(client).await?;
+        self.secrets.tell("access_token", fresh.authorization.secret());
         Ok(token.insert(fresh).authorization.clone())
     }
 
@@ -145,6 +146,9 @@ impl Account {
                 .or_else(|| secrets.file(entry))
                 .ok_or(CredentialError::Key(NAME))?
         };
+        if let Ok(text) = std::str::from_utf8(&json) {
+            secrets.tell(NAME, text);
+        }
         serde_json::from_slice(&json).map_err(|_| CredentialError::Key(NAME))
     }
 

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     address::{AddressError, Allowed},
+    redact::Vault,
     secrets,
 };
 
@@ -89,15 +90,18 @@ pub struct Around {
     pub authorities: Option<Vec<u8>>,
     /// Folder with the values of the admin's credentials.
     pub credentials: PathBuf,
+    /// Told of each value before it is used.
+    pub vault: Vault,
 }
 
 impl Around {
     /// Where a pod has the credentials.
-    pub fn in_pod(allowed: Allowed, authorities: Option<Vec<u8>>) -> Self {
+    pub fn in_pod(allowed: Allowed, authorities: Option<Vec<u8>>, vault: Vault) -> Self {
         Self {
             allowed,
             authorities,
             credentials: path::MCP_CREDENTIALS.into(),
+            vault,
         }
     }
 }
@@ -275,6 +279,12 @@ impl Server {
         };
         let bytes = secrets::read(file).map_err(|_| "its credential cannot be read".to_owned())?;
         let bytes = bytes.trim_ascii();
+        if let (Some(name), Ok(text)) = (
+            file.file_name().and_then(|name| name.to_str()),
+            std::str::from_utf8(bytes),
+        ) {
+            self.around.vault.learn(name, text);
+        }
         let mut value =
             HeaderValue::from_bytes(bytes).map_err(|_| "its credential cannot stand in a header".to_owned())?;
         value.set_sensitive(true);

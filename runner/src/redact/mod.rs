@@ -3,6 +3,7 @@
 mod delta;
 mod known;
 mod needles;
+mod vault;
 
 use std::borrow::Cow;
 
@@ -10,6 +11,7 @@ use aho_corasick::{AhoCorasick, Input, MatchKind};
 use secrecy::SecretString;
 
 pub use self::delta::Deltas;
+pub use self::vault::Vault;
 use self::{
     known::{KNOWN, Known},
     needles::Needle,

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseC
 use super::*;
 use crate::history::History;
 use crate::journal::Journal;
-use crate::redact::Redactor;
+use crate::redact::Vault;
 use crate::spool::Spool;
 use crate::transcript::{Format, Transcript};
 
@@ -204,9 +204,9 @@ fn runner(url: &str, records: u32) -> Runner {
     let token_file = dir.path().join("token");
     std::fs::write(&token_file, "fake-token\n").unwrap();
     let spool = Spool::open(&dir.path().join("spool"), |_| ()).unwrap();
-    let redactor = Arc::new(Redactor::default());
+    let vault = Vault::default();
     let quiet = Transcript::new(Format::Quiet);
-    let mut journal = Journal::new(spool, History::default(), redactor, None, quiet, 1);
+    let mut journal = Journal::new(spool, History::default(), vault, None, quiet, 1);
     let gateway = Gateway {
         url: url.to_owned(),
         token_file: Some(token_file),

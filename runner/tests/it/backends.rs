@@ -61,6 +61,7 @@ async fn with_mcp(session: &Session, mock: &Mock, url: String, prefix: &str, all
         allowed: Allowed::new(&allowed),
         authorities: Some(mock.ca.clone().into_bytes()),
         credentials,
+        vault: config.vault.clone(),
     };
     let mut container = agent_container(session);
     let outcome = drive(config).await;

@@ -201,8 +201,13 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Waits for a runner's end.
 pub async fn ended(child: Child) -> Ended {
+    ended_within(child, DEADLINE).await
+}
+
+/// Waits for the end of a runner that may take so long.
+pub async fn ended_within(child: Child, patience: Duration) -> Ended {
     let begun = Instant::now();
-    let output = timeout(DEADLINE, child.wait_with_output())
+    let output = timeout(patience, child.wait_with_output())
         .await
         .expect("the runner ends")
         .unwrap();

@@ -25,11 +25,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tests::traces::{FAKE_PUBLIC_KEY, FAKE_SECRET_KEY, TraceCollector};
 use tokio::process::Command;
+use tokio::sync::watch;
+use tokio::time::Duration;
 
 use crate::commands::{Asking, Shared, ask, gateway, message};
-use crate::common::{Ended, Session, bash, ended, script, text};
+use crate::common::{Ended, Session, bash, ended_within, script, text};
 use crate::git::Scene;
-use crate::pod::{agent_container, config_at, drive};
+use crate::pod::{agent_container, config_at};
 
 /// How many points are taken when not all are, beside those that are always taken.
 const FEW: usize = 4;
@@ -37,6 +39,8 @@ const FEW: usize = 4;
 const ALWAYS: [&str; 2] = ["bundled:1", "pushed:1"];
 /// Variable in which a process of its own finds what it is to drive.
 const DRIVEN: &str = "RUNNER_TEST_ATTEMPT";
+/// How long an attempt may take on a machine with much else to do.
+const PATIENCE: Duration = Duration::from_mins(4);
 const BRANCH: &str = "sessions/hello-6fa459ea";
 
 /// What an attempt in a process of its own needs to know.
@@ -79,6 +83,7 @@ impl Driven {
             ..base
         };
         config.options.interactive = self.interactive;
+        config.limits.timeout = Some(PATIENCE.as_secs());
         if let Some((secrets, private, url)) = &self.repository {
             let repo = Repo {
                 url: url.clone(),
@@ -104,7 +109,8 @@ impl Driven {
 #[ignore = "started by the tests that kill it"]
 async fn an_attempt() {
     let driven: Driven = serde_json::from_str(&std::env::var(DRIVEN).unwrap()).unwrap();
-    let outcome = drive(driven.config()).await;
+    let (_told, stop) = watch::channel(false);
+    let outcome = Box::pin(runner::drive::drive(driven.config(), stop)).await;
     assert!(
         matches!(outcome, Outcome::Succeeded | Outcome::EndedByRequest),
         "{outcome:?}"
@@ -216,7 +222,7 @@ impl World {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let ended = ended(runner).await;
+        let ended = ended_within(runner, PATIENCE).await;
         self.session.assert_nothing_left().await;
         ended
     }
@@ -234,7 +240,7 @@ impl World {
         tokio::select! {
             ended = self.attempt(attempt, variable) => ended,
             () = talking => unreachable!(),
-            () = tokio::time::sleep(crate::common::DEADLINE / 2) => {
+            () = tokio::time::sleep(PATIENCE) => {
                 let records: Vec<_> = self.kept.lock().unwrap().records.values().cloned().collect();
                 panic!("attempt {attempt} of {variable:?} does not end: {}", records.join("\n"));
             }

@@ -11,9 +11,10 @@ use runner::agent::Place;
 use runner::cli::options::Options;
 use runner::config::{AgentConfig, Config, Folders, Gateway};
 use runner::proxy::{Credential, Upstream};
+use runner::secrets::Secrets;
 use runner::transcript::Format;
 use rustix::process::Signal;
-use tests::model::{FAKE_KEY, Logged};
+use tests::model::{FAKE_KEY, Logged, MockModel};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -85,6 +86,7 @@ pub fn config_at(state: PathBuf, workspace: &Path, model: String, prompt: &str) 
         },
         format: Format::Quiet,
         secrets: Vec::new(),
+        vault: runner::redact::Vault::default(),
         repos: runner::workspace::git::Repos::default(),
     }
 }
@@ -287,6 +289,44 @@ async fn a_gateway_gets_every_record_and_the_pieces_live() {
     );
     assert_eq!(report.events, protocol::report::Delivery::Delivered);
     assert!(session.model.requests().iter().any(Logged::asks_for_message));
+}
+
+#[tokio::test]
+async fn a_key_that_is_changed_in_its_secret_is_used_from_then_on_and_never_recorded() {
+    const KEYS: [&str; 2] = ["gateway-fake-key-one", "gateway-fake-key-two"];
+    let mut session = Session::new().await;
+    session.model = MockModel::accepting(KEYS.map(str::to_owned).to_vec()).await.unwrap();
+    let secret = session.state().join("secrets/ambient-runner-secrets");
+    std::fs::create_dir_all(&secret).unwrap();
+    let rotate = |key: &str| std::fs::write(secret.join("ANTHROPIC_API_KEY"), key).unwrap();
+    rotate(KEYS[0]);
+    let wait = "touch began; while [ ! -e go ]; do sleep 0.05; done";
+    let prompt = script("MARK", &[bash(wait), bash("cat leaked"), text("Done.")]);
+    let base = config(&session, &prompt);
+    let secrets = Secrets::new(session.state().join("secrets"), |_| None).telling(base.vault.clone());
+    let config = Config {
+        upstream: Some(Upstream {
+            credential: Credential::anthropic(&secrets).unwrap(),
+            ..base.upstream.unwrap()
+        }),
+        ..base
+    };
+    let _container = agent_container(&session);
+    let driven = tokio::spawn(drive(config));
+    let began = session.workspace().join("began");
+    eventually("the tool runs", || began.exists()).await;
+    rotate(KEYS[1]);
+    // However an agent may come by it.
+    std::fs::write(session.workspace().join("leaked"), KEYS.join(" and ")).unwrap();
+    std::fs::write(session.workspace().join("go"), "").unwrap();
+    assert_eq!(driven.await.unwrap(), Outcome::Succeeded);
+    let records: String = session
+        .records()
+        .iter()
+        .map(|record| record.body.get().to_owned())
+        .collect();
+    assert!(records.contains("[redacted ANTHROPIC_API_KEY] and [redacted ANTHROPIC_API_KEY]"));
+    assert!(KEYS.iter().all(|key| !records.contains(key)));
 }
 
 #[tokio::test]

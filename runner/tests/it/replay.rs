@@ -4,7 +4,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 
 use protocol::record::{SessionBody, UserBody};
 use protocol::{Kind, Outcome, Record};
@@ -16,7 +15,7 @@ use runner::history::History;
 use runner::journal::Journal;
 use runner::langfuse::spans::Tracer;
 use runner::proxy::Witness;
-use runner::redact::Redactor;
+use runner::redact::Vault;
 use runner::spool::Spool;
 use runner::transcript::{Format, Transcript};
 use secrecy::SecretString;
@@ -346,7 +345,7 @@ async fn every_recording_is_kept_as_it_came_and_gives_the_same_spans_again() {
         let mut journal = Journal::new(
             spool,
             History::default(),
-            Arc::new(Redactor::new([])),
+            Vault::default(),
             None,
             Transcript::new(Format::Quiet),
             1,

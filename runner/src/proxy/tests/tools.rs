@@ -29,10 +29,12 @@ impl Tools {
                 url_prefix: base,
             }),
         };
+        let vault = crate::redact::Vault::default();
         let around = Around {
             allowed: Allowed::new(&["127.0.0.1".to_owned(), "::1".to_owned()]),
             authorities: Some(mock.ca.clone().into_bytes()),
             credentials: folder.path().to_owned(),
+            vault: vault.clone(),
         };
         let config = ProxyConfig {
             upstream: Upstream {

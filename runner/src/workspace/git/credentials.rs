@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::GitError;
 use super::remote::{Remote, Scheme};
+use crate::redact::Vault;
 use crate::secrets::Secrets;
 
 /// Key of a Secret of the type `kubernetes.io/ssh-auth`.
@@ -53,6 +54,15 @@ impl Credentials {
         }
     }
 
+    /// The same, and `vault` is told of each value before it is used.
+    #[must_use]
+    pub fn telling(self, vault: Vault) -> Self {
+        Self {
+            secrets: self.secrets.telling(vault),
+            private: self.private,
+        }
+    }
+
     /// The runner's private folder.
     pub(super) fn private(&self) -> &Path {
         &self.private
@@ -64,6 +74,7 @@ impl Credentials {
         let token = self.value(name)?;
         let pair = format!("{user}:{}", token.expose_secret());
         let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
+        self.secrets.tell(name, &encoded);
         Some(format!("Authorization: Basic {encoded}").into())
     }
 
