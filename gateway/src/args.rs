@@ -1,9 +1,13 @@
 //! What the process is told on its command line and by its environment.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::Parser;
 use gateway::{
+    compat,
     quantity::{self, Bytes, Seconds},
     retention, store,
 };
@@ -13,15 +17,24 @@ use http::HeaderValue;
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Args {
-    /// Address of the API and of the runners' WebSocket.
-    #[arg(long, env = "GATEWAY_LISTEN", default_value = "0.0.0.0:8080")]
-    pub(crate) listen: SocketAddr,
+    /// Address of the API and of the runners' WebSocket; `0.0.0.0:8080` when nothing else is said.
+    #[arg(long, env = "GATEWAY_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Address of the API, where `--listen` is not given.
+    #[arg(long, env = "SERVER_HOST")]
+    server_host: Option<IpAddr>,
+    /// Port of the API, where `--listen` is not given.
+    #[arg(long, env = "SERVER_PORT")]
+    server_port: Option<u16>,
     /// Address of `/metrics`.
     #[arg(long, env = "GATEWAY_METRICS_ADDRESS", default_value = "0.0.0.0:9090")]
     pub(crate) metrics_address: SocketAddr,
     /// File of the event log, or `:memory:` to lose it with the process.
     #[arg(long, env = "GATEWAY_DATA", default_value = "/data/events.db")]
-    pub(crate) data: store::Location,
+    data: store::Location,
+    /// `memory`: the event log is lost with the process; `sqlite`: it is the file of `--data`.
+    #[arg(long, env = "STORAGE_TYPE", value_parser = storage)]
+    storage_type: Option<Storage>,
     /// File of API keys, such as a mounted Secret; read again when it changes.
     #[arg(long, env = "GATEWAY_API_KEYS")]
     pub(crate) api_keys: Option<PathBuf>,
@@ -43,9 +56,52 @@ pub(crate) struct Args {
     /// What the log keeps.
     #[command(flatten)]
     pub(crate) retention: Retention,
-    /// `json`: log lines for machines.
+    /// `json`: log lines for machines; `flat`: the same with all fields side by side, on stdout.
     #[arg(long, env = protocol::names::env::LOG_FORMAT, default_value = "text")]
     pub(crate) log_format: String,
+    /// What is logged, where `RUST_LOG` says nothing, such as `INFO`.
+    #[arg(long, env = "SERVER_LOG_LEVEL", default_value = "info")]
+    pub(crate) log_level: String,
+    /// The APIs of other systems.
+    #[command(flatten)]
+    pub(crate) compat: compat::Options,
+}
+
+/// Where the event log is, in the words of the task API's users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Storage {
+    Memory,
+    Sqlite,
+}
+
+fn storage(text: &str) -> Result<Storage, String> {
+    match text {
+        "memory" => Ok(Storage::Memory),
+        "sqlite" => Ok(Storage::Sqlite),
+        "redis" => Err("redis is no storage here: for more than one gateway use PostgreSQL (DATABASE_URL)".to_owned()),
+        _ => Err("the storages are memory and sqlite".to_owned()),
+    }
+}
+
+impl Args {
+    /// Address of the API and of the runners' WebSocket.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen.unwrap_or_else(|| {
+            let host = self.server_host.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            SocketAddr::new(host, self.server_port.unwrap_or(8080))
+        })
+    }
+
+    /// Where the event log is.
+    pub(crate) fn data(&self) -> anyhow::Result<store::Location> {
+        match (self.storage_type, &self.data) {
+            (Some(Storage::Memory), _) => Ok(store::Location::Memory),
+            (Some(Storage::Sqlite), store::Location::Memory) => {
+                anyhow::bail!("STORAGE_TYPE is sqlite, and --data names no file: give the file, or STORAGE_TYPE=memory")
+            }
+            (_, data) => Ok(data.clone()),
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,6 +7,7 @@ use std::{
 
 use crds::Phase;
 use kube::{ResourceExt as _, api::DynamicObject};
+use protocol::names::label;
 use serde_json::{Value, value::RawValue};
 
 use crate::sessions::Target;
@@ -23,9 +24,12 @@ pub struct Entry {
     pub phase: Phase,
     /// The session, JSON, with its texts cut.
     pub item: Arc<RawValue>,
+    /// UID of the session.
+    pub uid: String,
+    /// The API of another system by which it was created, see [`protocol::names::label::API`].
+    pub api: Option<Box<str>>,
     /// What a search looks at, in lower case.
     search: Box<str>,
-    uid: String,
     version: u64,
 }
 
@@ -75,6 +79,19 @@ impl Catalog {
         }
     }
 
+    /// The sessions that an API of another system created, newest first; of all projects when none is named.
+    pub fn of_api(&self, project: Option<&str>, api: &str) -> Vec<Entry> {
+        let projects = self.projects.iter();
+        let projects = projects.filter(|(name, _)| project.is_none_or(|project| project == name.as_str()));
+        let sessions = projects.flat_map(|(_, sessions)| sessions.values());
+        let mut found: Vec<_> = sessions
+            .filter(|entry| entry.api.as_deref() == Some(api))
+            .cloned()
+            .collect();
+        found.sort_by(|a, b| b.key.cmp(&a.key));
+        found
+    }
+
     /// The sessions that are wanted, newest first.
     pub fn list(&self, project: &str, wanted: &Wanted) -> Vec<Entry> {
         let search = wanted.search.as_deref().map(str::to_lowercase);
@@ -115,6 +132,7 @@ fn entry(object: &DynamicObject) -> Option<Entry> {
         item: RawValue::from_string(item.to_string()).ok()?.into(),
         search,
         uid: object.uid().unwrap_or_default(),
+        api: object.labels().get(label::API).map(|api| api.as_str().into()),
         version: object.resource_version().and_then(|version| version.parse().ok())?,
     })
 }

@@ -5,10 +5,12 @@ pub mod auth;
 pub mod body;
 pub mod catalog;
 pub mod commands;
+pub mod compat;
 pub mod files;
 pub mod follow;
 pub mod ingest;
 pub mod live;
+pub mod log_format;
 pub mod metrics;
 pub mod origin;
 pub mod project;
@@ -35,6 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{api_key::Keys, kubernetes::Reviews},
+    compat::{Compat, Settings},
     live::Live,
     metrics::Metrics,
     origin::Origins,
@@ -65,6 +68,8 @@ pub struct Gateway {
     pub reviews: Reviews,
     /// Callers without a Kubernetes identity.
     pub keys: Keys,
+    /// The APIs of other systems.
+    pub compat: Compat,
     /// The event log.
     pub log: Arc<dyn EventLog>,
     /// What happens now.
@@ -84,7 +89,18 @@ pub struct Gateway {
 impl Gateway {
     /// On this cluster and this log.
     pub fn new(client: Client, log: Arc<dyn EventLog>, shutdown: CancellationToken) -> Arc<Self> {
+        Self::serving(client, log, shutdown, Settings::default())
+    }
+
+    /// [`Gateway::new`] with the APIs of other systems.
+    pub fn serving(
+        client: Client,
+        log: Arc<dyn EventLog>,
+        shutdown: CancellationToken,
+        settings: Settings,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            compat: Compat::new(settings),
             sessions: Sessions::new(client.clone()),
             reviews: Reviews::new(client.clone()),
             keys: Keys::default(),
@@ -111,19 +127,20 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 pub fn router_for(gateway: Arc<Gateway>, origins: &Origins) -> Router {
     Router::new()
         .route("/api/projects/{project}/sessions/{session}/ws", get(ingest::connect))
-        .merge(api::router())
+        .merge(api::router(&gateway.compat.settings))
         .method_not_allowed_fallback(async || api::ApiError::method_not_allowed())
         .fallback(async || api::ApiError::not_found("there is nothing at this path"))
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .layer(middleware::from_fn(in_time))
         .route_layer(middleware::from_fn_with_state(gateway.clone(), count))
+        .layer(middleware::from_fn(api::compat::with_request_id))
         .layer(middleware::from_fn_with_state(origins.clone(), origin::check))
         .layer(origins.cors())
         .with_state(gateway)
 }
 
 async fn in_time(request: Request, next: Next) -> Response {
-    if api::is_upload(&request) {
+    if api::is_upload(&request) || api::is_query(&request) {
         return next.run(request).await;
     }
     let answer = tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await;
@@ -136,7 +153,8 @@ async fn count(State(gateway): State<Arc<Gateway>>, request: Request, next: Next
         .get::<MatchedPath>()
         .map(|path| path.as_str().to_owned())
         .unwrap_or_default();
+    let method = request.method().clone();
     let response = next.run(request).await;
-    gateway.metrics.answered(&route, response.status().as_u16());
+    gateway.metrics.answered(&method, &route, response.status().as_u16());
     response
 }

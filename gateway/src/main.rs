@@ -6,7 +6,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use gateway::{Gateway, metrics, origin::Origins, retention, server, store, tls::Certificate};
+use gateway::{
+    Gateway, compat::keeper, log_format::Flat, metrics, origin::Origins, retention, server, store, tls::Certificate,
+};
 use kube::Client;
 use tokio::{
     net::TcpListener,
@@ -22,14 +24,12 @@ const END_WITHIN: Duration = Duration::from_secs(15);
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    if args.log_format == "json" {
-        log.json().init();
-    } else {
-        log.init();
+    let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&args.log_level))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    match args.log_format.as_str() {
+        "flat" => log.event_format(Flat).init(),
+        "json" => log.with_writer(std::io::stderr).json().init(),
+        _ => log.with_writer(std::io::stderr).init(),
     }
     // Fails only when a provider is installed already, and then there is one.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -43,10 +43,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let client = Client::try_default()
         .await
         .context("failed to find the cluster: run in a pod or set KUBECONFIG")?;
-    let log = store::open(&args.data)?;
+    let log = store::open(&args.data()?)?;
     let shutdown = CancellationToken::new();
-    let gateway = Gateway::new(client, log, shutdown.clone());
-    let api = listen(args.listen).await?;
+    let settings = args.compat.settings()?;
+    let gateway = Gateway::serving(client, log, shutdown.clone(), settings);
+    gateway.use_key(args.compat.key());
+    let api = listen(args.listen()).await?;
     let metrics_listener = listen(args.metrics_address).await?;
     tracing::info!(address = %api.local_addr()?, metrics = %metrics_listener.local_addr()?, "listening");
 
@@ -68,6 +70,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         async move { retention::run(&gateway, limits).await }
     });
     gateway.tasks.spawn(gateway::commands::run(gateway.clone()));
+    gateway.tasks.spawn(keeper::run(gateway.clone()));
     let metrics = metrics::router(gateway.metrics.clone());
     let tasks = gateway.tasks.clone();
     tasks.spawn(server::serve(

@@ -2,8 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::SignedDuration;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{
+        EncodeLabelSet,
+        text::{encode_eof, encode_registry},
+    },
     metrics::{
         counter::Counter,
         family::Family,
@@ -12,8 +16,9 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use protocol::Usage;
 
-use crate::store::Receipt;
+use crate::{project::tasks::Status, store::Receipt};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
@@ -45,6 +50,76 @@ pub struct Metrics {
     removed: Counter,
     removed_bytes: Counter,
     requests: Family<RequestLabels, Counter>,
+    task_api: TaskMetrics,
+}
+
+/// What clients of the task API know, under names without a prefix.
+struct TaskMetrics {
+    registry: Registry,
+    requests: Family<HttpLabels, Counter>,
+    tasks: Family<StatusLabel, Counter>,
+    seconds: Histogram,
+    sessions: Gauge,
+    tokens: Family<TypeLabel, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpLabels {
+    method: String,
+    endpoint: String,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabel {
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: &'static str,
+}
+
+impl Default for TaskMetrics {
+    fn default() -> Self {
+        let metrics = Self {
+            registry: Registry::default(),
+            requests: Family::default(),
+            tasks: Family::default(),
+            seconds: Histogram::new(exponential_buckets(1.0, 2.0, 15)),
+            sessions: Gauge::default(),
+            tokens: Family::default(),
+        };
+        let Self {
+            mut registry,
+            requests,
+            tasks,
+            seconds,
+            sessions,
+            tokens,
+        } = metrics;
+        registry.register(
+            "http_requests",
+            "HTTP requests, by method, route and status",
+            requests.clone(),
+        );
+        registry.register("tasks", "Tasks that ended, by status", tasks.clone());
+        registry.register(
+            "tasks_duration_seconds",
+            "Time from a task's beginning to its end",
+            seconds.clone(),
+        );
+        registry.register("active_sessions", "Sessions of tasks that are active", sessions.clone());
+        registry.register("tokens_used", "Tokens that tasks used, by type", tokens.clone());
+        Self {
+            registry,
+            requests,
+            tasks,
+            seconds,
+            sessions,
+            tokens,
+        }
+    }
 }
 
 /// Counts something as long as it lives.
@@ -71,6 +146,7 @@ impl Default for Metrics {
             removed: Counter::default(),
             removed_bytes: Counter::default(),
             requests: Family::default(),
+            task_api: TaskMetrics::default(),
         };
         metrics.register();
         metrics
@@ -157,16 +233,51 @@ impl Metrics {
         Counted(self.streams.clone())
     }
 
+    /// A task ended.
+    pub fn task(&self, status: Status, took: SignedDuration, usage: &Usage) {
+        let Usage {
+            input_tokens,
+            output_tokens,
+            cache_read_input_tokens,
+            cache_creation_input_tokens,
+        } = *usage;
+        let metrics = &self.task_api;
+        let status = status.as_str();
+        metrics.tasks.get_or_create(&StatusLabel { status }).inc();
+        metrics.seconds.observe(took.as_secs_f64().max(0.0));
+        for (r#type, tokens) in [
+            ("input", input_tokens),
+            ("output", output_tokens),
+            ("cache_read", cache_read_input_tokens),
+            ("cache_creation", cache_creation_input_tokens),
+        ] {
+            metrics.tokens.get_or_create(&TypeLabel { r#type }).inc_by(tokens);
+        }
+    }
+
+    /// So many sessions of tasks are active.
+    pub fn active_sessions(&self, count: usize) {
+        self.task_api.sessions.set(count as i64);
+    }
+
     /// A request was answered.
-    pub fn answered(&self, route: &str, code: u16) {
+    pub fn answered(&self, method: &http::Method, route: &str, code: u16) {
         let route = route.to_owned();
+        let labels = HttpLabels {
+            method: method.to_string(),
+            endpoint: route.clone(),
+            status: code,
+        };
+        self.task_api.requests.get_or_create(&labels).inc();
         self.requests.get_or_create(&RequestLabels { route, code }).inc();
     }
 
     /// All of it in `OpenMetrics` text.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.task_api.registry)?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
 }

@@ -6,7 +6,7 @@ use crds::{AgenticSession, AgenticSessionStatus, Phase, condition};
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions},
     core::ApiResource,
 };
 use protocol::{Reason, names::annotation};
@@ -256,6 +256,28 @@ impl Sessions {
                 source: kube::Error::Api(status),
                 ..
             }) if status.code == 404 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Sessions {
+    /// Deletes a session if it still is as it was read. `false`: it is not.
+    pub async fn delete_as_it_is(&self, target: &Target, read: &DynamicObject) -> Result<bool, Error> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: read.uid(),
+                resource_version: read.resource_version(),
+            }),
+            ..DeleteParams::background()
+        };
+        let api = self.of(target.namespace());
+        match bounded("delete", || target.to_string(), api.delete(target.name(), &params)).await {
+            Ok(_) => Ok(true),
+            Err(Error::Api {
+                source: kube::Error::Api(status),
+                ..
+            }) if matches!(status.code, 404 | 409) => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -87,6 +87,11 @@ impl Watched {
         self.catalog().list(project, wanted)
     }
 
+    /// The sessions that an API of another system created, newest first; of all projects when none is named.
+    pub fn of_api(&self, project: Option<&str>, api: &str) -> Vec<Entry> {
+        self.catalog().of_api(project, api)
+    }
+
     /// Returns when all sessions have been seen since the start.
     pub async fn synced(&self) {
         // The sender lives in `self`, so waiting cannot fail.

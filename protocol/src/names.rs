@@ -8,6 +8,10 @@ pub mod label {
     pub const SESSION_UID: &str = "vteam.ambient-code/session-uid";
     /// Number of the attempt, counted through the session from 1.
     pub const ATTEMPT: &str = "vteam.ambient-code/attempt";
+    /// On a session: the API of another system by which it was created, [`super::api`].
+    pub const API: &str = "vteam.ambient-code/api";
+    /// On a session that stays for the tasks of a workspace: which, as a hash.
+    pub const WORKSPACE: &str = "vteam.ambient-code/task-workspace";
     /// Kueue's label for the queue that admits a Job; on a session it is passed to its Jobs.
     pub const KUEUE_QUEUE: &str = "kueue.x-k8s.io/queue-name";
     /// Kueue's label for the priority of a Job among those that wait; passed on like [`KUEUE_QUEUE`].
@@ -24,6 +28,14 @@ pub mod label {
     pub const APPLICATION: &str = "agentic-session";
 }
 
+/// Values of [`label::API`].
+pub mod api {
+    /// The task API.
+    pub const TASKS: &str = "tasks";
+    /// The claude-code API.
+    pub const CLAUDE_CODE: &str = "claude-code";
+}
+
 /// Values of [`label::COMPONENT`] on Jobs and pods.
 pub mod component {
     /// Drives the agent.
@@ -36,6 +48,16 @@ pub mod component {
 pub mod annotation {
     /// On an `AgenticSession`: a new value asks for the next run. The platform's own name.
     pub const START_REQUESTED_AT: &str = "ambient-code.io/start-requested-at";
+    /// On a session of the task API: id of the task that created it.
+    pub const TASK_ID: &str = "vteam.ambient-code/task-id";
+    /// On a session of the task API: whose tasks it takes; the name of an API key, or empty.
+    pub const TASK_OWNER: &str = "vteam.ambient-code/task-owner";
+    /// On a session of the task API: the workspace that its task named.
+    pub const TASK_WORKSPACE: &str = "vteam.ambient-code/task-workspace";
+    /// On a session of the task API: what its task asked for, as one JSON object.
+    pub const TASK_ASKED: &str = "vteam.ambient-code/task-asked";
+    /// On a session of the claude-code API: id of the request.
+    pub const REQUEST_ID: &str = "vteam.ambient-code/request-id";
     /// On a Job: what was resolved for this attempt, one JSON object.
     pub const RESOLVED: &str = "vteam.ambient-code/resolved";
     /// On a pod: limits that may change while it runs, one JSON object, read through a downward-API file.

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::openapi::ErrorForm;
 use crate::{auth::kubernetes::Refusal, sessions, store::StoreError};
 
 /// Why a request was not done, in the form of the Kubernetes API.
@@ -57,11 +58,10 @@ pub(super) fn meaning(code: u16) -> &'static str {
     }
 }
 
-/// A refusal of this HTTP status.
-pub(super) fn example(code: u16) -> Value {
-    let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let reason = code.canonical_reason().unwrap_or_default().replace(' ', "");
-    serde_json::to_value(ApiError::new(code, &reason, meaning(code.as_u16())).status()).unwrap_or_default()
+impl ErrorForm for Status {
+    fn example(code: u16) -> Value {
+        serde_json::to_value(ApiError::example(code).status()).unwrap_or_default()
+    }
 }
 
 /// An answer that is not the one asked for.
@@ -80,6 +80,55 @@ impl ApiError {
             reason: reason.to_owned(),
             message: message.into(),
             retry_after: None,
+        }
+    }
+
+    /// A refusal of this HTTP status, for the API's document.
+    pub(super) fn example(code: u16) -> Self {
+        let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let reason = code.canonical_reason().unwrap_or_default().replace(' ', "");
+        Self::new(code, &reason, meaning(code.as_u16()))
+    }
+
+    /// The HTTP status.
+    pub fn code(&self) -> StatusCode {
+        self.code
+    }
+
+    /// Why, one word.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Why, for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// This error with another body, whose form an API has of its own.
+    pub(super) fn with_body<T: Serialize>(&self, body: T) -> Response {
+        let mut response = (self.code, axum::Json(body)).into_response();
+        if self.code == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    /// The body is understood, and what it asks for is not possible.
+    pub fn unprocessable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+    }
+
+    /// Not now: try again in so many seconds.
+    pub fn busy(message: impl Into<String>, retry_after: u64) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::unavailable(message)
         }
     }
 
@@ -169,19 +218,15 @@ impl ApiError {
     }
 }
 
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let (code, retry_after) = (self.code, self.retry_after);
-        let mut response = (code, axum::Json(self.status())).into_response();
-        if code == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        if let Some(seconds) = retry_after {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        response
+        self.with_body(self.clone().status())
     }
 }
 

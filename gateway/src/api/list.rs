@@ -100,11 +100,7 @@ async fn page(
         phases: phases(phase.as_deref().unwrap_or_default())?,
         after: cursor.as_deref().map(key).transpose()?,
     };
-    if timeout(SYNCED_WITHIN, gateway.watched.synced()).await.is_err() {
-        return Err(ApiError::unavailable(
-            "the gateway has just started and does not know the sessions yet: try again",
-        ));
-    }
+    synced(&gateway).await?;
     let found = gateway.watched.listed(&project, &wanted);
     let items: Vec<_> = found.iter().skip(offset).take(limit).collect();
     let end = offset.saturating_add(items.len());
@@ -119,6 +115,14 @@ async fn page(
         offset,
         has_more,
     }))
+}
+
+/// Waits until all sessions are known, but not for ever.
+pub(super) async fn synced(gateway: &Gateway) -> Result<(), ApiError> {
+    let synced = timeout(SYNCED_WITHIN, gateway.watched.synced()).await;
+    synced.map_err(|_| {
+        ApiError::unavailable("the gateway has just started and does not know the sessions yet: try again")
+    })
 }
 
 fn phases(text: &str) -> Result<HashSet<Phase>, ApiError> {

@@ -1,6 +1,8 @@
 //! The HTTP APIs.
 
 mod allowed;
+pub mod claude_code;
+pub mod compat;
 mod create;
 mod error;
 mod events;
@@ -12,41 +14,54 @@ pub mod openapi;
 pub mod projects;
 mod socket;
 mod speak;
+pub mod tasks;
 mod workspace;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use axum::{Router, http::header::CONTENT_TYPE, response::IntoResponse};
+use axum::{Extension, Router, http::header::CONTENT_TYPE, response::IntoResponse};
 use serde_json::Value;
 
 pub use allowed::{Create, Delete, Get, List, OfProject, OfSession, Right, Update};
+pub use claude_code::is_query;
 pub use error::ApiError;
 pub use workspace::is_upload;
 
-use crate::Gateway;
+use crate::{Gateway, compat::Settings};
 use openapi::Api;
 
-static DOCUMENT: LazyLock<String> = LazyLock::new(|| serde_json::to_string_pretty(&openapi()).unwrap_or_default());
-
-fn described() -> Api {
+fn described(settings: &Settings) -> Api {
+    let api = projects::routes(health::routes(Api::default()));
+    let mut api = socket::routes(workspace::routes(lifecycle::routes(messages::routes(speak::routes(
+        api,
+    )))));
+    if settings.tasks {
+        api = tasks::routes(api);
+    }
+    if settings.claude_code {
+        api = claude_code::routes(api);
+    }
     let document = openapi::get("getOpenapi", "This document", document)
         .open()
         .answers_with(200, "An OpenAPI 3.1 document", &["application/json"]);
-    let api = projects::routes(health::routes(Api::default()));
-    let api = lifecycle::routes(messages::routes(speak::routes(api)));
-    socket::routes(workspace::routes(api)).route("/openapi.json", [document])
+    api.route("/openapi.json", [document])
 }
 
 /// The routes that the OpenAPI document describes.
-pub fn router() -> Router<Arc<Gateway>> {
-    described().finish().0
+pub fn router(settings: &Settings) -> Router<Arc<Gateway>> {
+    let (router, document) = described(settings).finish();
+    let document: Arc<str> = serde_json::to_string_pretty(&document).unwrap_or_default().into();
+    router.layer(Extension(Document(document)))
 }
 
 /// The OpenAPI 3.1 document of [`router`].
-pub fn openapi() -> Value {
-    described().finish().1
+pub fn openapi(settings: &Settings) -> Value {
+    described(settings).finish().1
 }
 
-async fn document() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
+#[derive(Clone)]
+struct Document(Arc<str>);
+
+async fn document(Extension(Document(document)): Extension<Document>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], document.to_string())
 }

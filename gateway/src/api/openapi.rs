@@ -1,7 +1,10 @@
 //! The OpenAPI 3.1 document. A route is registered together with what is said of it, and schemas are those of the types that
 //! are read and written, so that the document cannot speak of another API than the one that is served.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -15,7 +18,9 @@ use super::error;
 use crate::Gateway;
 
 /// What is said of the parameters of paths.
-const PATH_PARAMETERS: [(&str, &str, &str); 4] = [
+const PATH_PARAMETERS: [(&str, &str, &str); 6] = [
+    ("task", "Id of the task.", "task-123"),
+    ("task_session", "Id of the session.", "session-task-123"),
     ("project", "The project: a namespace of the cluster.", "team-a"),
     (
         "session",
@@ -32,6 +37,17 @@ pub struct Operation {
     handler: MethodRouter<Arc<Gateway>>,
     fields: Map<String, Value>,
     describe: Vec<Describe>,
+    refused: BTreeSet<u16>,
+    refusal: Refusal,
+}
+
+/// Describes a refusal of a status, in the form that an API's errors have.
+type Refusal = fn(&mut Map<String, Value>, &mut SchemaGenerator, u16);
+
+/// The form of an API's errors.
+pub trait ErrorForm: JsonSchema {
+    /// A refusal of this status.
+    fn example(code: u16) -> Value;
 }
 
 type Describe = Box<dyn FnOnce(&mut Map<String, Value>, &mut SchemaGenerator) + Send>;
@@ -81,6 +97,8 @@ impl Operation {
             handler,
             fields,
             describe: Vec::new(),
+            refused: BTreeSet::new(),
+            refusal: refusal::<error::Status>,
         }
     }
 
@@ -173,6 +191,14 @@ impl Operation {
         })
     }
 
+    /// Its answer 200 may also be a stream of this media type.
+    #[must_use]
+    pub fn streams(self, media: &'static str) -> Self {
+        self.with(move |fields, _| {
+            fields["responses"]["200"]["content"][media] = json!({"schema": {"type": "string"}});
+        })
+    }
+
     /// Answers with something else than JSON, or with nothing when there is no media type.
     #[must_use]
     pub fn answers_with(self, code: u16, description: &'static str, media: &'static [&'static str]) -> Self {
@@ -185,14 +211,18 @@ impl Operation {
         })
     }
 
-    /// Answers with a Kubernetes Status, for these reasons among others.
+    /// Answers with an error, for these reasons among others.
     #[must_use]
-    pub fn refuses(self, codes: &'static [u16]) -> Self {
-        self.with(move |fields, generator| {
-            for code in codes {
-                refusal(fields, generator, *code);
-            }
-        })
+    pub fn refuses(mut self, codes: &[u16]) -> Self {
+        self.refused.extend(codes);
+        self
+    }
+
+    /// Its errors have another form than that of the Kubernetes API.
+    #[must_use]
+    pub fn errors<E: ErrorForm>(mut self) -> Self {
+        self.refusal = refusal::<E>;
+        self
     }
 }
 
@@ -202,9 +232,9 @@ fn push(fields: &mut Map<String, Value>, parameter: Value) {
     }
 }
 
-fn refusal(fields: &mut Map<String, Value>, generator: &mut SchemaGenerator, code: u16) {
-    let schema = generator.subschema_for::<error::Status>();
-    let content = json!({"application/json": {"schema": schema, "example": error::example(code)}});
+fn refusal<E: ErrorForm>(fields: &mut Map<String, Value>, generator: &mut SchemaGenerator, code: u16) {
+    let schema = generator.subschema_for::<E>();
+    let content = json!({"application/json": {"schema": schema, "example": E::example(code)}});
     fields["responses"][code.to_string()] = json!({"description": error::meaning(code), "content": content});
 }
 
@@ -241,15 +271,18 @@ impl Api {
                 handler,
                 mut fields,
                 describe,
+                mut refused,
+                refusal,
             } = operation;
             path_parameters(path, &mut fields);
             for describe in describe {
                 describe(&mut fields, &mut self.generator);
             }
             if !fields.contains_key("security") {
-                for code in [401, 403, 404, 429, 503] {
-                    refusal(&mut fields, &mut self.generator, code);
-                }
+                refused.extend([401, 403, 404, 429, 503]);
+            }
+            for code in refused {
+                refusal(&mut fields, &mut self.generator, code);
             }
             handlers = handlers.merge(handler);
             methods.insert(name.to_owned(), Value::Object(fields));

@@ -6,17 +6,18 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::kubernetes::{Identity, Verb};
-use crate::sessions::is_namespace;
+use crate::{compat::ANONYMOUS, sessions::is_namespace};
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -65,6 +66,8 @@ struct Entry {
 #[derive(Debug)]
 pub struct Key {
     name: String,
+    /// It is of the environment, and not of the file.
+    built_in: bool,
     namespace: String,
     verbs: Vec<Verb>,
     rate: Option<u32>,
@@ -78,7 +81,57 @@ struct Bucket {
     at: Instant,
 }
 
+/// What a key may, without what it is.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Described {
+    /// Its name.
+    pub name: String,
+    /// Where it may something.
+    pub namespace: String,
+    /// What it may there.
+    pub verbs: Vec<&'static str>,
+    /// Requests a minute; no bound when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_per_minute: Option<u32>,
+}
+
 impl Key {
+    /// One that may do everything in a namespace.
+    pub fn of_namespace(name: &str, namespace: &str, rate: Option<u32>) -> Self {
+        Self {
+            name: name.to_owned(),
+            built_in: true,
+            namespace: namespace.to_owned(),
+            verbs: vec![Verb::Get, Verb::List, Verb::Create, Verb::Update, Verb::Delete],
+            rate,
+            bucket: Arc::new(Mutex::new(Bucket {
+                left: rate.map_or(0.0, f64::from),
+                at: Instant::now(),
+            })),
+        }
+    }
+
+    /// Its namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Its name, if it is of the file and one of several.
+    pub fn own_name(&self) -> Option<&str> {
+        (!self.built_in).then_some(&self.name)
+    }
+
+    /// What it may.
+    pub fn described(&self) -> Described {
+        Described {
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            verbs: self.verbs.iter().map(|verb| verb.as_str()).collect(),
+            rate_per_minute: self.rate,
+        }
+    }
+
     /// Whether it may do this there.
     pub fn may(&self, verb: Verb, namespace: &str) -> bool {
         self.namespace == namespace && self.verbs.contains(&verb)
@@ -87,7 +140,10 @@ impl Key {
     /// Who it is to the sessions that it creates.
     pub fn identity(&self) -> Identity {
         Identity {
-            user: format!("api-key:{}", self.name),
+            user: match self.name.as_str() {
+                ANONYMOUS if self.built_in => ANONYMOUS.to_owned(),
+                name => format!("api-key:{name}"),
+            },
             ..Identity::default()
         }
     }
@@ -118,6 +174,8 @@ type Known = HashMap<[u8; 32], Arc<Key>>;
 #[derive(Debug, Default)]
 pub struct Keys {
     known: RwLock<Arc<Known>>,
+    /// That of the environment.
+    built_in: OnceLock<([u8; 32], Arc<Key>)>,
 }
 
 impl Keys {
@@ -127,8 +185,28 @@ impl Keys {
             return None;
         }
         let digest: [u8; 32] = Sha256::digest(shown).into();
+        if let Some((own, key)) = self.built_in.get()
+            && *own == digest
+        {
+            return Some(key.clone());
+        }
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.get(&digest).cloned()
+    }
+
+    /// Takes a key beside those of the file, once.
+    pub fn add(&self, shown: &str, key: Key) {
+        // A second one changes nothing.
+        let _ = self.built_in.set((Sha256::digest(shown).into(), Arc::new(key)));
+    }
+
+    /// What all keys may.
+    pub fn described(&self) -> Vec<Described> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let built_in = self.built_in.get().map(|(_, key)| key);
+        let mut keys: Vec<_> = known.values().chain(built_in).map(|key| key.described()).collect();
+        keys.sort_by(|a, b| a.name.cmp(&b.name));
+        keys
     }
 
     /// Takes the keys of a file; on an error those before it stay.
@@ -179,6 +257,7 @@ impl Keys {
             );
             let key = Key {
                 name,
+                built_in: false,
                 namespace,
                 verbs,
                 rate,

@@ -1,6 +1,8 @@
 //! Projections: what a record is in the terms of each API. Pure functions of a record.
 
+pub mod claude_code;
 pub mod messages;
+pub mod tasks;
 pub mod transcript;
 
 use protocol::Record;

@@ -8,6 +8,7 @@
 )]
 
 mod api;
+mod claude_code;
 mod commands;
 mod durable;
 mod follower;
@@ -28,4 +29,5 @@ mod sockets;
 mod store;
 mod streams;
 mod support;
+mod tasks;
 mod workspace;

@@ -64,7 +64,7 @@ const OPERATIONS: &[(&str, &[&str])] = &[
 
 /// Method, path and rights of every operation that the document has. One that the table above lacks is a failure.
 fn operations() -> Vec<(Method, String, &'static [&'static str])> {
-    let document = gateway::api::openapi();
+    let document = gateway::api::openapi(&gateway::compat::Settings::default());
     let mut found = Vec::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {

@@ -197,6 +197,13 @@ impl Cluster {
         put(&self.shared, namespace, name, session);
     }
 
+    /// The sessions of a namespace, by name.
+    pub fn sessions(&self, namespace: &str) -> BTreeMap<String, Value> {
+        let known = self.known();
+        let of = known.sessions.iter().filter(|((of, _), _)| of == namespace);
+        of.map(|((_, name), session)| (name.clone(), session.clone())).collect()
+    }
+
     /// A running session whose writer is `pod`.
     pub fn running(&self, name: &str, uid: &str, pod: &str) {
         self.set(
@@ -380,6 +387,7 @@ async fn create(
     }
     session["metadata"]["namespace"] = namespace.clone().into();
     session["metadata"]["uid"] = format!("uid-of-{name}").into();
+    session["metadata"]["creationTimestamp"] = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
     session["status"] = json!({"phase": "Pending"});
     (StatusCode::CREATED, Json(put(&shared, &namespace, &name, session))).into_response()
 }

@@ -6,7 +6,9 @@ pub mod sse;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use gateway::{
-    Gateway, server,
+    Gateway,
+    compat::Settings,
+    server,
     store::{EventLog, memory::MemoryLog},
 };
 use protocol::{Kind, record::EndBody};
@@ -38,11 +40,22 @@ impl Served {
         let cluster = Cluster::start().await;
         Self::on(cluster.client(), cluster, Arc::new(MemoryLog::default())).await
     }
+
+    /// With the APIs of other systems.
+    pub async fn serving(settings: Settings) -> Self {
+        let cluster = Cluster::start().await;
+        let log = Arc::new(MemoryLog::default());
+        Self::with(cluster.client(), cluster, log, settings).await
+    }
 }
 
 impl<C> Served<C> {
     pub async fn on(client: kube::Client, cluster: C, log: Arc<dyn EventLog>) -> Self {
-        let gateway = Gateway::new(client, log, CancellationToken::new());
+        Self::with(client, cluster, log, Settings::default()).await
+    }
+
+    pub async fn with(client: kube::Client, cluster: C, log: Arc<dyn EventLog>, settings: Settings) -> Self {
+        let gateway = Gateway::serving(client, log, CancellationToken::new(), settings);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = gateway::router(gateway.clone());
@@ -54,6 +67,7 @@ impl<C> Served<C> {
             gateway.tasks.clone(),
         ));
         gateway.tasks.spawn(gateway::commands::run(gateway.clone()));
+        gateway.tasks.spawn(gateway::compat::keeper::run(gateway.clone()));
         tokio::spawn({
             let gateway = gateway.clone();
             async move { gateway.watched.run(&gateway.sessions).await }

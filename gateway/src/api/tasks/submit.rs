@@ -1,0 +1,250 @@
+//! To submit a task.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use crds::session::Tools;
+use http::{HeaderMap, header::HOST};
+use jiff::Timestamp;
+use kube::{ResourceExt as _, api::DynamicObject};
+use protocol::{
+    frame::{GatewayFrame, UserMessage},
+    names::annotation,
+};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        ApiError, Create,
+        compat::{Body, Ours, TaskError, Who},
+        projects::{Named, create_named, existing},
+        speak::parse,
+    },
+    find::{self, Found, find},
+    new::{self, Asked, NewTask},
+    seconds,
+};
+use crate::{
+    Gateway, commands,
+    compat::keeper,
+    project::tasks::Status,
+    sessions::{Target, View},
+};
+
+/// When to try again while all places for sessions are taken, seconds.
+const TRY_AGAIN: u64 = 30;
+
+/// A task that was submitted.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Submitted {
+    /// Its id.
+    task_id: String,
+    /// Its session's id.
+    session_id: String,
+    /// Where it is: `running`, unless it was submitted before.
+    status: Status,
+    /// Where its events are.
+    websocket_url: String,
+    /// When it was submitted.
+    #[schemars(with = "String")]
+    created_at: Value,
+}
+
+/// A body, for the document.
+pub(super) fn example() -> Value {
+    json!({
+        "task_id": "task-123", "prompt": "Implement user authentication", "workspace": "/workspace/project",
+        "options": {
+            "allowed_tools": ["Read", "Write", "Edit", "Bash"], "permission_mode": "acceptEdits", "max_turns": 50,
+            "timeout": 3600,
+        },
+        "session": {"reuse_existing": false},
+    })
+}
+
+/// Its answer, for the document.
+pub(super) fn answer_example() -> Value {
+    json!({
+        "task_id": "task-123", "session_id": "session-task-123", "status": "running",
+        "websocket_url": "ws://localhost:8000/ws/tasks/task-123", "created_at": "2026-01-19T10:00:00Z",
+    })
+}
+
+pub(super) async fn submit(
+    State(gateway): State<Arc<Gateway>>,
+    Ours { who, .. }: Ours<Create, TaskError>,
+    headers: HeaderMap,
+    body: Body<TaskError>,
+) -> Result<Json<Submitted>, TaskError> {
+    let task: NewTask = parse(&body.bytes).map_err(|error| ApiError::unprocessable(error.message()))?;
+    let asked = task.checked(&gateway.compat.settings)?;
+    drop(body);
+    // One at a time: a task's id, its workspace's session and the number of sessions stay as they are while they are looked at.
+    let _turn = gateway.compat.submit.lock().await;
+    let found = match find(&gateway, &who, &asked.id).await? {
+        Some(found) if found.asked() == Some(asked.kept()) => found,
+        Some(_) => {
+            return Err(ApiError::conflict(format!(
+                "there is another task with the id {:?}: an id stands for one task, choose another",
+                asked.id
+            ))
+            .into());
+        }
+        None => taken(&gateway, &who, &asked).await?,
+    };
+    let status = super::status::of(&gateway, &found).await?.status;
+    Ok(Json(Submitted {
+        session_id: session_id(&found.object),
+        status,
+        websocket_url: socket_url(&headers, &found.id),
+        created_at: seconds(found.created()),
+        task_id: found.id,
+    }))
+}
+
+/// The id of a session: that of the task that created it, behind `session-`.
+pub(super) fn session_id(object: &DynamicObject) -> String {
+    let id = object.annotations().get(annotation::TASK_ID);
+    format!("session-{}", id.map_or("", String::as_str))
+}
+
+/// Where a task's events are, by the address at which its client found us.
+fn socket_url(headers: &HeaderMap, id: &str) -> String {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = text(HOST.as_str()).unwrap_or("localhost:8000");
+    let secure = text("x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    format!("{}://{host}/ws/tasks/{id}", if secure { "wss" } else { "ws" })
+}
+
+/// Takes a task that is new.
+async fn taken(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Found, ApiError> {
+    if asked.reuse
+        && let Some((target, object)) = usable(gateway, who, asked).await?
+    {
+        return sent(gateway, &target, object, asked).await;
+    }
+    let active = keeper::active(gateway, Some(&who.namespace)).len();
+    let most = gateway.compat.settings.max_concurrent;
+    if active >= most {
+        return Err(ApiError::busy(
+            format!(
+                "Maximum concurrent sessions reached ({most}): wait for tasks to end and idle sessions to be stopped, delete \
+                 sessions, or raise SESSION_MAX_CONCURRENT"
+            ),
+            TRY_AGAIN,
+        ));
+    }
+    created(gateway, who, asked).await
+}
+
+/// Creates the session of a task.
+async fn created(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Found, ApiError> {
+    let name = new::session_name(&who.owner, &asked.id);
+    let target = Target::new(&who.namespace, &name)
+        .ok_or_else(|| ApiError::not_found(format!("no namespace can have the name {:?}", who.namespace)))?;
+    let session: DynamicObject = serde_json::to_value(asked.session(who))
+        .and_then(serde_json::from_value)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let object = create_named(gateway, Named::As(target.clone()), session).await?;
+    let view = View::from(&object);
+    keeper::keep(gateway, &target, &object);
+    Ok(Found {
+        id: asked.id.clone(),
+        target,
+        object,
+        view,
+        command: protocol::identity::PROMPT_COMMAND.to_owned(),
+        sent: None,
+    })
+}
+
+/// The session of a workspace, if it can take a task now, or when it is started again.
+async fn usable(gateway: &Gateway, who: &Who, asked: &Asked) -> Result<Option<(Target, DynamicObject)>, ApiError> {
+    let key = new::workspace_key(&who.owner, &asked.workspace);
+    let shared = find::shared(gateway, who, Some(&key)).await?;
+    let Some(entry) = shared.first() else { return Ok(None) };
+    let Some(target) = Target::new(&who.namespace, &entry.key.1) else {
+        return Ok(None);
+    };
+    let Some(object) = gateway.sessions.get(&target).await? else {
+        return Ok(None);
+    };
+    let view = View::from(&object);
+    let fold = gateway.compat.folds.of(&view.uid);
+    let mut fold = fold.lock().await;
+    fold.catch_up(&*gateway.log, &view.uid).await?;
+    let open = fold.tasks.all().is_empty() || fold.tasks.open().is_some();
+    if view.phase.is_terminal() && !view.starting {
+        // One that ended in the midst of a task would go on with that task.
+        let stopped = view.phase == crds::Phase::Stopped && !open;
+        return Ok(stopped.then_some((target, object)));
+    }
+    let waiting = gateway.log.pending(&view.uid, 0).await?;
+    let waiting = waiting
+        .iter()
+        .any(|command| matches!(command.frame(), Ok(GatewayFrame::UserMessage(_))));
+    if open || waiting {
+        return Err(ApiError::conflict(format!(
+            "workspace {:?} is busy with another task: wait until it is over, interrupt it, or leave out session.reuse_existing",
+            asked.workspace
+        )));
+    }
+    Ok(Some((target, object)))
+}
+
+/// Sends a task to the session of its workspace.
+async fn sent(
+    gateway: &Arc<Gateway>,
+    target: &Target,
+    object: DynamicObject,
+    asked: &Asked,
+) -> Result<Found, ApiError> {
+    same_tools(&object, asked)?;
+    let mut view = View::from(&object);
+    if view.phase.is_terminal() && !view.starting {
+        let request = format!("{}/{}", Timestamp::now(), uuid::Uuid::new_v4());
+        let mut change = json!({"metadata": {"annotations": {annotation::START_REQUESTED_AT: request}}});
+        if object.data["spec"]["suspend"] == true {
+            change["spec"] = json!({"suspend": false});
+        }
+        let started = gateway.sessions.patch(target, change).await?;
+        gateway.watched.list(&started);
+        view = View::from(&started);
+    }
+    gateway.watched.follow(target, view.clone());
+    let frame = GatewayFrame::UserMessage(UserMessage {
+        id: asked.id.clone(),
+        text: asked.prompt.clone(),
+    });
+    let command = commands::send(gateway, target, &view, frame, json!(asked.kept()).to_string()).await?;
+    let object = existing(gateway, target).await?;
+    keeper::keep(gateway, target, &object);
+    Ok(Found {
+        id: asked.id.clone(),
+        target: target.clone(),
+        view: View::from(&object),
+        object,
+        command: command.id.clone(),
+        sent: Some(command),
+    })
+}
+
+/// What an agent may use is settled when its session begins.
+fn same_tools(object: &DynamicObject, asked: &Asked) -> Result<(), ApiError> {
+    let Some(tools) = asked.tools() else { return Ok(()) };
+    let has: Option<Tools> = serde_json::from_value(object.data["spec"]["tools"].clone()).unwrap_or_default();
+    if has.as_ref() == Some(&tools) {
+        return Ok(());
+    }
+    let has = has.unwrap_or_default();
+    let allowed: Vec<_> = has.allowed.iter().map(|rule| rule.0.as_str()).collect();
+    Err(ApiError::conflict(format!(
+        "options.allowed_tools and options.permission_mode are settled by the first task of a workspace's session, which has {} \
+         and {}: leave them out, or delete {}",
+        json!(allowed),
+        json!(has.permission_mode.unwrap_or_default()),
+        session_id(object),
+    )))
+}

@@ -1,0 +1,105 @@
+//! What the records of sessions say of their tasks, read on as they grow.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::{Bytes, BytesMut};
+use protocol::Record;
+
+use crate::{
+    project::tasks::{Event, Tasks},
+    store::{Content, EventLog, PageSize, StoreError, StoredRecord},
+};
+
+/// Sessions remembered; of others the records are read again.
+const REMEMBERED: usize = 256;
+/// Records read at once.
+const PAGE: PageSize = PageSize {
+    records: 512,
+    bytes: 256 << 10,
+};
+/// A record longer than this is passed over: nothing that these APIs show is so long.
+const LONGEST: usize = 8 << 20;
+/// Bytes of a long record read at once.
+const PIECE: usize = 256 << 10;
+
+/// A session's tasks, up to a record.
+#[derive(Debug, Default)]
+pub struct Fold {
+    cursor: u64,
+    /// Its tasks.
+    pub tasks: Tasks,
+}
+
+impl Fold {
+    /// Reads on to the end of what is stored.
+    pub async fn catch_up(&mut self, log: &dyn EventLog, session: &str) -> Result<(), StoreError> {
+        loop {
+            let page = log.read(session, self.cursor, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            let last = last.seq;
+            for stored in page {
+                if let Some(record) = read(log, session, &stored).await? {
+                    self.tasks.take(&record);
+                }
+            }
+            self.cursor = last;
+        }
+    }
+
+    /// Takes the next record. What it is in the newest task.
+    pub fn take(&mut self, record: &Record) -> Vec<Event> {
+        self.cursor = record.seq;
+        self.tasks.take(record)
+    }
+}
+
+/// A stored record, unless it is too long or not understood.
+pub async fn read(log: &dyn EventLog, session: &str, stored: &StoredRecord) -> Result<Option<Record>, StoreError> {
+    let bytes: Bytes = match &stored.content {
+        Content::Whole(bytes) => bytes.clone(),
+        Content::Long(length) if *length > LONGEST => return Ok(None),
+        Content::Long(length) => {
+            let mut whole = BytesMut::with_capacity(*length);
+            while whole.len() < *length {
+                let piece = log.piece(session, stored.seq, whole.len(), PIECE).await?;
+                if piece.is_empty() {
+                    return Ok(None);
+                }
+                whole.extend_from_slice(&piece);
+            }
+            whole.freeze()
+        }
+    };
+    Ok(serde_json::from_slice(&bytes).ok())
+}
+
+type Shared = Arc<tokio::sync::Mutex<Fold>>;
+
+/// The folds of sessions that were asked for last.
+#[derive(Debug, Default)]
+pub struct Folds {
+    known: Mutex<(HashMap<String, Shared>, VecDeque<String>)>,
+}
+
+impl Folds {
+    /// That of a session (by UID).
+    pub fn of(&self, session: &str) -> Shared {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (folds, order) = &mut *known;
+        if let Some(fold) = folds.get(session) {
+            return fold.clone();
+        }
+        if order.len() >= REMEMBERED
+            && let Some(oldest) = order.pop_front()
+        {
+            folds.remove(&oldest);
+        }
+        let fold = Shared::default();
+        folds.insert(session.to_owned(), fold.clone());
+        order.push_back(session.to_owned());
+        fold
+    }
+}

@@ -1,0 +1,411 @@
+//! Records as the tasks of the task API: a task is what follows a client's message until its turn is over.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crds::Phase;
+use jiff::Timestamp;
+use protocol::{
+    Kind, NanoUsd, Outcome, Reason, Record, Usage,
+    identity::PROMPT_COMMAND,
+    record::{EndBody, SessionBody, UsageBody, UserBody},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{body, parts, result_text};
+
+/// Beginning of the id of an interrupt at a task's `max_turns`; its turn follows.
+pub const MAX_TURNS: &str = "max-turns:";
+/// Beginning of the id of an interrupt at a task's `timeout`; its turn follows.
+pub const TIMEOUT: &str = "timeout:";
+/// Files named in progress, at most.
+const MAX_FILES: usize = 256;
+/// Tools that change a file, with the member of their input that names it.
+const WRITES: [(&str, &str); 4] = [
+    ("Write", "file_path"),
+    ("Edit", "file_path"),
+    ("MultiEdit", "file_path"),
+    ("NotebookEdit", "notebook_path"),
+];
+
+/// What happened in a task.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Event {
+    /// Which sort of thing.
+    #[serde(rename = "type")]
+    pub kind: EventType,
+    /// What.
+    pub data: Value,
+}
+
+/// The sorts of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventType {
+    /// The agent said something.
+    Message,
+    /// The agent uses a tool.
+    ToolUse,
+    /// What the tool did.
+    ToolResult,
+    /// What was used up so far.
+    Progress,
+    /// The task is done: the last event.
+    Complete,
+    /// The task is over and not done: the last event.
+    Error,
+}
+
+/// Where a task is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It waits or is worked on.
+    #[default]
+    Running,
+    /// It is done.
+    Completed,
+    /// It ended without being done.
+    Failed,
+    /// Somebody interrupted it.
+    Interrupted,
+}
+
+impl Status {
+    /// The status in metrics and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// A task, as far as its session's records tell of it.
+#[derive(Clone, Debug, Default)]
+pub struct Task {
+    /// The command that brought it: the client's id of it, or `prompt`.
+    pub command: String,
+    /// Its turn; of one that was gone on with, the newest.
+    pub turn: u32,
+    /// When the agent was given it.
+    pub begun: Timestamp,
+    /// When it was over.
+    pub ended: Option<Timestamp>,
+    /// Where it is.
+    pub status: Status,
+    /// Why it was not done, one word.
+    pub reason: Option<String>,
+    /// Why it was not done, for people.
+    pub message: Option<String>,
+    /// What the agent answered last.
+    pub result: Option<String>,
+    /// Responses of the model in the main conversation.
+    pub rounds: u64,
+    /// A tool answered since the last of them: another follows.
+    pub goes_on: bool,
+    /// Files that the agent wrote.
+    pub files: BTreeSet<String>,
+    /// What its finished responses used.
+    pub usage: Usage,
+    /// What they cost; `None` as long as nothing with a price was used.
+    pub cost: Option<NanoUsd>,
+    /// Questions of the agent, by the CLI's id, that have no answer.
+    pub questions: BTreeSet<String>,
+    /// Why the gateway interrupted it.
+    stopped_for: Option<Reason>,
+    last_message: String,
+    metered: HashMap<String, (Usage, Option<NanoUsd>)>,
+}
+
+impl Task {
+    /// Whether nothing more will come of it.
+    pub fn is_over(&self) -> bool {
+        self.status != Status::Running
+    }
+
+    /// The last event.
+    pub fn last(&self) -> Event {
+        let (begun, ended) = (self.begun, self.ended.unwrap_or(self.begun));
+        let mut data = json!({
+            "status": self.status, "result": self.result, "turns": self.rounds, "tokens": tokens(&self.usage),
+            "tokens_used": self.usage.total(), "files": self.files,
+            "duration_ms": ended.duration_since(begun).as_millis().max(0) as u64,
+        });
+        if let Some(cost) = self.cost {
+            data["cost_usd"] = cost.to_string().into();
+        }
+        if self.status == Status::Completed {
+            return Event {
+                kind: EventType::Complete,
+                data,
+            };
+        }
+        data["error"] = json!(self.reason);
+        data["message"] = json!(self.message);
+        Event {
+            kind: EventType::Error,
+            data,
+        }
+    }
+
+    /// Ends it as its session ended.
+    pub fn end_with_session(&mut self, phase: Phase, reason: Option<&str>, message: Option<&str>, at: Timestamp) {
+        if self.is_over() {
+            return;
+        }
+        let reason = reason.unwrap_or(phase.as_str());
+        let status = match phase {
+            Phase::Completed => Status::Completed,
+            _ if reason == Reason::StoppedByUser.as_str() => Status::Interrupted,
+            _ => Status::Failed,
+        };
+        let message = message.map_or_else(|| format!("the task's session is {phase}"), str::to_owned);
+        self.end(status, reason, message, at);
+    }
+
+    /// Ends it as one that somebody stopped on purpose.
+    pub fn end(&mut self, status: Status, reason: &str, message: String, at: Timestamp) {
+        self.status = status;
+        self.ended = Some(at);
+        self.metered = HashMap::new();
+        self.questions.clear();
+        if status != Status::Completed {
+            self.reason = Some(reason.to_owned());
+            self.message = Some(message);
+        }
+    }
+
+    fn interrupted(&mut self, at: Timestamp) {
+        let (status, reason, message) = match self.stopped_for {
+            Some(reason @ Reason::MaxTurns) => (Status::Failed, reason, "the task reached its max_turns"),
+            Some(reason) => (Status::Failed, reason, "the task reached its timeout"),
+            None => (Status::Interrupted, Reason::StoppedByUser, "the task was interrupted"),
+        };
+        self.end(status, reason.as_str(), message.to_owned(), at);
+    }
+
+    fn spent(&mut self, body: UsageBody) -> Event {
+        self.metered.insert(body.message_id, (body.usage, body.cost_usd));
+        self.usage = Usage::default();
+        self.cost = None;
+        for (usage, cost) in self.metered.values() {
+            self.usage += *usage;
+            if let Some(cost) = cost {
+                self.cost = Some(self.cost.unwrap_or_default().saturating_add(*cost));
+            }
+        }
+        Event {
+            kind: EventType::Progress,
+            data: json!({
+                "turns": self.rounds, "tokens": tokens(&self.usage), "tokens_used": self.usage.total(),
+                "files": self.files,
+            }),
+        }
+    }
+
+    fn cli(&mut self, line: &Value) -> Vec<Event> {
+        match line["type"].as_str() {
+            Some("assistant") => {
+                self.count(line);
+                let parts = parts(&line["message"]["content"]);
+                parts.iter().filter_map(|part| self.said(part)).collect()
+            }
+            Some("user") => {
+                let parts = parts(&line["message"]["content"]);
+                let results = parts.iter().filter(|part| part["type"] == "tool_result");
+                let results: Vec<_> = results.map(tool_result).collect();
+                self.goes_on |= line["parent_tool_use_id"].is_null() && !results.is_empty();
+                results
+            }
+            Some("result") => {
+                self.result = line["result"].as_str().map(str::to_owned);
+                let errors = line["errors"].as_array().into_iter().flatten();
+                let errors: Vec<_> = errors.filter_map(Value::as_str).collect();
+                if !errors.is_empty() {
+                    self.message = Some(errors.join("; "));
+                }
+                Vec::new()
+            }
+            Some("control_request") if line["request"]["subtype"] == "can_use_tool" => {
+                self.questions.extend(line["request_id"].as_str().map(str::to_owned));
+                Vec::new()
+            }
+            Some("control_cancel_request") => {
+                self.questions.remove(line["request_id"].as_str().unwrap_or_default());
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A response of the model comes as several lines, which have its id.
+    fn count(&mut self, line: &Value) {
+        let id = line["message"]["id"].as_str().unwrap_or_default();
+        if line["parent_tool_use_id"].is_null() && id != self.last_message {
+            self.rounds += 1;
+            self.goes_on = false;
+            id.clone_into(&mut self.last_message);
+        }
+    }
+
+    fn said(&mut self, part: &Value) -> Option<Event> {
+        match part["type"].as_str()? {
+            "text" => Some(Event {
+                kind: EventType::Message,
+                data: json!({"role": "assistant", "content": part["text"]}),
+            }),
+            "tool_use" => {
+                let tool = part["name"].as_str().unwrap_or_default();
+                let file = WRITES.iter().find(|(name, _)| *name == tool);
+                let file = file.and_then(|(_, member)| part["input"][*member].as_str());
+                if self.files.len() < MAX_FILES {
+                    self.files.extend(file.map(str::to_owned));
+                }
+                Some(Event {
+                    kind: EventType::ToolUse,
+                    data: json!({"id": part["id"], "tool": tool, "input": part["input"]}),
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn session(&mut self, event: SessionBody, at: Timestamp) {
+        match event {
+            SessionBody::PermissionAnswered { request_id, .. } => {
+                self.questions.remove(&request_id);
+            }
+            SessionBody::CliStarted { .. } => self.questions.clear(),
+            // Comes before the end of the turn that it interrupts.
+            SessionBody::CommandDone { id, error: None } => {
+                let limits = [(MAX_TURNS, Reason::MaxTurns), (TIMEOUT, Reason::Timeout)];
+                let limit = limits.iter().find(|(prefix, _)| id.starts_with(prefix));
+                self.stopped_for = limit.map(|(_, reason)| *reason).or(self.stopped_for);
+            }
+            SessionBody::TurnEnded { outcome, .. } => self.ended(outcome, at),
+            _ => {}
+        }
+    }
+
+    fn ended(&mut self, outcome: Outcome, at: Timestamp) {
+        match outcome {
+            Outcome::Succeeded | Outcome::EndedByRequest => self.end(Status::Completed, "", String::new(), at),
+            Outcome::StoppedByUser => self.interrupted(at),
+            // Another attempt may go on with it.
+            outcome if outcome.is_transient() => {}
+            outcome => {
+                if let Some(reason) = outcome.reason() {
+                    let said = self.result.take().or_else(|| self.message.take());
+                    let said = said.unwrap_or_else(|| format!("the task's session ended with {reason}"));
+                    self.end(Status::Failed, reason.as_str(), said, at);
+                }
+            }
+        }
+    }
+}
+
+fn tool_result(part: &Value) -> Event {
+    Event {
+        kind: EventType::ToolResult,
+        data: json!({
+            "tool_use_id": part["tool_use_id"], "content": result_text(&part["content"]),
+            "is_error": part["is_error"].as_bool().unwrap_or_default(),
+        }),
+    }
+}
+
+/// Tokens by sort, in the API's own words.
+pub fn tokens(usage: &Usage) -> Value {
+    let Usage {
+        input_tokens,
+        output_tokens,
+        cache_read_input_tokens,
+        cache_creation_input_tokens,
+    } = *usage;
+    json!({
+        "input": input_tokens, "output": output_tokens, "cache_read": cache_read_input_tokens,
+        "cache_creation": cache_creation_input_tokens,
+    })
+}
+
+/// The tasks of a session.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    tasks: Vec<Task>,
+}
+
+impl Tasks {
+    /// All of them, oldest first.
+    pub fn all(&self) -> &[Task] {
+        &self.tasks
+    }
+
+    /// The task that a command brought.
+    pub fn of(&self, command: &str) -> Option<&Task> {
+        self.tasks.iter().find(|task| task.command == command)
+    }
+
+    /// The task that is being worked on.
+    pub fn open(&self) -> Option<&Task> {
+        self.tasks.last().filter(|task| !task.is_over())
+    }
+
+    /// Takes the session's next record. What it is in the newest task.
+    pub fn take(&mut self, record: &Record) -> Vec<Event> {
+        if record.kind == Kind::User {
+            self.user(record);
+            return Vec::new();
+        }
+        let Some(task) = self.tasks.last_mut().filter(|task| !task.is_over()) else {
+            return Vec::new();
+        };
+        match record.kind {
+            Kind::Cli => task.cli(&body(record)),
+            Kind::Usage => match serde_json::from_str::<UsageBody>(record.body.get()) {
+                Ok(body) if !body.open => vec![task.spent(body)],
+                _ => Vec::new(),
+            },
+            Kind::Session => {
+                if let Ok(event) = serde_json::from_str(record.body.get()) {
+                    task.session(event, record.ts);
+                }
+                if task.is_over() { vec![task.last()] } else { Vec::new() }
+            }
+            Kind::End => {
+                if let Ok(EndBody { outcome, .. }) = serde_json::from_str(record.body.get()) {
+                    task.ended(outcome, record.ts);
+                }
+                if task.is_over() { vec![task.last()] } else { Vec::new() }
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn user(&mut self, record: &Record) {
+        let Ok(UserBody { command, .. }) = serde_json::from_str(record.body.get()) else {
+            return;
+        };
+        // The runner's own words, with which it goes on after a stop, bring no task.
+        let is_own = command.contains('/') || (command == PROMPT_COMMAND && !self.tasks.is_empty());
+        if let Some(task) = self.tasks.last_mut()
+            && (is_own || task.command == command)
+        {
+            task.turn = record.turn;
+            return;
+        }
+        // A message that the CLI took while it worked is part of the work: what was asked before is done with it.
+        if let Some(before) = self.tasks.last_mut().filter(|task| !task.is_over()) {
+            let message = format!("the message {command} came before its turn was over");
+            before.end(Status::Failed, "Superseded", message, record.ts);
+        }
+        self.tasks.push(Task {
+            command,
+            turn: record.turn,
+            begun: record.ts,
+            ..Task::default()
+        });
+    }
+}
