@@ -8,7 +8,7 @@ use protocol::frame::{
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
-use tokio::time::{Duration, Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Duration, Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Request as HttpRequest};
@@ -23,8 +23,8 @@ use crate::spool::{Reader, SpoolError};
 
 /// How long connecting and being welcomed may take.
 const OPENING: Duration = Duration::from_secs(15);
-/// How long a frame may take to leave.
-const SENDING: Duration = Duration::from_secs(20);
+/// How long a frame may take to leave, though nothing is heard meanwhile.
+const SENDING: Duration = Duration::from_secs(10);
 /// How often the other end is asked whether it is there.
 const PING: Duration = Duration::from_secs(10);
 /// Silence after which it is not: found within 30 s.
@@ -118,6 +118,18 @@ impl<'a> Connection<'a> {
             while let Some(message) = self.socket.next().now_or_never() {
                 self.take(message).await?;
             }
+            self.is_it_there().await?;
+        }
+    }
+
+    /// What [`Self::wait`] does of itself, for a time in which there is much to say.
+    async fn is_it_there(&mut self) -> Result<(), Lost> {
+        if self.heard.elapsed() > SILENCE {
+            return Err(Lost::Silent);
+        }
+        match self.ping.tick().now_or_never() {
+            Some(_) => self.message(Message::Ping(tungstenite::Bytes::new())).await,
+            None => Ok(()),
         }
     }
 
@@ -127,6 +139,8 @@ impl<'a> Connection<'a> {
             // In this order: files are never ahead of records.
             biased;
             message = self.socket.next() => self.take(message).await,
+            () = sleep_until(self.heard + SILENCE) => Err(Lost::Silent),
+            _ = self.ping.tick() => self.message(Message::Ping(tungstenite::Bytes::new())).await,
             changed = self.link.progress.changed() => changed.map_err(|_| Lost::Owner),
             Some(result) = self.link.results.1.recv() => {
                 self.send(&RunnerFrame::CommandResult(result)).await?;
@@ -134,12 +148,6 @@ impl<'a> Connection<'a> {
                 Ok(())
             }
             Some(delta) = self.link.deltas.recv() => self.send(&RunnerFrame::Delta(delta)).await,
-            _ = self.ping.tick() => {
-                if self.heard.elapsed() > SILENCE {
-                    return Err(Lost::Silent);
-                }
-                self.message(Message::Ping(tungstenite::Bytes::new())).await
-            }
             frame = self.files.next() => self.send(&frame).await,
         }
     }
@@ -297,7 +305,8 @@ impl<'a> Connection<'a> {
     }
 
     async fn message(&mut self, message: Message) -> Result<(), Lost> {
-        timeout(SENDING, self.socket.send(message))
+        let until = (self.heard + SILENCE).max(Instant::now() + SENDING);
+        timeout_at(until, self.socket.send(message))
             .await
             .map_err(|_| Lost::Silent)?
             .map_err(Lost::from)

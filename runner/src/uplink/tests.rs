@@ -7,7 +7,7 @@ use protocol::record::GapBody;
 use protocol::{Kind, Outcome, RecordHead};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
 
@@ -182,7 +182,7 @@ async fn serve(
 struct Runner {
     journal: Journal,
     uplink: Uplink,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn hello(spool: &str) -> Hello {
@@ -218,11 +218,7 @@ fn runner(url: &str, records: u32) -> Runner {
             .record(Kind::Cli, &serde_json::json!({ "type": "n", "n": n }))
             .unwrap();
     }
-    Runner {
-        journal,
-        uplink,
-        _dir: dir,
-    }
+    Runner { journal, uplink, dir }
 }
 
 impl Runner {
@@ -270,6 +266,143 @@ async fn over_drops_at_random_no_record_is_lost_or_doubled() {
         log.connections
     );
     assert!(log.tokens.iter().all(|token| token == "Bearer fake-token"));
+}
+
+/// A way to the gateway on which, from a moment on, everything that is sent is lost, but nothing is said of it. Who comes
+/// later gets through.
+struct Way {
+    url: String,
+    /// True: what is under way is lost.
+    broken: watch::Sender<bool>,
+    /// When somebody came.
+    came: Arc<Mutex<Vec<Instant>>>,
+}
+
+async fn way(to: &str) -> Way {
+    let to = to.trim_start_matches("ws://").split('/').next().unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/ws", listener.local_addr().unwrap());
+    let (broken, is_broken) = watch::channel(false);
+    let came = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&came);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let whole = *is_broken.borrow();
+            shared.lock().unwrap().push(Instant::now());
+            let (to, mut broken) = (to.clone(), is_broken.clone());
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                let pass = tokio::io::copy_bidirectional(&mut near, &mut far);
+                tokio::select! {
+                    _ = pass => return,
+                    _ = broken.wait_for(|broken| *broken && !whole) => {}
+                }
+                // Taken, and lost.
+                let mut lost = tokio::io::sink();
+                let _ = tokio::io::copy(&mut near, &mut lost).await;
+            });
+        }
+    });
+    Way { url, broken, came }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_everything_is_lost_is_found_within_thirty_seconds() {
+    let (idle, busy) = tokio::join!(lost_on_the_way(false), lost_on_the_way(true));
+    for (what, took) in [("idle", idle), ("busy", busy)] {
+        assert!(took <= Duration::from_secs(30), "{what}: {took:?}");
+    }
+}
+
+/// How long after the loss the runner came again; `busy`: while it always has something to send.
+async fn lost_on_the_way(busy: bool) -> Duration {
+    let gatekeeper = gateway(Log::default(), 0, vec![]).await;
+    let way = way(&gatekeeper.url).await;
+    let mut runner = runner(&way.url, 10);
+    runner.deliver(0).await;
+    way.broken.send_replace(true);
+    let lost = Instant::now();
+    let again = async {
+        while way.came.lock().unwrap().len() < 2 {
+            if busy {
+                let (delta, n) = (r#"{"type":"delta"}"#, lost.elapsed().as_millis());
+                runner.uplink.delta(RawValue::from_string(delta.into()).unwrap());
+                runner
+                    .journal
+                    .record(Kind::Cli, &serde_json::json!({ "n": n }))
+                    .unwrap();
+                tokio::task::yield_now().await;
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(DEADLINE, again).await.expect("it comes again");
+    let took = lost.elapsed();
+    runner.deliver(0).await;
+    let log = gatekeeper.log.lock().unwrap();
+    assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), runner.spooled());
+    took
+}
+
+#[tokio::test]
+async fn a_gateway_that_takes_nothing_slows_nobody_and_gets_everything_later() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/ws", listener.local_addr().unwrap());
+    let (go, may_read) = watch::channel(false);
+    let log = Arc::new(Mutex::new(Log::default()));
+    let shared = Arc::clone(&log);
+    let serving = tokio::spawn(async move {
+        let mut dice = StdRng::seed_from_u64(7);
+        while let Ok((stream, _)) = listener.accept().await {
+            if *may_read.borrow() {
+                serve(stream, &shared, &mut dice, 0, None).await;
+                continue;
+            }
+            // Welcomes, and reads no more.
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            let _hello = socket.next().await;
+            let welcome = GatewayFrame::Welcome(Welcome {
+                acked_seq: 0,
+                spool: None,
+            });
+            let text = serde_json::to_string(&welcome).unwrap();
+            socket.send(Message::Text(text.into())).await.unwrap();
+            may_read.clone().wait_for(|may| *may).await.unwrap();
+        }
+    });
+    let mut runner = runner(&url, 1);
+    let line = serde_json::json!({ "type": "n", "text": "x".repeat(16 << 10) });
+    // More than all buffers on the way take.
+    let written = async {
+        let mut last = 0;
+        for _ in 0..2_000 {
+            last = runner.journal.record(Kind::Cli, &line).unwrap();
+            runner.journal.spool().room().await.unwrap();
+        }
+        runner.journal.spool().durable(last).await.unwrap();
+    };
+    timeout(DEADLINE, written)
+        .await
+        .expect("the spool takes it as if nobody listened");
+    assert_eq!((runner.uplink.acked(), log.lock().unwrap().records.len()), (0, 0));
+    go.send_replace(true);
+    runner.deliver(0).await;
+    let log = log.lock().unwrap();
+    assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), runner.spooled());
+    serving.abort();
+}
+
+#[tokio::test]
+async fn the_token_is_read_again_for_each_connection() {
+    let gatekeeper = gateway(Log::default(), 0, vec![]).await;
+    let mut runner = runner(&gatekeeper.url, 1);
+    runner.deliver(0).await;
+    std::fs::write(runner.dir.path().join("token"), "fake-token-2\n").unwrap();
+    gatekeeper.log.lock().unwrap().deaf = 1;
+    runner.deliver(1).await;
+    let log = gatekeeper.log.lock().unwrap();
+    assert_eq!(log.tokens.first().unwrap(), "Bearer fake-token");
+    assert_eq!(log.tokens.last().unwrap(), "Bearer fake-token-2");
 }
 
 #[tokio::test]

@@ -248,3 +248,27 @@ pub fn bash(command: &str) -> Value {
 pub fn text(text: &str) -> Value {
     json!({ "text": text })
 }
+
+/// Runs the test again in a mount namespace of its own, with a disk of so few bytes; there it gives the disk's folder.
+pub fn on_a_small_disk(test: &str, size: &str) -> Option<PathBuf> {
+    const FOLDER: &str = "SMALL_DISK";
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        return Some(folder.into());
+    }
+    if !rustix::process::geteuid().is_root() && std::env::var_os("CI").is_none() {
+        eprintln!("left out: only root may mount a small disk");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mount = format!("mount -t tmpfs -o size={size} none \"$SMALL_DISK\"; exec \"$@\"");
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-euc", &mount, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(FOLDER, dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    None
+}

@@ -176,3 +176,35 @@ async fn a_repository_that_cannot_be_cloned_ends_the_session_before_the_model_is
     assert!(!session.model.requests().iter().any(Logged::asks_for_message));
     assert_eq!(git_records(&session), [("one".to_owned(), false, true)]);
 }
+
+#[tokio::test]
+async fn a_volume_without_room_for_two_copies_is_said_before_the_model_is_asked() {
+    const TEST: &str = "repos::a_volume_without_room_for_two_copies_is_said_before_the_model_is_asked";
+    // Too little for what must be left over, though a small repository is in it twice with ease.
+    let Some(small) = crate::common::on_a_small_disk(TEST, "48m") else {
+        return;
+    };
+    let (scene, session) = scene().await;
+    let prompt = script("MARK", &[text("Done.")]);
+    let base = with_repos(&scene, &session, &prompt);
+    for folder in ["workspace", "git"] {
+        std::fs::create_dir(small.join(folder)).unwrap();
+    }
+    let config = Config {
+        repos: Repos {
+            folder: small.join("git"),
+            workspace: small.join("workspace"),
+            ..base.repos
+        },
+        ..base
+    };
+    let _container = agent_container(&session);
+    assert_eq!(drive(config).await, Outcome::DiskFull);
+    let message = session.report().message;
+    assert!(
+        message.contains("MiB left") && message.contains("workspace.size"),
+        "{message}"
+    );
+    assert!(!session.model.requests().iter().any(Logged::asks_for_message));
+    assert!(session.events("cliStarted").is_empty());
+}
