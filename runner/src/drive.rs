@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until};
 use uuid::Uuid;
 
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, Place};
 use crate::cli::command::Conversation;
 use crate::cli::outcome;
 use crate::config::{Config, Folders};
@@ -411,15 +411,19 @@ impl Attempt {
             () = sleep_until(self.deadline()) => return Err(verdict::timed_out()),
         };
         let agent = opened.map_err(|error| End::new(Outcome::AgentLost, chain(&error)))?;
-        let missing = &agent.hello().missing;
+        let missing = agent.hello().missing.join(", ");
         if !missing.is_empty() {
-            self.journal.log(
-                LogLevel::Warning,
-                format!(
-                    "The agent's image has no {}: the agent will miss it.",
-                    missing.join(" and no ")
-                ),
-            )?;
+            // On a person's own machine the CLI may find them elsewhere; an image says what it has.
+            if matches!(config.agent.place, Place::Container(_)) {
+                return Err(End::new(
+                    Outcome::ConfigError,
+                    format!(
+                        "the agent's image lacks {missing}: the CLI and the runner need glibc, bash and git; build the image of spec.pod.image upon one that has them, such as debian with the packages bash and git"
+                    ),
+                ));
+            }
+            let said = format!("This machine lacks {missing}: the agent will miss it.");
+            self.journal.log(LogLevel::Warning, said)?;
         }
         self.agent = Some(agent);
         Ok(())

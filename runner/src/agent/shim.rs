@@ -35,6 +35,12 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const RUNNER_ENDS: Duration = Duration::from_millis(300);
 /// Tools without which the CLI is of little use.
 const NEEDED: [&str; 2] = ["bash", "git"];
+/// What loads the CLI, which is linked to glibc. The shim is not: it starts in any image, and can say what is not there.
+const LOADER: &str = if cfg!(target_arch = "aarch64") {
+    "/lib/ld-linux-aarch64.so.1"
+} else {
+    "/lib64/ld-linux-x86-64.so.2"
+};
 
 /// Where the runner comes from.
 pub enum Door<'a> {
@@ -343,9 +349,7 @@ fn missing() -> Vec<String> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     let folders: Vec<_> = std::env::split_paths(&path).collect();
     let there = |tool: &&str| folders.iter().any(|folder| folder.join(tool).is_file());
-    NEEDED
-        .iter()
-        .filter(|tool| !there(tool))
-        .map(|tool| (*tool).to_owned())
-        .collect()
+    let tools = NEEDED.iter().filter(|tool| !there(tool)).copied();
+    let loader = (!Path::new(LOADER).exists()).then_some("glibc");
+    loader.into_iter().chain(tools).map(str::to_owned).collect()
 }

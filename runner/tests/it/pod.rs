@@ -116,6 +116,31 @@ async fn the_agent_works_behind_its_socket() {
 }
 
 #[tokio::test]
+async fn an_image_without_what_the_agent_needs_is_named_and_not_used() {
+    let session = Session::new().await;
+    let config = config(&session, &script("MARK", &[text("never")]));
+    std::fs::create_dir_all(session.state()).unwrap();
+    let mut container = Command::new(env!("CARGO_BIN_EXE_runner"));
+    container
+        .args(["agent", "--socket"])
+        .arg(session.state().join("agent.sock"));
+    // The workspace is a folder without programs.
+    let _container = container
+        .env("PATH", session.workspace())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    assert_eq!(drive(config).await, Outcome::ConfigError);
+    let report: Report = serde_json::from_slice(&std::fs::read(session.state().join("report.json")).unwrap()).unwrap();
+    let said = report.message;
+    assert!(
+        said.contains("lacks bash, git:") && said.contains("spec.pod.image"),
+        "{said}"
+    );
+    assert!(session.model.requests().is_empty(), "the model is not asked");
+}
+
+#[tokio::test]
 async fn a_cli_that_dies_is_started_again_over_the_same_connection() {
     let session = Session::new().await;
     let hide =

@@ -12,17 +12,18 @@ pub(crate) struct Binaries(PathBuf);
 impl Binaries {
     /// Builds them; dependencies are built once for all clones, in a target folder in the cache.
     pub(crate) fn build(names: &[&str]) -> Result<Self> {
-        let target = paths::cache()?.join("target");
+        let (cache, host) = (paths::cache()?.join("target"), host()?);
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .current_dir(paths::workspace())
-            // What cargo sets for this program is not meant for another build.
-            .env_remove("RUSTFLAGS")
-            .env("CARGO_TARGET_DIR", &target)
+            .env("CARGO_TARGET_DIR", &cache)
+            // The runner is copied into images of users, whose C library may be another one or none.
+            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
             // Optimising across crates takes minutes after every change, and no test can tell the difference. The
             // Dockerfiles' own builds do it.
             .env("CARGO_PROFILE_RELEASE_LTO", "false")
-            .args(["build", "--release", "--locked", "--quiet"]);
+            // With a target named, the flags are not for procedural macros, which cannot be static.
+            .args(["build", "--release", "--locked", "--quiet", "--target", &host]);
         for package in ["operator", "gateway", "runner", "tests"] {
             cargo.args(["--package", package]);
         }
@@ -31,10 +32,18 @@ impl Binaries {
         }
         progress::step("building the release binaries", || command::run(&mut cargo))
             .context("the product does not build")?;
-        Ok(Self(target.join("release")))
+        Ok(Self(cache.join(host).join("release")))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+}
+
+/// What this machine's compiler builds for when it is not told.
+fn host() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let said = command::output(Command::new(rustc).current_dir(paths::workspace()).arg("-vV"))?;
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.to_owned())
 }
