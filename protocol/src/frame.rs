@@ -249,10 +249,15 @@ pub struct FileChunk {
     /// Nothing follows.
     #[serde(default)]
     pub eof: bool,
-    /// Why there is nothing.
+    /// Why there is nothing; begins with [`NOT_FOUND`] or [`REFUSED`] when that is why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
+
+/// How the error of a file request begins when there is no such file.
+pub const NOT_FOUND: &str = "not found";
+/// How it begins when the file is not one that is served.
+pub const REFUSED: &str = "refused";
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,7 @@ use http::{
     header::{ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE},
 };
 use jiff::Timestamp;
-use protocol::frame::{FileChunk, FileEntry, FileKind, FileOperation, MAX_CHUNK};
+use protocol::frame::{FileChunk, FileEntry, FileKind, FileOperation, MAX_CHUNK, NOT_FOUND, REFUSED};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
@@ -397,8 +397,8 @@ fn refusal(error: Error, target: &Target, view: &View) -> ApiError {
         Error::Busy => ApiError::too_many(error.to_string(), 1),
         Error::Silent => ApiError::gateway_timeout(error.to_string()),
         Error::Left | Error::Garbled(_) => ApiError::bad_gateway(error.to_string()),
-        Error::Refused(why) if why.starts_with("not found") => ApiError::not_found(why),
-        Error::Refused(why) if why.starts_with("refused") => ApiError::bad_request(why),
+        Error::Refused(why) if why.starts_with(NOT_FOUND) => ApiError::not_found(why),
+        Error::Refused(why) if why.starts_with(REFUSED) => ApiError::bad_request(why),
         Error::Refused(why) => ApiError::conflict(why),
     }
 }

@@ -1,12 +1,13 @@
 //! One folder's files. The agent can write there at the same time, so nothing is looked at twice and no link is followed.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use protocol::frame::{FileEntry, FileKind};
+use protocol::frame::{FileEntry, FileKind, NOT_FOUND, REFUSED};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fchmod, mkdirat, openat, renameat, statat, unlinkat};
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::workspace::beneath;
@@ -23,14 +24,17 @@ pub const UNFINISHED: &str = ".agentic-";
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
+    /// There is nothing.
+    #[error("{NOT_FOUND}: there is no such file or folder")]
+    NotFound,
     /// The path is none that is served.
-    #[error("failed to use the path: {0}")]
+    #[error("{REFUSED}: {0}")]
     Path(&'static str),
     /// The file system said no.
     #[error("failed to {0}: {1}")]
     Io(&'static str, io::Error),
     /// It cannot be served.
-    #[error("failed to serve the file: {0}")]
+    #[error("{REFUSED}: {0}")]
     Refused(&'static str),
     /// The other side gave up.
     #[error("failed to receive the file: {0}")]
@@ -38,7 +42,19 @@ pub enum FileError {
 }
 
 fn failed<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> FileError {
-    move |error| FileError::Io(action, error.into())
+    move |error| {
+        let error = error.into();
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => FileError::NotFound,
+            _ if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                FileError::Refused("links are not followed")
+            }
+            ErrorKind::CrossesDevices => FileError::Refused("it leads out of the workspace"),
+            ErrorKind::InvalidInput => FileError::Refused("it is not a regular file"),
+            ErrorKind::FileTooLarge => FileError::Refused("it is too large"),
+            _ => FileError::Io(action, error),
+        }
+    }
 }
 
 /// A folder below which files are served.

@@ -115,6 +115,28 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn what_is_not_there_and_what_is_not_served_are_told_apart() {
+    let mut scene = Scene::new();
+    std::fs::write(scene.path("file"), "x").unwrap();
+    symlink("file", scene.path("link")).unwrap();
+    symlink("..", scene.path("out")).unwrap();
+    for (path, begins) in [
+        ("nothing", protocol::frame::NOT_FOUND),
+        ("sub/nothing/at/all", protocol::frame::NOT_FOUND),
+        ("file/within", protocol::frame::NOT_FOUND),
+        ("link", protocol::frame::REFUSED),
+        ("out/outside", protocol::frame::REFUSED),
+        ("sub", protocol::frame::REFUSED),
+        ("../outside", protocol::frame::REFUSED),
+    ] {
+        let error = scene.ask(FileOperation::Read, path, 0, 0).await.unwrap_err();
+        assert!(error.starts_with(begins), "{path}: {error}");
+    }
+    let error = scene.ask(FileOperation::Stat, "nothing", 0, 0).await.unwrap_err();
+    assert!(error.starts_with(protocol::frame::NOT_FOUND), "{error}");
+}
+
+#[tokio::test]
 async fn a_file_is_read_in_chunks_and_in_part() {
     let mut scene = Scene::new();
     let bytes: Vec<u8> = (0..MAX_CHUNK * 2 + 77).map(|at| (at % 251) as u8).collect();
