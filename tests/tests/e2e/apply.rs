@@ -3,12 +3,15 @@
 use anyhow::{Context as _, Result, ensure};
 use crds::{Phase, condition};
 
+use crate::harness::phases::{ORDER, Phases};
 use crate::harness::volume::on_volume;
+use crate::harness::wait::{SOON, until};
 use crate::harness::{Keys, root, scene};
 
 #[tokio::test]
 async fn the_example_runs_to_its_end_and_says_what_became_of_it() -> Result<()> {
     scene("example", Keys::Good, async |scene| {
+        let phases = Phases::watch(scene.sessions()).await?;
         let example = root().join("docs/examples/hello.yaml");
         scene.kubectl(&["apply", "-f", &example.to_string_lossy()]).await?;
         let wait = [
@@ -18,6 +21,13 @@ async fn the_example_runs_to_its_end_and_says_what_became_of_it() -> Result<()> 
             "--timeout=180s",
         ];
         scene.kubectl(&wait).await?;
+
+        until("the watch to see the end", SOON, async || {
+            Ok((phases.seen().last() == Some(&Phase::Completed)).then_some(()))
+        })
+        .await?;
+        // However short the agent's work is: who waits for one of them must not wait for ever.
+        ensure!(phases.seen() == ORDER, "the watch saw {:?}", phases.seen());
 
         let uid = scene.uid("hello").await?;
         let file = on_volume(scene, "hello", &format!("cat /data/sessions/{uid}/workspace/hello.txt")).await?;

@@ -157,3 +157,62 @@ async fn everything_arrived(scene: &Scene, name: &str) -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn what_a_run_left_on_its_volume_is_delivered_when_the_gateway_is_back() -> Result<()> {
+    disturbing("drained", async |scene| {
+        let gateway = ["scale", "-n", SYSTEM, "statefulset/agentic-gateway"];
+        kubectl(&[&gateway[..], &["--replicas=0"]].concat()).await?;
+        let ended = end_without_gateway(scene).await;
+        kubectl(&[&gateway[..], &["--replicas=1"]].concat()).await?;
+        let rollout = [
+            "rollout",
+            "status",
+            "-n",
+            SYSTEM,
+            "statefulset/agentic-gateway",
+            "--timeout=120s",
+        ];
+        kubectl(&rollout).await?;
+        ended?;
+
+        until("the drain to deliver", SOON, async || {
+            Ok(delivered(scene, "True").await?.then_some(()))
+        })
+        .await?;
+        everything_arrived(scene, "cut-off").await?;
+        let made = audit::jobs_created(&scene.namespace)?;
+        ensure!(
+            made.keys().any(|job| job.starts_with("cut-off-drain-")),
+            "it came by a Job of its own: {made:?}"
+        );
+        Ok(())
+    })
+    .await
+}
+
+/// A session that ends while there is no gateway: its work is done, and its records are said to be undelivered.
+async fn end_without_gateway(scene: &Scene) -> Result<()> {
+    scene
+        .create("cut-off", &marker(), &json!([{ "text": "Done." }]))
+        .await?;
+    let status = scene.phase("cut-off", Phase::Completed).await?;
+    ensure!(status.result.as_deref() == Some("Done."), "{status:#?}");
+    ensure!(
+        status.acked_seq.unwrap_or_default() == 0 && status.last_seq.unwrap_or_default() > 0,
+        "{status:#?}"
+    );
+    until("it to be said", SOON, async || {
+        Ok(delivered(scene, "False").await?.then_some(()))
+    })
+    .await
+}
+
+async fn delivered(scene: &Scene, wanted: &str) -> Result<bool> {
+    let status = scene.status("cut-off").await?;
+    let told = status
+        .conditions
+        .iter()
+        .find(|told| told.type_ == crds::condition::EVENTS_DELIVERED);
+    Ok(told.is_some_and(|told| told.status == wanted))
+}

@@ -3,11 +3,16 @@
 mod harness;
 
 mod apply;
+mod conversation;
 mod crashes;
 mod endings;
 mod events;
+mod own_image;
 mod refusals;
+mod repositories;
 mod rest;
+mod resume;
 mod rights;
 mod secrets;
+mod settings;
 mod suspend;

@@ -9,12 +9,10 @@ use tests::model::script;
 use crate::harness::client::Gateway;
 use crate::harness::collector::Collector;
 use crate::harness::mock::Mock;
-use crate::harness::phases::Phases;
+use crate::harness::phases::{ORDER, Phases};
 use crate::harness::scene::marker;
 use crate::harness::wait::{SOON, until};
 use crate::harness::{Keys, Scene, scene};
-
-const ORDER: [Phase; 4] = [Phase::Pending, Phase::Creating, Phase::Running, Phase::Completed];
 
 #[tokio::test]
 async fn a_session_is_created_polled_traced_and_deleted_over_rest() -> Result<()> {

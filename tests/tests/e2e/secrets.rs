@@ -14,6 +14,8 @@ use crate::harness::{Keys, Scene, scene};
 
 /// A key that is nowhere else; the mock accepts it, see `tests/deploy/tools.yaml`.
 const CANARY: &str = "sk-ant-fake-canary-5b0f2c6d9e7a4f318c24";
+/// One of no known form and of no known name, in the other Secret that runners get.
+const OTHER_CANARY: &str = "Zq7.fake+canary+of+another+tool.81f4";
 
 /// Looks everywhere that a shell can look. Each `$P` is a regular expression that does not match itself.
 const SEARCH: &str = r#"
@@ -59,7 +61,8 @@ fn pattern(secrets: &[&str]) -> String {
         .join("|")
 }
 
-async fn search(scene: &Scene, pod: &str, container: &str, secrets: &[&str]) -> Result<String> {
+/// What a shell in a container finds of the secrets, one place a line; and which ports listen.
+pub async fn search(scene: &Scene, pod: &str, container: &str, secrets: &[&str]) -> Result<String> {
     let script = format!("P='{}'\n{SEARCH}", pattern(secrets));
     let arguments = ["exec", "-i", "-n", &scene.namespace, pod, "-c", container, "--", "bash"];
     let output = kubectl_with(&arguments, &script).await?;
@@ -72,9 +75,23 @@ async fn search(scene: &Scene, pod: &str, container: &str, secrets: &[&str]) -> 
     Ok(said)
 }
 
+/// The places where a search found something.
+pub fn found(said: &str) -> Vec<&str> {
+    said.lines().filter(|line| line.starts_with("found")).collect()
+}
+
 #[tokio::test]
 async fn no_secret_is_within_the_agents_reach_while_it_works() -> Result<()> {
     scene("secrets", Keys::This(CANARY), async |scene| {
+        let other = format!("--from-literal=TRACKER_PASSWORD={OTHER_CANARY}");
+        let secret = [
+            "create",
+            "secret",
+            "generic",
+            protocol::names::RUNNER_SECRETS[1],
+            &other,
+        ];
+        scene.kubectl(&secret).await?;
         let (mock, marker) = (Mock::reach().await?, marker());
         let steps = json!([
             { "text": "Looking.", "tools": [{ "name": "Bash", "input": { "command": "env; cat /proc/*/environ" } }] },
@@ -99,14 +116,19 @@ async fn no_secret_is_within_the_agents_reach_while_it_works() -> Result<()> {
             .await?;
         let signature = token.trim().rsplit('.').next().context("the gateway token is empty")?;
         ensure!(signature.len() > 40, "no gateway token: {token:?}");
-        let secrets = [CANARY, FAKE_SECRET_KEY, &signature[..40]];
+        let secrets = [CANARY, OTHER_CANARY, FAKE_SECRET_KEY, &signature[..40]];
 
-        let runner = search(scene, &pod, "runner", &secrets).await?;
-        for place in ["found in the shell's environment", "/secrets/agentic/"] {
+        for (secret, place) in [
+            (CANARY, "found in the shell's environment"),
+            (OTHER_CANARY, "found in the shell's environment"),
+            (FAKE_SECRET_KEY, "found in the shell's environment"),
+            (&signature[..40], "/secrets/agentic/"),
+        ] {
+            let runner = search(scene, &pod, "runner", &[secret]).await?;
             ensure!(runner.contains(place), "the search must find what is there: {runner}");
         }
         let agent = search(scene, &pod, "agent", &secrets).await?;
-        let leaks: Vec<_> = agent.lines().filter(|line| line.starts_with("found")).collect();
+        let leaks = found(&agent);
         ensure!(
             leaks.is_empty(),
             "a shell in the agent container finds secrets: {leaks:#?}"

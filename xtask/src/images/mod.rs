@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 pub(crate) use self::binaries::Binaries;
 use self::{
     buildah::Build,
-    roots::{AGENT, Root, SMALL},
+    roots::{AGENT, BARE, Root, SMALL},
 };
 use crate::{claude_cli, packages, paths, progress, tools::Scratch};
 
@@ -62,7 +62,22 @@ const IMAGES: &[Image] = &[
         name: "agentic-test-tools",
         dockerfile: "tests/Dockerfile",
         root: &SMALL,
-        binaries: &["mock-model", "trace-collector"],
+        binaries: &["mock-model", "trace-collector", "git-server"],
+        has_cli: false,
+    },
+    // What users bring for their agents: one that has all that is needed, and one that has next to nothing.
+    Image {
+        name: "agentic-test-toolchain",
+        dockerfile: "tests/Dockerfile.toolchain",
+        root: &AGENT,
+        binaries: &[],
+        has_cli: false,
+    },
+    Image {
+        name: "agentic-test-bare",
+        dockerfile: "tests/Dockerfile.toolchain",
+        root: &BARE,
+        binaries: &[],
         has_cli: false,
     },
 ];

@@ -34,6 +34,14 @@ pub(super) const AGENT: Root = Root {
     hook: ("customize", include_str!("agent_root.sh")),
 };
 
+/// A shell that needs no C library, and nothing else.
+pub(super) const BARE: Root = Root {
+    name: "bare",
+    variant: "extract",
+    packages: "busybox-static",
+    hook: ("extract", include_str!("bare_root.sh")),
+};
+
 impl Root {
     /// The root's image in the store; made on first use.
     pub(super) fn ensure(&self) -> Result<String> {

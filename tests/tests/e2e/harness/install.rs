@@ -13,6 +13,8 @@ pub const SYSTEM: &str = "agentic-system";
 pub const TOOLS: &str = "agentic-test-tools";
 /// The one image with a shell that is on the node.
 pub const SHELL_IMAGE: &str = "localhost/agentic-runner:dev";
+/// The image of the test tools.
+pub const TOOLS_IMAGE: &str = "localhost/agentic-test-tools:dev";
 /// The mock model, as pods reach it.
 pub const MODEL_URL: &str = "http://mock-model.agentic-test-tools.svc:8080";
 /// The trace collector, as pods reach it.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::command::{apply, kubectl};
 use super::wait::{SOON, until};
-use super::{SHELL_IMAGE, TOOLS};
+use super::{SHELL_IMAGE, Scene, TOOLS};
 
 /// The only pod with this `app.kubernetes.io/name`, as JSON.
 pub async fn pod_of(namespace: &str, application: &str) -> Result<Value> {
@@ -26,10 +26,55 @@ pub async fn kill(namespace: &str, application: &str) -> Result<String> {
         .as_str()
         .and_then(|id| id.split("://").nth(1));
     let id = id.with_context(|| format!("pod {name} has no running container"))?;
-    let killer = format!("killer-{}", Uuid::new_v4().simple());
-    let script = format!(
+    kill_container(id)
+        .await
+        .with_context(|| format!("to kill {application}"))?;
+    Ok(name.to_owned())
+}
+
+/// Id of a container as the container runtime knows it.
+pub async fn container_id(scene: &Scene, pod: &str, container: &str) -> Result<String> {
+    let pod: Value = serde_json::from_str(&scene.kubectl(&["get", "pod", pod, "-o", "json"]).await?)?;
+    let all = ["containerStatuses", "initContainerStatuses"].map(|field| pod["status"][field].as_array().cloned());
+    let found = all
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|status| status["name"] == container);
+    let id = found
+        .as_ref()
+        .and_then(|found| found["containerID"].as_str()?.split("://").nth(1));
+    Ok(id
+        .with_context(|| format!("container {container} does not run"))?
+        .to_owned())
+}
+
+/// Kills all processes of a container.
+pub async fn kill_container(id: &str) -> Result<()> {
+    let said = on_node(&format!(
         "for p in /proc/[0-9]*; do if grep -q {id} $p/cgroup 2>/dev/null; then kill -9 ${{p#/proc/}} && echo killed; fi; done"
+    ))
+    .await?;
+    ensure!(
+        said.contains("killed"),
+        "no process of {id} was found to be killed: {said:?}"
     );
+    Ok(())
+}
+
+/// Command lines of what still runs of a pod.
+pub async fn processes_of_pod(uid: &str) -> Result<String> {
+    // In names of control groups the dashes may be underscores.
+    let name = format!("{uid}\\|{}", uid.replace('-', "_"));
+    on_node(&format!(
+        "for p in /proc/[0-9]*; do if grep -q '{name}' $p/cgroup 2>/dev/null; then tr '\\0' ' ' <$p/cmdline; echo; fi; done"
+    ))
+    .await
+}
+
+/// What a script says that sees and may kill all processes of the node.
+async fn on_node(script: &str) -> Result<String> {
+    let killer = format!("killer-{}", Uuid::new_v4().simple());
     let manifest = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": killer },
         "spec": {
@@ -39,18 +84,15 @@ pub async fn kill(namespace: &str, application: &str) -> Result<String> {
         },
     });
     apply(TOOLS, &manifest.to_string()).await?;
-    until("the killer's end", SOON, async || {
+    let phase = until("the end of the pod that sees the node's processes", SOON, async || {
         let phase = kubectl(&["get", "pod", "-n", TOOLS, &killer, "-o", "jsonpath={.status.phase}"]).await?;
-        Ok((phase == "Succeeded" || phase == "Failed").then_some(()))
+        Ok((phase == "Succeeded" || phase == "Failed").then_some(phase))
     })
     .await?;
     let said = kubectl(&["logs", "-n", TOOLS, &killer]).await?;
-    ensure!(
-        said.contains("killed"),
-        "no process of {application} was found to be killed: {said:?}"
-    );
+    ensure!(phase == "Succeeded", "{phase}: {said}");
     kubectl(&["delete", "pod", "-n", TOOLS, &killer, "--wait=false"]).await?;
-    Ok(name.to_owned())
+    Ok(said)
 }
 
 /// Waits until the pod's container runs again after a kill and is ready.

@@ -52,7 +52,21 @@ impl Mock {
 
     /// Whatever was killed and resumed: in every request the prompt stands in exactly one user message.
     pub async fn prompt_was_given_once(&self, marker: &str) -> Result<()> {
-        let requests = self.requests(marker).await?;
+        self.said_once(marker, marker).await
+    }
+
+    /// A later message of the conversation in which `prompt` was said: from its first request on it stands in exactly one
+    /// user message.
+    pub async fn said_once(&self, prompt: &str, marker: &str) -> Result<()> {
+        let requests = self.requests(prompt).await?;
+        let since = requests
+            .iter()
+            .skip_while(|request| request.user_messages_with(marker) == 0);
+        let requests: Vec<_> = if prompt == marker {
+            requests.iter().collect()
+        } else {
+            since.collect()
+        };
         ensure!(!requests.is_empty(), "the model was never asked with {marker}");
         for request in requests {
             ensure!(
@@ -63,7 +77,7 @@ impl Mock {
             let found = request.user_messages_with(marker);
             ensure!(
                 found == 1,
-                "{found} user messages with the prompt in request {}: {:#?}",
+                "{found} user messages with {marker} in request {}: {:#?}",
                 request.id,
                 request.messages()
             );

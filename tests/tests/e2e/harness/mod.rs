@@ -6,6 +6,7 @@ pub mod collector;
 pub mod command;
 mod explain;
 pub mod forward;
+pub mod git;
 mod install;
 pub mod kill;
 pub mod mock;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-pub use install::{COLLECTOR_URL, MODEL_URL, SHELL_IMAGE, SYSTEM, TOOLS};
+pub use install::{COLLECTOR_URL, MODEL_URL, SHELL_IMAGE, SYSTEM, TOOLS, TOOLS_IMAGE};
 pub use scene::{Keys, Scene, disturbing, scene};
 
 /// A variable of the environment without which nothing can be tested.

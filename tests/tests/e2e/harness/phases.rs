@@ -11,6 +11,9 @@ use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+/// The phases of a session that nothing happens to.
+pub const ORDER: [Phase; 4] = [Phase::Pending, Phase::Creating, Phase::Running, Phase::Completed];
+
 /// Collects phases, repetitions apart, until it is dropped.
 #[derive(Debug)]
 pub struct Phases {

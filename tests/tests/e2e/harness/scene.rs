@@ -9,14 +9,14 @@ use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt as _};
 use protocol::names;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::http::install_crypto;
 use tests::model::{FAKE_KEY, script};
 use tests::traces::{FAKE_PUBLIC_KEY, FAKE_SECRET_KEY};
 use tokio::sync::{RwLock, Semaphore};
 use uuid::Uuid;
 
-use super::command::kubectl;
+use super::command::{apply, kubectl};
 use super::explain::explain;
 use super::install::installed;
 use super::wait::{SOON, until};
@@ -123,6 +123,31 @@ impl Scene {
     /// Runs kubectl in the namespace.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         kubectl(&[&["-n", &self.namespace], arguments].concat()).await
+    }
+
+    /// What the namespace's admin decides.
+    pub async fn settings(&self, spec: &Value) -> Result<()> {
+        let settings = json!({ "apiVersion": "vteam.ambient-code/v1alpha1", "kind": "ProjectSettings",
+            "metadata": { "name": "projectsettings" }, "spec": spec });
+        apply(&self.namespace, &settings.to_string()).await?;
+        Ok(())
+    }
+
+    /// Asks for the session's next run.
+    pub async fn start_again(&self, name: &str) -> Result<()> {
+        let request = format!("{}={}", names::annotation::START_REQUESTED_AT, Uuid::new_v4());
+        self.kubectl(&["annotate", "agenticsession", name, "--overwrite", &request])
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until this run has this phase.
+    pub async fn phase_of_run(&self, name: &str, run: u32, wanted: Phase) -> Result<AgenticSessionStatus> {
+        until(&format!("run {run} of session {name}"), SOON, async || {
+            Ok((self.status(name).await?.run == Some(run)).then_some(()))
+        })
+        .await?;
+        self.phase(name, wanted).await
     }
 
     /// The namespace's sessions.

@@ -10,6 +10,11 @@ use super::{SHELL_IMAGE, Scene};
 
 /// Runs a shell script in a pod that has the session's claim at `/data` and returns what it printed.
 pub async fn on_volume(scene: &Scene, session: &str, script: &str) -> Result<String> {
+    on_claim(scene, &format!("ambient-workspace-{session}"), script).await
+}
+
+/// The same with any claim.
+pub async fn on_claim(scene: &Scene, claim: &str, script: &str) -> Result<String> {
     let name = format!("look-{}", &Uuid::new_v4().simple().to_string()[..8]);
     let manifest = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
@@ -23,7 +28,7 @@ pub async fn on_volume(scene: &Scene, session: &str, script: &str) -> Result<Str
                 "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
                 "volumeMounts": [{ "name": "data", "mountPath": "/data" }] }],
             "volumes": [{ "name": "data",
-                "persistentVolumeClaim": { "claimName": format!("ambient-workspace-{session}") } }],
+                "persistentVolumeClaim": { "claimName": claim } }],
         },
     });
     apply(&scene.namespace, &manifest.to_string()).await?;
@@ -42,10 +47,7 @@ pub async fn on_volume(scene: &Scene, session: &str, script: &str) -> Result<Str
     })
     .await?;
     let said = kubectl(&["logs", "-n", &scene.namespace, &name]).await?;
-    ensure!(
-        phase == "Succeeded",
-        "the script failed on the volume of {session}: {said}"
-    );
+    ensure!(phase == "Succeeded", "the script failed on the claim {claim}: {said}");
     kubectl(&["delete", "pod", "-n", &scene.namespace, &name, "--wait=false"]).await?;
     Ok(said)
 }
