@@ -1,4 +1,4 @@
-//! A Python with `websockets`, for the client guide's examples.
+//! A Python with `websockets` and `requests`, for the client guides' examples.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -6,25 +6,27 @@ use anyhow::{Context as _, Result};
 
 use crate::{command::output, paths, progress, tools};
 
-const VERSION: &str = "15.0.1";
+const WEBSOCKETS: &str = "15.0.1";
+const REQUESTS: &str = "2.32.5";
 
 /// The Python, installed into the cache when it is not there.
 pub fn python_websockets() -> Result<PathBuf> {
-    let folder = paths::cache()?.join(format!("python-websockets-{VERSION}"));
+    let folder = paths::cache()?.join(format!("python-clients-{WEBSOCKETS}-{REQUESTS}"));
     let (python, done) = (folder.join("bin/python"), folder.join("complete"));
-    let _lock = tools::lock("python-websockets")?;
+    let _lock = tools::lock("python-clients")?;
     if !done.exists() {
         progress::step(
-            &format!("installing websockets {VERSION} for Python"),
+            &format!("installing websockets {WEBSOCKETS} and requests {REQUESTS} for Python"),
             || -> Result<()> {
                 output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
                 let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-                output(Command::new(&python).args(pip).arg(format!("websockets=={VERSION}")))?;
+                let packages = [format!("websockets=={WEBSOCKETS}"), format!("requests=={REQUESTS}")];
+                output(Command::new(&python).args(pip).args(packages))?;
                 fs::write(&done, "")?;
                 Ok(())
             },
         )
-        .context("the client guide's test needs python3 with venv, and PyPI")?;
+        .context("the client guides' tests need python3 with venv, and PyPI")?;
     }
     Ok(python)
 }

@@ -29,5 +29,6 @@ mod sockets;
 mod store;
 mod streams;
 mod support;
+mod task_guide;
 mod tasks;
 mod workspace;
