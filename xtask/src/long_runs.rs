@@ -43,6 +43,23 @@ pub fn kill_points(seed: u64) -> Result<()> {
     })
 }
 
+/// Everything of the runner that reads what others wrote is fed with what was changed at random.
+pub fn fuzz(times: u32, seed: u64) -> Result<()> {
+    progress::step(
+        &format!("fuzzing the runner, {times} times as long as CI, seed {seed}"),
+        || {
+            command::run(
+                Command::new(env_cargo())
+                    .current_dir(paths::workspace())
+                    .env("RUNNER_FUZZ", times.to_string())
+                    .env("RUNNER_SEED", seed.to_string())
+                    .args(["test", "--locked", "--package", "runner", "--test", "it", "--"])
+                    .args(["fuzz::", "--nocapture"]),
+            )
+        },
+    )
+}
+
 /// An agent swaps folders, files and links while the runner serves files through them.
 pub fn file_races(tries: u32) -> Result<()> {
     progress::step(

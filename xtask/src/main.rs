@@ -72,6 +72,15 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Feed the runner with lines, frames and files that were changed at random.
+    Fuzz {
+        /// How many times as many cases as in CI.
+        #[arg(long, default_value_t = 100)]
+        times: u32,
+        /// What the dice begin with.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Swap folders, files and links in a workspace while the runner serves files through them.
     FileRaces {
         /// How often.
@@ -119,6 +128,7 @@ fn run() -> Result<()> {
         }
         Command::NoRecordLost { records, kills, seed } => long_runs::no_record_lost(records, kills, seed),
         Command::KillPoints { seed } => long_runs::kill_points(seed),
+        Command::Fuzz { times, seed } => long_runs::fuzz(times, seed),
         Command::FileRaces { tries } => long_runs::file_races(tries),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Images => {

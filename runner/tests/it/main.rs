@@ -14,6 +14,7 @@ mod common;
 mod crash;
 mod drain;
 mod flags;
+mod fuzz;
 mod git;
 mod hostile;
 mod interactive;

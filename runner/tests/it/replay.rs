@@ -230,7 +230,7 @@ fn scrubbed(line: &str, dir: &Path) -> String {
     line
 }
 
-fn recordings() -> Vec<(String, Vec<u8>)> {
+pub fn recordings() -> Vec<(String, Vec<u8>)> {
     let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
     let mut recordings: Vec<_> = files
         .map(|path| {
