@@ -21,7 +21,7 @@ use crate::pod::{agent_container, config, drive};
 /// A gateway that asks for what was not answered, on each connection again.
 #[derive(Default)]
 pub struct Asking {
-    commands: Vec<GatewayFrame>,
+    pub commands: Vec<GatewayFrame>,
     /// What was stored, and seqs that came again with other bytes.
     pub records: BTreeMap<u64, String>,
     pub conflicts: Vec<u64>,
@@ -119,7 +119,7 @@ fn take(text: &str, state: &Shared) -> Option<GatewayFrame> {
     }
 }
 
-fn id(command: &GatewayFrame) -> String {
+pub fn id(command: &GatewayFrame) -> String {
     match command {
         GatewayFrame::UserMessage(command) => command.id.clone(),
         GatewayFrame::Interrupt(command) => command.id.clone(),

@@ -23,8 +23,9 @@ use runner::status::Phase;
 use runner::workspace::git::Repos;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tests::model::Logged;
 use tests::traces::{FAKE_PUBLIC_KEY, FAKE_SECRET_KEY, TraceCollector};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::Duration;
 
@@ -109,10 +110,16 @@ impl Driven {
 #[ignore = "started by the tests that kill it"]
 async fn an_attempt() {
     let driven: Driven = serde_json::from_str(&std::env::var(DRIVEN).unwrap()).unwrap();
-    let (_told, stop) = watch::channel(false);
+    let (told, stop) = watch::channel(false);
+    let mut asked = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+    tokio::spawn(async move {
+        asked.recv().await;
+        told.send_replace(true);
+        std::future::pending::<()>().await;
+    });
     let outcome = Box::pin(runner::drive::drive(driven.config(), stop)).await;
     assert!(
-        matches!(outcome, Outcome::Succeeded | Outcome::EndedByRequest),
+        matches!(outcome, Outcome::Succeeded | Outcome::EndedByRequest | Outcome::Stopped),
         "{outcome:?}"
     );
 }
@@ -125,6 +132,7 @@ struct World {
     gateway: Gateway,
     kept: Shared,
     prompt: String,
+    interactive: bool,
 }
 
 /// What is needed to understand a failure: the order of things.
@@ -167,15 +175,15 @@ impl World {
         let round = || bash("echo more > new.txt; sleep 0.3");
         // Said twice: killed between the answer and the CLI's result, the CLI is told to go on.
         let prompt = script("MARK", &[round(), round(), text("Done."), text("Done.")]);
-        Self::new(Some(scene), prompt).await
+        Self::new(Some(scene), prompt, false).await
     }
 
     async fn interactive() -> Self {
         let prompt = script("MARK", &[bash("sleep 0.3"), text("One."), text("One."), text("One.")]);
-        Self::new(None, prompt).await
+        Self::new(None, prompt, true).await
     }
 
-    async fn new(scene: Option<Scene>, prompt: String) -> Self {
+    async fn new(scene: Option<Scene>, prompt: String, interactive: bool) -> Self {
         let session = Session::new().await;
         let (gateway, kept) = gateway(Asking::default()).await;
         std::fs::create_dir_all(session.state()).unwrap();
@@ -191,11 +199,23 @@ impl World {
             gateway,
             kept,
             prompt,
+            interactive,
         }
     }
 
     /// Runs an attempt in a process of its own, and in its agent container.
     async fn attempt(&self, attempt: u32, variable: Option<(&str, &str)>) -> Ended {
+        let (runner, _container) = self.start(attempt, variable);
+        self.end(runner).await
+    }
+
+    async fn end(&self, runner: Child) -> Ended {
+        let ended = ended_within(runner, PATIENCE).await;
+        self.session.assert_nothing_left().await;
+        ended
+    }
+
+    fn start(&self, attempt: u32, variable: Option<(&str, &str)>) -> (Child, Child) {
         let driven = Driven {
             state: self.session.state(),
             workspace: self.session.workspace(),
@@ -207,10 +227,10 @@ impl World {
                 .as_ref()
                 .map(|scene| (scene.secrets(), scene.private(), scene.server.url("one"))),
             prompt: self.prompt.clone(),
-            interactive: self.scene.is_none(),
+            interactive: self.interactive,
             attempt,
         };
-        let _container = agent_container(&self.session);
+        let container = agent_container(&self.session);
         let runner = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "kill::an_attempt", "--ignored", "--nocapture"])
             .env(DRIVEN, serde_json::to_string(&driven).unwrap())
@@ -222,17 +242,21 @@ impl World {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let ended = ended_within(runner, PATIENCE).await;
-        self.session.assert_nothing_left().await;
-        ended
+        (runner, container)
     }
 
     /// The same, while a client of the gateway says something and ends the session when it is answered.
-    async fn conversation(&self, attempt: u32, variable: Option<(&str, &str)>) -> Ended {
+    async fn conversation(&self, attempt: u32, says: &[&str], variable: Option<(&str, &str)>) -> Ended {
         let talking = async {
-            self.answered().await;
-            let asked = self.kept.lock().unwrap().answers.contains_key("c-2");
-            if !asked {
+            for (at, text) in says.iter().enumerate() {
+                let id = format!("c-{}", at + 1);
+                let said = self.asked(&id);
+                if !said {
+                    ask(&self.kept, message(&id, text));
+                }
+                self.answered(&id).await;
+            }
+            if !self.asked("end") {
                 ask(&self.kept, end());
             }
             std::future::pending::<()>().await;
@@ -247,14 +271,24 @@ impl World {
         }
     }
 
+    fn asked(&self, id: &str) -> bool {
+        self.kept
+            .lock()
+            .unwrap()
+            .commands
+            .iter()
+            .any(|command| crate::commands::id(command) == id)
+    }
+
     /// A turn is over since the message was sent, and nothing waits.
-    async fn answered(&self) {
+    async fn answered(&self, id: &str) {
+        let command = format!(r#""command":"{id}""#);
         let socket = self.session.state().join("control.sock");
         loop {
             let over = {
                 let kept = self.kept.lock().unwrap();
                 let last = |what: &str| kept.records.iter().rev().find(|(_, record)| record.contains(what));
-                let sent = last(r#""command":"c-1""#).map(|(seq, _)| *seq);
+                let sent = last(&command).map(|(seq, _)| *seq);
                 sent.is_some() && last(r#""event":"turnEnded""#).map(|(seq, _)| *seq) > sent
             };
             if over
@@ -276,19 +310,16 @@ impl World {
             (Delivery::Delivered, Delivery::Delivered),
             "{point}"
         );
-        session.assert_prompt_once("MARK");
         let records = session.records();
         assert!(records.iter().map(|record| record.seq).eq(1..=records.len() as u64));
         let ends = records.iter().filter(|record| record.kind == Kind::End).count();
         let begun = session.events("attemptStarted").len();
         assert_eq!((ends, records.last().unwrap().kind), (begun, Kind::End), "{point}");
-        for command in ["prompt", "c-1"] {
-            let users = session.bodies(Kind::User);
-            let said = users.iter().filter(|user| user["command"] == command).count();
-            assert_eq!(
-                said,
-                usize::from(command == "prompt" || self.scene.is_none()),
-                "{point}: {command}"
+        let mut said = BTreeSet::new();
+        for user in session.bodies(Kind::User) {
+            assert!(
+                said.insert(user["command"].to_string()),
+                "{point}: {user} is written once"
             );
         }
         let kept = self.kept.lock().unwrap();
@@ -305,6 +336,7 @@ impl World {
 
     fn assert_pushed(&self, point: &str) {
         let server = &self.scene.as_ref().unwrap().server;
+        self.session.assert_prompt_once("MARK");
         let report = self.session.report();
         assert_eq!(report.result, "Done.", "{point}");
         let head = server.git("one", &["rev-parse", BRANCH]).unwrap();
@@ -327,7 +359,7 @@ impl World {
 }
 
 fn end() -> protocol::frame::GatewayFrame {
-    protocol::frame::GatewayFrame::EndSession(protocol::frame::EndSession { id: "c-2".into() })
+    protocol::frame::GatewayFrame::EndSession(protocol::frame::EndSession { id: "end".into() })
 }
 
 /// Where a run passes, in order, each once.
@@ -437,27 +469,57 @@ async fn one_shot_killed_at((point, then): (String, Option<String>)) {
 
 #[tokio::test]
 async fn a_conversation_through_the_gateway_ends_the_same_wherever_its_runner_was_killed() {
-    let world = World::interactive().await;
-    ask(&world.kept, message("c-1", "FOLLOW"));
-    let log = world.session.state().join("passed");
-    let whole = world.conversation(1, Some((LOG, log.to_str().unwrap()))).await;
-    assert_eq!(whole.code, Some(0), "{}{}", whole.stdout, whole.stderr);
-    let all = passed(&log);
+    // Sent while the first turn runs.
+    let says = ["FOLLOW"];
+    let all = points_of_a_conversation(&says).await;
     assert!(all.iter().any(|point| point.starts_with("answered:")), "{all:?}");
-    world.assert_ended("nobody was killed", Outcome::EndedByRequest);
     futures::stream::iter(chosen(&all))
-        .for_each_concurrent(4, conversation_killed_at)
+        .for_each_concurrent(4, async |points| {
+            let (world, name) = talked_through(&says, points).await;
+            crate::resume::assert_said_once(&world.session, &name);
+        })
         .await;
 }
 
-async fn conversation_killed_at((point, then): (String, Option<String>)) {
+#[tokio::test]
+async fn a_conversation_is_cleared_once_wherever_its_runner_was_killed() {
+    let says = ["/clear", "AFTER"];
+    let all = points_of_a_conversation(&says).await;
+    futures::stream::iter(chosen(&all))
+        .for_each_concurrent(4, async |points| {
+            let (world, name) = talked_through(&says, points).await;
+            let requests = world.session.model.requests();
+            let asked: Vec<_> = requests.iter().filter(|request| request.asks_for_message()).collect();
+            let counts = |request: &Logged| ["MARK", "AFTER"].map(|marker| request.user_messages_with(marker));
+            for request in &asked {
+                let [before, after] = counts(request);
+                assert!(
+                    before + after == 1,
+                    "{name}: {before} {after} {:#?}",
+                    request.messages()
+                );
+            }
+            assert_eq!(counts(asked.last().unwrap()), [0, 1], "{name}");
+        })
+        .await;
+}
+
+async fn points_of_a_conversation(says: &[&str]) -> Vec<String> {
     let world = World::interactive().await;
-    ask(&world.kept, message("c-1", "FOLLOW"));
+    let log = world.session.state().join("passed");
+    let whole = world.conversation(1, says, Some((LOG, log.to_str().unwrap()))).await;
+    assert_eq!(whole.code, Some(0), "{}{}", whole.stdout, whole.stderr);
+    world.assert_ended("nobody was killed", Outcome::EndedByRequest);
+    passed(&log)
+}
+
+async fn talked_through(says: &[&str], (point, then): (String, Option<String>)) -> (World, String) {
+    let world = World::interactive().await;
     let name = format!("{point}, {then:?}");
     let mut attempt = 0;
     for at in [Some(point), then].into_iter().flatten() {
         attempt += 1;
-        let killed = world.conversation(attempt, Some((VARIABLE, &at))).await;
+        let killed = world.conversation(attempt, says, Some((VARIABLE, &at))).await;
         assert!(
             matches!(killed.code, None | Some(0)),
             "{name}: {}{}",
@@ -465,8 +527,77 @@ async fn conversation_killed_at((point, then): (String, Option<String>)) {
             killed.stderr
         );
     }
-    let last = world.conversation(attempt + 1, None).await;
+    let last = world.conversation(attempt + 1, says, None).await;
     assert_eq!(last.code, Some(0), "{name}: {}{}", last.stdout, last.stderr);
     world.assert_ended(&name, Outcome::EndedByRequest);
-    crate::resume::assert_said_once(&world.session, &name);
+    (world, name)
+}
+
+#[tokio::test]
+async fn told_to_stop_a_session_goes_on_the_same_wherever_its_runner_was_killed_meanwhile() {
+    let world = World::stopped().await;
+    let log = world.session.state().join("passed");
+    let (runner, _container) = world.start(1, Some((LOG, log.to_str().unwrap())));
+    let before = world.told_to_stop(&runner, &log).await;
+    let whole = world.end(runner).await;
+    assert_eq!(world.session.report().outcome, Outcome::Stopped, "{}", whole.stderr);
+    let all: Vec<String> = passed(&log).split_off(before);
+    assert!(all.iter().any(|point| point.starts_with("ended:")), "{all:?}");
+    world.goes_on("nobody was killed", 2).await;
+    futures::stream::iter(chosen(&all))
+        .for_each_concurrent(4, async |(point, _)| {
+            let world = World::stopped().await;
+            let (runner, _container) = world.start(1, Some((VARIABLE, &point)));
+            world.told_to_stop(&runner, &log).await;
+            world.end(runner).await;
+            world.goes_on(&point, 2).await;
+        })
+        .await;
+}
+
+impl World {
+    async fn stopped() -> Self {
+        // The interrupt itself counts as an answer for the mock.
+        let steps = [
+            bash("touch began; [ -e go ] || sleep 100"),
+            text("On."),
+            text("On."),
+            text("On."),
+        ];
+        Self::new(None, script("MARK", &steps), false).await
+    }
+
+    /// Tells the runner to stop in mid-tool; says how many points it had passed by then.
+    async fn told_to_stop(&self, runner: &Child, log: &std::path::Path) -> usize {
+        let began = self.session.workspace().join("began");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        // It may die before.
+        while !began.exists() && alive(runner) {
+            assert!(tokio::time::Instant::now() < deadline, "the tool runs");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let passed = if log.exists() { passed(log).len() } else { 0 };
+        std::fs::write(self.session.workspace().join("go"), "").unwrap();
+        if alive(runner) {
+            crate::common::signal(runner, rustix::process::Signal::TERM);
+        }
+        passed
+    }
+
+    async fn goes_on(&self, point: &str, attempt: u32) {
+        let last = self.attempt(attempt, None).await;
+        assert_eq!(last.code, Some(0), "{point}: {}{}", last.stdout, last.stderr);
+        self.assert_ended(point, Outcome::Succeeded);
+        assert_eq!(self.session.report().result, "On.", "{point}");
+        self.session.assert_prompt_once("MARK");
+        let last = self.session.model.requests().pop().unwrap();
+        assert!(last.user_messages_with(runner::drive::CONTINUE) <= 1, "{point}");
+    }
+}
+
+fn alive(runner: &Child) -> bool {
+    let stat = runner
+        .id()
+        .and_then(|id| std::fs::read_to_string(format!("/proc/{id}/stat")).ok());
+    stat.is_some_and(|stat| !stat.contains(") Z "))
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use protocol::frame::{Ack, GatewayFrame, Interrupt, RunnerFrame, UserMessage, Welcome};
 use protocol::record::{SessionBody, UserBody};
+use protocol::report::Delivery;
 use protocol::{Kind, Outcome, Record};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
@@ -395,7 +396,7 @@ fn nonsense(random: &mut StdRng) -> Vec<Message> {
             spool: None,
         }),
         GatewayFrame::Ack(Ack {
-            seq: random.random_range(0..99),
+            seq: random.random_range(0..9),
         }),
         GatewayFrame::Interrupt(Interrupt {
             id: "c-1".into(),
@@ -449,6 +450,11 @@ async fn a_gateway_that_says_anything_at_all_keeps_nobody_from_working_and_a_goo
             .collect();
         let kept = kept.lock().unwrap();
         assert_eq!(*kept, spooled[spooled.len() - kept.len()..], "case {case}");
-        assert!(kept.last().unwrap().contains("\"kind\":\"end\""), "case {case}");
+        // A number of the mad one's may by chance have been that of the last record.
+        let by_chance = kept.is_empty() && session.report().events == Delivery::Delivered;
+        assert!(
+            by_chance || kept.last().unwrap().contains("\"kind\":\"end\""),
+            "case {case}"
+        );
     }
 }
