@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use gateway::{
     compat,
     quantity::{self, Bytes, Seconds},
@@ -17,6 +17,9 @@ use http::HeaderValue;
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Args {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
     /// Address of the API and of the runners' WebSocket; `0.0.0.0:8080` when nothing else is said.
     #[arg(long, env = "GATEWAY_LISTEN")]
     listen: Option<SocketAddr>,
@@ -31,10 +34,18 @@ pub(crate) struct Args {
     pub(crate) metrics_address: SocketAddr,
     /// File of the event log, or `:memory:` to lose it with the process.
     #[arg(long, env = "GATEWAY_DATA", default_value = "/data/events.db")]
-    data: store::Location,
+    pub(crate) data: store::Location,
     /// `memory`: the event log is lost with the process; `sqlite`: it is the file of `--data`.
     #[arg(long, env = "STORAGE_TYPE", value_parser = storage)]
     storage_type: Option<Storage>,
+    /// PostgreSQL database of the event log instead, such as `postgresql://user:password@host/database`: any number of
+    /// gateways may share it.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub(crate) database_url: Option<String>,
+    /// Where other gateways on the same database find this one's API, such as `10.0.0.7:8080`; when absent, where it
+    /// listens, unless that is everywhere.
+    #[arg(long, env = "GATEWAY_ADVERTISE")]
+    pub(crate) advertise: Option<String>,
     /// File of API keys, such as a mounted Secret; read again when it changes.
     #[arg(long, env = "GATEWAY_API_KEYS")]
     pub(crate) api_keys: Option<PathBuf>,
@@ -92,8 +103,20 @@ impl Args {
         })
     }
 
-    /// Where the event log is.
-    pub(crate) fn data(&self) -> anyhow::Result<store::Location> {
+    /// Where the event log is, for a gateway that listens on `listening`.
+    pub(crate) fn location(&self, listening: SocketAddr) -> anyhow::Result<store::Location> {
+        let given = self.advertise.clone().filter(|address| !address.is_empty());
+        let own = || (!listening.ip().is_unspecified()).then(|| listening.to_string());
+        match self.database_url.clone().filter(|url| !url.is_empty()) {
+            Some(url) => Ok(store::Location::Database {
+                url,
+                address: given.or_else(own),
+            }),
+            None => self.data(),
+        }
+    }
+
+    fn data(&self) -> anyhow::Result<store::Location> {
         match (self.storage_type, &self.data) {
             (Some(Storage::Memory), _) => Ok(store::Location::Memory),
             (Some(Storage::Sqlite), store::Location::Memory) => {
@@ -102,6 +125,14 @@ impl Args {
             (_, data) => Ok(data.clone()),
         }
     }
+}
+
+/// What the process can do besides serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Move the event log from the file `--data` into the database `--database-url`, once: with every gateway of both stopped.
+    /// Sessions that are there already stay as they are, so it can be repeated. The file is then renamed to `….moved`.
+    Migrate,
 }
 
 #[derive(Debug, clap::Args)]

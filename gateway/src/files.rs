@@ -89,6 +89,11 @@ impl Files {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the session's runner is connected here.
+    pub fn is_open(&self) -> bool {
+        self.line().is_some()
+    }
+
     /// Hands a reply to who waits for it. `Some`: nobody does.
     pub fn reply(&self, reply: Reply) -> Option<Reply> {
         let mut line = self.line();

@@ -31,7 +31,10 @@ use crate::{
     live::Channel,
     server::Place,
     sessions::{Target, View},
-    store::{Admission, Admitted, Appended, Batch, Content, NewRecord, State as LogState, StoreError, StoredRecord},
+    store::{
+        Admission, Admitted, Appended, Batch, Content, NewRecord, State as LogState, StoreError, StoredRecord,
+        news::News,
+    },
     watch::Seen,
 };
 
@@ -284,8 +287,10 @@ impl Connection {
         };
         match frame {
             RunnerFrame::Delta(delta) => {
-                self.channel
-                    .delta(Bytes::from(Box::<str>::from(delta).into_boxed_bytes()));
+                let delta = Bytes::from(Box::<str>::from(delta).into_boxed_bytes());
+                let session = self.session.clone();
+                self.channel.delta(delta.clone());
+                gateway.log.tell(News::Delta { session, delta });
                 Ok(())
             }
             RunnerFrame::Hello(_) => Err(End::Protocol("hello may be sent only once".to_owned())),

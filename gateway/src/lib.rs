@@ -12,6 +12,7 @@ pub mod ingest;
 pub mod live;
 pub mod log_format;
 pub mod metrics;
+pub mod news;
 pub mod origin;
 pub mod project;
 pub mod quantity;

@@ -117,6 +117,21 @@ struct Channels {
 }
 
 impl Live {
+    /// The channel of a session, if somebody watches or writes it.
+    pub fn known(&self, session: &str) -> Option<Arc<Channel>> {
+        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.by_session.get(session).and_then(Weak::upgrade)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<(String, Arc<Channel>)> {
+        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = channels.by_session.iter();
+        living
+            .filter_map(|(session, channel)| Some((session.clone(), channel.upgrade()?)))
+            .collect()
+    }
+
     /// The channel of a session (by UID).
     pub fn channel(&self, session: &str) -> Arc<Channel> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);

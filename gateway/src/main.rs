@@ -4,7 +4,7 @@ mod args;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use gateway::{
     Gateway, compat::keeper, log_format::Flat, metrics, origin::Origins, retention, server, store, tls::Certificate,
@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use args::Args;
+use args::{Args, Command};
 
 /// How long requests under way may take to end.
 const END_WITHIN: Duration = Duration::from_secs(15);
@@ -40,15 +40,18 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(Command::Migrate) = args.command {
+        return migrate(&args).await;
+    }
     let client = Client::try_default()
         .await
         .context("failed to find the cluster: run in a pod or set KUBECONFIG")?;
-    let log = store::open(&args.data()?)?;
+    let api = listen(args.listen()).await?;
+    let log = store::open(args.location(api.local_addr()?)?).await?;
     let shutdown = CancellationToken::new();
     let settings = args.compat.settings()?;
     let gateway = Gateway::serving(client, log, shutdown.clone(), settings);
     gateway.use_key(args.compat.key());
-    let api = listen(args.listen()).await?;
     let metrics_listener = listen(args.metrics_address).await?;
     tracing::info!(address = %api.local_addr()?, metrics = %metrics_listener.local_addr()?, "listening");
 
@@ -71,6 +74,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
     gateway.tasks.spawn(gateway::commands::run(gateway.clone()));
     gateway.tasks.spawn(keeper::run(gateway.clone()));
+    gateway.tasks.spawn({
+        let gateway = gateway.clone();
+        async move { gateway::news::run(&gateway).await }
+    });
     let metrics = metrics::router(gateway.metrics.clone());
     let tasks = gateway.tasks.clone();
     tasks.spawn(server::serve(
@@ -114,6 +121,25 @@ async fn run(args: Args) -> anyhow::Result<()> {
     watch.abort();
     // The log ends when the last holder lets go of it: what is queued is committed first.
     drop(Arc::into_inner(gateway));
+    Ok(())
+}
+
+async fn migrate(args: &Args) -> anyhow::Result<()> {
+    let (Some(url), store::Location::File(file)) = (&args.database_url, &args.data) else {
+        bail!("failed to move the event log: give the file with --data and the database with DATABASE_URL");
+    };
+    let moved = store::postgres::migrate(file, url).await?;
+    if file.exists() {
+        let mut name = file.clone().into_os_string();
+        name.push(".moved");
+        std::fs::rename(file, &name).with_context(|| format!("failed to rename {}", file.display()))?;
+    }
+    let store::postgres::Moved {
+        sessions,
+        records,
+        known,
+    } = moved;
+    tracing::info!(sessions, records, known, "the event log is in PostgreSQL");
     Ok(())
 }
 

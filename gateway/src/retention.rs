@@ -122,6 +122,9 @@ pub async fn run(gateway: &Gateway, limits: Limits) {
             _ = ticks.tick() => {}
             () = gateway.shutdown.cancelled() => return,
         }
+        if !gateway.log.removes() {
+            continue;
+        }
         let ask = limits.deleted.is_some() && round.is_multiple_of(PRESENCE_EVERY);
         if ask && let Err(error) = note_present(gateway).await {
             tracing::warn!(%error, "retention cannot tell which sessions are deleted");

@@ -14,6 +14,7 @@ pub mod images;
 pub mod long_runs;
 pub mod packages;
 pub mod paths;
+pub mod postgres;
 pub mod progress;
 pub mod quality;
 pub mod reference;

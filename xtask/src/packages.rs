@@ -65,6 +65,15 @@ pub fn ensure_sshd() -> Result<PathBuf> {
     Ok("/usr/sbin/sshd".into())
 }
 
+/// A PostgreSQL server that is started by hand: where there is systemd, the service of the package is masked before it comes.
+pub fn ensure_postgres() -> Result<()> {
+    let server = Need::File("/usr/lib/postgresql", "postgresql");
+    if !server.is_met() && is_root() && Path::new("/run/systemd/system").is_dir() {
+        command::quiet(Command::new("systemctl").args(["mask", "postgresql.service"]))?;
+    }
+    ensure(&[server, Need::Program("setpriv", "util-linux")])
+}
+
 /// A Python that can make environments.
 pub fn ensure_python() -> Result<()> {
     ensure(&[Need::Program("python3", "python3")])?;

@@ -209,6 +209,9 @@ const CHANGES: &[&str] = &[
     "gateway.persistence.enabled=false",
     r#"gateway.persistence.size="6Gi""#,
     r#"gateway.persistence.storageClassName="fast""#,
+    "gateway.replicas=3",
+    r#"gateway.database.secretName="database""#,
+    r#"gateway.database.secretKey="uri""#,
     r#"gateway.retention.age="91d""#,
     r#"gateway.retention.deleted="8d""#,
     r#"gateway.retention.sessionSize="2Gi""#,
@@ -269,8 +272,13 @@ fn every_value_acts() {
     // A ServiceMonitor's values act once there is one.
     let monitored = "metrics.serviceMonitor.enabled=true";
     let (plain, with_monitor) = (rendered(&[]), rendered(&[monitored]));
+    // Several gateways and the place of their URL need a database.
+    let database = r#"gateway.database.secretName="database""#;
+    let with_database = rendered(&[database]);
     for change in CHANGES {
-        let acts = if change.contains("serviceMonitor.") && *change != monitored {
+        let acts = if ["gateway.replicas=3", r#"gateway.database.secretKey="uri""#].contains(change) {
+            rendered(&[database, change]) != with_database
+        } else if change.contains("serviceMonitor.") && *change != monitored {
             rendered(&[monitored, change]) != with_monitor
         } else {
             rendered(&[change]) != plain
@@ -288,6 +296,7 @@ fn a_value_that_does_not_exist_or_cannot_work_is_refused() {
         (r#"image.pullPolicy="Sometimes""#, "pullPolicy"),
         (r#"watchNamespace="a,b""#, "watchNamespace"),
         (r#"gateway.persistence.size="big""#, "size"),
+        ("gateway.replicas=2", "Set gateway.database.secretName to a Secret"),
     ] {
         let refusal = refusal(value);
         assert!(refusal.contains(complaint), "{value}: {refusal}");
@@ -313,7 +322,11 @@ fn a_real_api_server_takes_the_chart_its_pods_and_the_examples_and_gives_users_t
     helm("install agentic-operator . --namespace=agents --set=operator.replicas=2");
     kubectl("wait crd/agenticsessions.vteam.ambient-code --for=condition=Established --timeout=30s").unwrap();
 
-    for pod in bare_pods(&rendered(&[])) {
+    let database = r#"gateway.database.secretName="database""#;
+    for pod in [rendered(&[]), rendered(&[database])]
+        .iter()
+        .flat_map(|objects| bare_pods(objects))
+    {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), pod.to_string()).unwrap();
         kubectl(&format!(

@@ -102,3 +102,12 @@ helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ .weight | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}
+
+{{/* The database of the event log. */}}
+{{- define "agentic.database" -}}
+- name: DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .database.secretName }}
+      key: {{ .database.secretKey }}
+{{- end }}

@@ -6,6 +6,7 @@ pub mod compat;
 mod create;
 mod error;
 mod events;
+mod forward;
 pub mod health;
 mod lifecycle;
 mod list;

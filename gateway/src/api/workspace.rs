@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use super::{
     ApiError, Get, OfSession, Update,
+    forward::{Place, to_the_runner},
     openapi::{self, Api},
     projects::existing,
 };
@@ -140,8 +141,12 @@ fn checked(path: &str) -> Result<String, ApiError> {
 async fn root(
     State(gateway): State<Arc<Gateway>>,
     OfSession { target, .. }: OfSession<Get>,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let (channel, view) = found(&gateway, &target).await?;
+    let (channel, view, _) = match found(&gateway, &target, request).await? {
+        Found::Here(channel, view, request) => (channel, view, request),
+        Found::Elsewhere(answer) => return Ok(answer),
+    };
     list(channel, "").await.map_err(|error| refusal(error, &target, &view))
 }
 
@@ -149,24 +154,38 @@ async fn read(
     State(gateway): State<Arc<Gateway>>,
     OfSession { target, .. }: OfSession<Get>,
     Path((.., path)): Path<(String, String, String)>,
-    headers: HeaderMap,
+    request: Request,
 ) -> Result<Response, ApiError> {
     let path = checked(&path)?;
-    let (channel, view) = found(&gateway, &target).await?;
+    let (channel, view, request) = match found(&gateway, &target, request).await? {
+        Found::Here(channel, view, request) => (channel, view, request),
+        Found::Elsewhere(answer) => return Ok(answer),
+    };
     let refused = |error| refusal(error, &target, &view);
     let entry = stat(channel.clone(), &path).await.map_err(refused)?;
     match entry.kind {
         FileKind::Folder => list(channel, &path).await.map_err(refused),
-        FileKind::File => file(channel, path, entry.size, &headers),
+        FileKind::File => file(channel, path, entry.size, request.headers()),
         FileKind::Link | FileKind::Other => Err(ApiError::conflict(format!(
             "{path:?} is no file: links are not followed, and sockets, pipes and devices cannot be read"
         ))),
     }
 }
 
-async fn found(gateway: &Gateway, target: &Target) -> Result<(Arc<Channel>, View), ApiError> {
+enum Found {
+    /// The session, and the way to its runner if there is one.
+    Here(Arc<Channel>, View, Box<Request>),
+    /// Another gateway has the runner, and answered.
+    Elsewhere(Response),
+}
+
+async fn found(gateway: &Gateway, target: &Target, request: Request) -> Result<Found, ApiError> {
     let view = View::from(&existing(gateway, target).await?);
-    Ok((gateway.live.channel(&view.uid), view))
+    let channel = gateway.live.channel(&view.uid);
+    Ok(match to_the_runner(gateway, &channel, &view.uid, request).await? {
+        Place::Here(request) => Found::Here(channel, view, request),
+        Place::Elsewhere(answer) => Found::Elsewhere(answer),
+    })
 }
 
 async fn stat(channel: Arc<Channel>, path: &str) -> Result<FileEntry, Error> {
@@ -336,17 +355,20 @@ async fn write(
     OfSession { target, .. }: OfSession<Update>,
     Path((.., path)): Path<(String, String, String)>,
     request: Request,
-) -> Result<Json<Written>, ApiError> {
+) -> Result<Response, ApiError> {
     let path = checked(&path)?;
-    let (channel, view) = found(&gateway, &target).await?;
+    let (channel, view, request) = match found(&gateway, &target, request).await? {
+        Found::Here(channel, view, request) => (channel, view, request),
+        Found::Elsewhere(answer) => return Ok(answer),
+    };
     let conversation = Conversation::begin(channel, FileOperation::Write, &path, 0, 0).await;
     let mut conversation = conversation.map_err(|error| refusal(error, &target, &view))?;
-    let size = upload(&mut conversation, request.into_body(), &target, &view).await?;
+    let size = upload(&mut conversation, (*request).into_body(), &target, &view).await?;
     loop {
         match conversation.reply().await {
             Ok(Reply::Result(result)) => {
                 return match result.error {
-                    None => Ok(Json(Written { path, size })),
+                    None => Ok(Json(Written { path, size }).into_response()),
                     Some(error) => Err(refusal(Error::Refused(error), &target, &view)),
                 };
             }

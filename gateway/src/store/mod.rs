@@ -5,13 +5,17 @@
 
 pub mod commands;
 pub mod memory;
+pub mod news;
+pub mod postgres;
 pub mod sqlite;
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use protocol::{Kind, RecordHead};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 /// Largest seq: a log has room for four billion records a session.
 pub const MAX_SEQ: u64 = u32::MAX as u64;
@@ -66,9 +70,42 @@ pub enum StoreError {
     /// A read failed.
     #[error("failed to read the event log: {0}")]
     Read(#[source] Arc<rusqlite::Error>),
+    /// PostgreSQL refused or was lost; whether the last write is stored is not known.
+    #[error(
+        "failed to use the event log in PostgreSQL: {0}; check that the server runs, has room and accepts this account"
+    )]
+    Database(#[source] Arc<tokio_postgres::Error>),
+    /// PostgreSQL does not answer.
+    #[error("failed to reach PostgreSQL in time: check that the server of DATABASE_URL runs and can be reached")]
+    Silent,
+    /// Its address cannot be one. The text is not repeated: it may have a password.
+    #[error("failed to understand DATABASE_URL: {0}; give it as postgresql://user:password@host/database")]
+    Url(#[source] Arc<tokio_postgres::Error>),
+    /// It does not keep what it is told to keep.
+    #[error("failed to open the event log in PostgreSQL: the server has fsync off; set `fsync = on`")]
+    Fsync,
+    /// The database was written by a newer gateway.
+    #[error(
+        "failed to open the event log in PostgreSQL: it has the layout {0}, which this gateway does not know; run the newer gateway"
+    )]
+    TooNewDatabase(String),
+    /// Its layout cannot be brought up to date.
+    #[error(
+        "failed to bring the event log in PostgreSQL to this gateway's layout: {0}; the account must own the schema"
+    )]
+    DatabaseLayout(#[source] Arc<refinery::Error>),
+    /// A session did not arrive as it was sent.
+    #[error("failed to move session {0} to PostgreSQL: what arrived differs, and was taken back; run the move again")]
+    Differs(String),
     /// The log's thread has ended.
     #[error("failed to reach the event log: it has stopped; restart the gateway")]
     Stopped,
+}
+
+impl From<tokio_postgres::Error> for StoreError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Database(Arc::new(error))
+    }
 }
 
 /// A pod asks to be the session's writer.
@@ -110,7 +147,7 @@ pub struct State {
 }
 
 /// How far a session's log goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Last seq without a hole before it, holes that a `gap` record declares apart; 0: none. Readers are shown no more than
     /// this.
@@ -352,15 +389,49 @@ pub trait EventLog: commands::CommandLog {
     fn trim(&self, session: &str, bytes: u64) -> BoxFuture<'static, Result<Removed, StoreError>>;
     /// One step: removes all that is known of a session.
     fn forget(&self, session: &str) -> BoxFuture<'static, Result<Removed, StoreError>>;
+    /// What other gateways on the same log do, for one listener; `None`: there can be none.
+    fn news(&self) -> Option<mpsc::Receiver<news::News>> {
+        None
+    }
+    /// Tells other gateways what is in no log.
+    fn tell(&self, news: news::News) {
+        drop(news);
+    }
+    /// Whether this gateway is the one that makes room.
+    fn removes(&self) -> bool {
+        true
+    }
+    /// Address of another gateway that the session's runner was last connected to.
+    fn elsewhere(&self, session: &str) -> BoxFuture<'static, Result<Option<String>, StoreError>> {
+        let _ = session;
+        async { Ok(None) }.boxed()
+    }
 }
 
 /// Where the log is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Location {
     /// In memory: for tests and trials; acknowledged records die with the process.
     Memory,
     /// In an SQLite file.
     File(PathBuf),
+    /// In PostgreSQL, for any number of gateways.
+    Database {
+        /// The database, which may have a password in it.
+        url: String,
+        /// Where other gateways find this one.
+        address: Option<String>,
+    },
+}
+
+impl std::fmt::Debug for Location {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Memory => write!(f, "memory"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Database { .. } => write!(f, "PostgreSQL"),
+        }
+    }
 }
 
 impl std::str::FromStr for Location {
@@ -376,9 +447,10 @@ impl std::str::FromStr for Location {
 }
 
 /// Opens the log.
-pub fn open(location: &Location) -> Result<Arc<dyn EventLog>, StoreError> {
+pub async fn open(location: Location) -> Result<Arc<dyn EventLog>, StoreError> {
     Ok(match location {
         Location::Memory => Arc::new(memory::MemoryLog::default()),
-        Location::File(path) => Arc::new(sqlite::SqliteLog::open(path)?),
+        Location::File(path) => Arc::new(sqlite::SqliteLog::open(&path)?),
+        Location::Database { url, address } => Arc::new(postgres::PostgresLog::open(&url, address).await?),
     })
 }

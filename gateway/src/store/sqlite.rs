@@ -53,6 +53,18 @@ struct Task<I, O> {
     reply: oneshot::Sender<Result<O, StoreError>>,
 }
 
+/// A connection to the file that nobody can write to meanwhile.
+pub(super) fn exclusive(path: &Path) -> Result<Connection, StoreError> {
+    let connection = open::writer(path)?;
+    connection
+        .execute_batch("BEGIN IMMEDIATE")
+        .map_err(|source| StoreError::Open {
+            path: path.to_owned(),
+            source: Arc::new(source),
+        })?;
+    Ok(connection)
+}
+
 /// Keeps records in an SQLite file.
 #[derive(Debug)]
 pub struct SqliteLog {

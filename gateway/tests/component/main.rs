@@ -19,6 +19,7 @@ mod memory;
 mod no_record_lost;
 mod plane;
 mod projections;
+mod replicas;
 mod restore;
 mod retention;
 mod rights;

@@ -8,7 +8,7 @@ use protocol::Kind;
 use serde_json::json;
 
 use crate::{
-    store::{admit, append, both},
+    store::{admit, all, append},
     support::{
         Served,
         cluster::Cluster,
@@ -33,7 +33,7 @@ async fn seqs(log: &dyn EventLog) -> Vec<u64> {
 
 #[tokio::test]
 async fn the_oldest_records_go_first_and_end_records_and_what_is_not_acknowledged_stay() {
-    for log in both(tempfile::tempdir().unwrap().path()) {
+    for log in all(tempfile::tempdir().unwrap().path()).await {
         admit(&*log, "u", 0).await;
         let sent = [records(1, 3), vec![end(4)], records(5, 6), records(8, 9)].concat();
         append(&*log, "u", 1, "spool-1", &sent).await;
@@ -87,7 +87,7 @@ async fn much_is_removed_in_steps_and_a_deleted_session_wholly() {
 
 #[tokio::test]
 async fn a_session_counts_as_deleted_from_when_it_was_first_missed_until_it_is_seen_again() {
-    for log in both(tempfile::tempdir().unwrap().path()) {
+    for log in all(tempfile::tempdir().unwrap().path()).await {
         admit(&*log, "u", 0).await;
         let gone = async || log.kept().await.unwrap().sessions[0].gone;
         let here = HashSet::from(["u".to_owned()]);

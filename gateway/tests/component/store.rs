@@ -1,14 +1,17 @@
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use gateway::store::{
     Admission, Admitted, Appended, Batch, Content, Epoch, EventLog, Missing, NewRecord, PageSize, Receipt, State,
-    StoreError, StoredRecord, memory::MemoryLog, sqlite::SqliteLog,
+    StoreError, StoredRecord, memory::MemoryLog, postgres::PostgresLog, sqlite::SqliteLog,
 };
 use proptest::prelude::*;
 use protocol::{Kind, RecordHead, record::checksum};
 
-use crate::support::{end, record, records};
+use crate::support::{end, postgres::database, record, records};
 
 fn parsed(text: &str) -> NewRecord {
     let bytes = Bytes::from(text.to_owned());
@@ -86,7 +89,7 @@ async fn records_outlive_the_log_that_stored_them() {
 
 #[tokio::test]
 async fn of_two_pods_that_saw_the_same_state_one_is_admitted() {
-    for log in both(tempfile::tempdir().unwrap().path()) {
+    for log in all(tempfile::tempdir().unwrap().path()).await {
         assert!(matches!(
             admit(&*log, "u", 0).await,
             Admitted::Writer(State { epoch: 1, .. })
@@ -200,7 +203,7 @@ async fn a_log_of_the_first_layout_is_brought_up_to_date_with_all_that_is_in_it(
 
 #[tokio::test]
 async fn a_page_has_at_least_one_record_and_no_more_than_its_bounds() {
-    for log in both(tempfile::tempdir().unwrap().path()) {
+    for log in all(tempfile::tempdir().unwrap().path()).await {
         admit(&*log, "u", 0).await;
         append(&*log, "u", 1, "spool-1", &records(1, 9)).await;
         let length = records(1, 1)[0].len();
@@ -218,7 +221,7 @@ async fn a_page_has_at_least_one_record_and_no_more_than_its_bounds() {
 
 #[tokio::test]
 async fn a_record_longer_than_a_page_is_named_and_read_in_pieces() {
-    for log in both(tempfile::tempdir().unwrap().path()) {
+    for log in all(tempfile::tempdir().unwrap().path()).await {
         admit(&*log, "u", 0).await;
         let long = record(2, Kind::Cli, &"0123456789".repeat(300_000));
         let sent = [records(1, 1), vec![long.clone()], records(3, 3)].concat();
@@ -252,7 +255,7 @@ async fn a_record_longer_than_a_page_is_named_and_read_in_pieces() {
 
 #[tokio::test]
 async fn a_gap_record_lets_acknowledgements_pass_what_will_never_come() {
-    for log in both(tempfile::tempdir().unwrap().path()) {
+    for log in all(tempfile::tempdir().unwrap().path()).await {
         admit(&*log, "u", 0).await;
         append(
             &*log,
@@ -283,10 +286,12 @@ async fn a_gap_record_lets_acknowledgements_pass_what_will_never_come() {
     }
 }
 
-pub(crate) fn both(folder: &Path) -> [Arc<dyn EventLog>; 2] {
+/// Every kind of log, empty.
+pub(crate) async fn all(folder: &Path) -> [Arc<dyn EventLog>; 3] {
     [
         Arc::new(MemoryLog::default()),
         Arc::new(SqliteLog::open(&folder.join("events.db")).unwrap()),
+        Arc::new(PostgresLog::open(&database(), None).await.unwrap()),
     ]
 }
 
@@ -314,34 +319,48 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// One database for all cases below, whose sessions have names of their own.
+static DATABASE: OnceLock<String> = OnceLock::new();
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
-    fn the_log_on_disk_answers_as_the_log_in_memory(steps in prop::collection::vec(step(), 1..40)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    fn the_logs_on_disk_answer_as_the_log_in_memory(steps in prop::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
-            let [memory, disk] = both(folder.path());
+            let memory = MemoryLog::default();
+            let file = SqliteLog::open(&folder.path().join("events.db")).unwrap();
+            let database = PostgresLog::open(DATABASE.get_or_init(database), None).await.unwrap();
+            let others: [&dyn EventLog; 2] = [&file, &database];
+            let case = uuid::Uuid::new_v4();
             for step in steps {
                 match step {
                     Step::Admit { session, behind } => {
-                        let session = format!("u{session}");
+                        let session = format!("{case}-{session}");
                         let seen = memory.state(&session).await.unwrap().epoch.saturating_sub(behind);
-                        assert_eq!(admit(&*memory, &session, seen).await, admit(&*disk, &session, seen).await);
+                        let answer = admit(&memory, &session, seen).await;
+                        for log in others {
+                            assert_eq!(answer, admit(log, &session, seen).await);
+                        }
                     }
                     Step::Append { session, behind, spool, seqs, text } => {
-                        let (session, spool) = (format!("u{session}"), format!("spool-{spool}"));
+                        let (session, spool) = (format!("{case}-{session}"), format!("spool-{spool}"));
                         let epoch = memory.state(&session).await.unwrap().epoch.saturating_sub(behind);
                         let kind = |seq| if seq % 7 == 0 { Kind::End } else { Kind::Cli };
                         let records: Vec<_> = seqs.iter().map(|seq| record(*seq, kind(*seq), &format!("{text}"))).collect();
-                        let answer = append(&*memory, &session, epoch, &spool, &records).await;
-                        assert_eq!(&answer, &append(&*disk, &session, epoch, &spool, &records).await);
+                        let answer = append(&memory, &session, epoch, &spool, &records).await;
+                        for log in others {
+                            assert_eq!(answer, append(log, &session, epoch, &spool, &records).await);
+                        }
                     }
                 }
-                for session in ["u0", "u1", "u2"] {
-                    assert_eq!(memory.state(session).await.unwrap(), disk.state(session).await.unwrap());
-                    let stored = read(&*memory, session, 3).await;
-                    assert_eq!(&stored, &read(&*disk, session, 3).await);
+                for session in ["0", "1", "2"].map(|session| format!("{case}-{session}")) {
+                    let stored = read(&memory, &session, 3).await;
+                    for log in others {
+                        assert_eq!(memory.state(&session).await.unwrap(), log.state(&session).await.unwrap());
+                        assert_eq!(stored, read(log, &session, 3).await);
+                    }
                     assert!(stored.iter().zip(4..).all(|(record, seq)| record.seq == seq), "no hole is read across");
                 }
             }

@@ -30,7 +30,7 @@ async fn served() -> Served {
 
 /// When a runner leaves without a word.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Leaves {
+pub(crate) enum Leaves {
     Never,
     /// After a request, before anything is done.
     Asked,
@@ -45,7 +45,7 @@ async fn runner(served: &Served, files: &[(&str, Vec<u8>)], leaves: Leaves) -> J
     runner_at(served.address, files, leaves).await
 }
 
-async fn runner_at(
+pub(crate) async fn runner_at(
     address: SocketAddr,
     files: &[(&str, Vec<u8>)],
     leaves: Leaves,

@@ -247,7 +247,7 @@ async fn no_record_is_lost_or_doubled_whatever_dies() {
     );
     drop(world.gateway.take());
     let location = world.path("gateway/events.db").to_str().unwrap().parse().unwrap();
-    let log = store::open(&location).unwrap();
+    let log = store::open(location).await.unwrap();
     let truth = truth::compare(&world.path("state/spool"), log, &world.uid, report.last_seq).await;
     truth.check(&world.path("last"));
     assert!(truth.records >= extent.records, "{} records", truth.records);

@@ -1,4 +1,5 @@
 pub mod cluster;
+pub mod postgres;
 pub mod process;
 pub mod runner;
 pub mod sse;
@@ -68,6 +69,10 @@ impl<C> Served<C> {
         ));
         gateway.tasks.spawn(gateway::commands::run(gateway.clone()));
         gateway.tasks.spawn(gateway::compat::keeper::run(gateway.clone()));
+        gateway.tasks.spawn({
+            let gateway = gateway.clone();
+            async move { gateway::news::run(&gateway).await }
+        });
         tokio::spawn({
             let gateway = gateway.clone();
             async move { gateway.watched.run(&gateway.sessions).await }

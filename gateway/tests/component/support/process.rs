@@ -30,6 +30,15 @@ impl Process {
 
     /// Under a program such as `strace`, which gets the gateway as its last arguments.
     pub async fn start_under(program: &[&str], cluster: &Cluster, folder: &Path) -> Self {
+        Self::start_with(program, cluster, folder, &[]).await
+    }
+
+    /// One of several on a database.
+    pub async fn start_on(cluster: &Cluster, folder: &Path, database: &str) -> Self {
+        Self::start_with(&[], cluster, folder, &[format!("--database-url={database}")]).await
+    }
+
+    async fn start_with(program: &[&str], cluster: &Cluster, folder: &Path, arguments: &[String]) -> Self {
         let kubeconfig = folder.join("kubeconfig");
         std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
         let words: Vec<&str> = program
@@ -45,6 +54,7 @@ impl Process {
                 "--log-format=json",
             ])
             .arg(format!("--data={}", folder.join("events.db").display()))
+            .args(arguments)
             .env("KUBECONFIG", &kubeconfig)
             .env("RUST_LOG", "info")
             .stderr(Stdio::piped())

@@ -1,5 +1,7 @@
 //! A client that follows a session.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use serde_json::Value;
@@ -37,19 +39,28 @@ pub fn http() -> reqwest::Client {
 
 impl Events {
     pub async fn of(served: &Served, session: &str, token: &str, last_event_id: Option<&str>) -> Self {
-        let url = served.url(&format!("/api/projects/team-a/agentic-sessions/{session}/events"));
+        Self::at(served.address, session, token, last_event_id).await.unwrap()
+    }
+
+    pub async fn at(
+        address: SocketAddr,
+        session: &str,
+        token: &str,
+        last_event_id: Option<&str>,
+    ) -> reqwest::Result<Self> {
+        let url = format!("http://{address}/api/projects/team-a/agentic-sessions/{session}/events");
         let mut request = http().get(url).bearer_auth(token);
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
         }
-        let response = request.send().await.unwrap();
+        let response = request.send().await?.error_for_status()?;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self {
+        Ok(Self {
             body: response.bytes_stream().boxed(),
             text: String::new(),
             rest: Vec::new(),
-        }
+        })
     }
 
     /// The next event; `None` at the end of the body.
@@ -63,7 +74,8 @@ impl Events {
                     None => continue,
                 }
             }
-            let chunk = soon("an event", self.body.next()).await?.unwrap();
+            // Broken off is over as well.
+            let chunk = soon("an event", self.body.next()).await?.ok()?;
             self.rest.extend_from_slice(&chunk);
             let whole = self.rest.utf8_chunks().next().map_or(0, |part| part.valid().len());
             let whole: Vec<u8> = self.rest.drain(..whole).collect();
