@@ -2,16 +2,31 @@
 
 mod runner;
 
-use std::{ffi::OsString, fs, process::Command};
+use std::{
+    ffi::OsString,
+    fs,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{command, images::Binaries, tools};
+use crate::{command, images::Binaries, paths, tools};
 
-/// Parts that can be measured, and the binary of each with the variable that tells the bench where it is.
-const PARTS: &[(&str, &str, &str)] = &[
-    ("operator", "agentic-operator", "OPERATOR_BINARY"),
-    ("gateway", "agentic-gateway", "GATEWAY_BINARY"),
+/// Parts that can be measured, the binary of each with the variable that tells the bench where it is, and what is measured.
+const PARTS: &[(&str, &str, &str, &str)] = &[
+    (
+        "operator",
+        "agentic-operator",
+        "OPERATOR_BINARY",
+        "beside a bare client that makes the same objects",
+    ),
+    (
+        "gateway",
+        "agentic-gateway",
+        "GATEWAY_BINARY",
+        "what it stores a second beside bare inserts into the same SQLite with the same layout, commits and `synchronous=FULL`, how soon \
+         clients have a record, what catching up takes, and its memory",
+    ),
 ];
 
 /// Runs the bench with these arguments, of which the first names the part that is measured.
@@ -20,7 +35,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     if part == "runner" {
         return runner::run(&arguments[1..]);
     }
-    let Some((_, binary, variable)) = PARTS.iter().find(|(name, ..)| *name == part) else {
+    let Some((_, binary, variable, what)) = PARTS.iter().find(|(name, ..)| *name == part) else {
         let names: Vec<_> = PARTS.iter().map(|(name, ..)| *name).chain(["runner"]).collect();
         bail!("{part:?} is not measured: give one of {}", names.join(", "));
     };
@@ -31,9 +46,20 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     for name in [binary, "bench"] {
         fs::copy(binaries.path(name), folder.path().join(name)).with_context(|| format!("failed to copy {name}"))?;
     }
-    command::run(
-        Command::new(folder.path().join("bench"))
-            .env(variable, folder.path().join(binary))
-            .args(arguments),
-    )
+    let write = arguments.iter().any(|argument| argument == "--write");
+    let mut bench = Command::new(folder.path().join("bench"));
+    bench
+        .env(variable, folder.path().join(binary))
+        .args(arguments.iter().filter(|argument| *argument != "--write"));
+    if !write {
+        return command::run(&mut bench);
+    }
+    let done = bench.stderr(Stdio::inherit()).output().context("failed to start the bench")?;
+    if !done.status.success() {
+        bail!("the bench ended with {}", done.status);
+    }
+    let (said, title) = (String::from_utf8_lossy(&done.stdout), part[..1].to_uppercase() + &part[1..]);
+    println!("{said}");
+    let report = format!("## {title}\n\n`cargo xtask bench {part} [--write]`: {what}.\n{said}");
+    runner::table::write(&paths::workspace().join("docs/benchmarks.md"), part, &report)
 }

@@ -2,7 +2,7 @@
 
 mod measure;
 mod peers;
-mod table;
+pub(super) mod table;
 
 use std::{ffi::OsString, fs, path::Path, process::Command, time::Duration};
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use rusqlite::{Connection, params};
 
-use super::peers;
+use super::{super::machine, peers};
 
 /// The gateway's own layout.
 const LAYOUT: &str = include_str!("../../../../gateway/src/store/sqlite/migrations/V1__records.sql");
@@ -19,7 +19,7 @@ pub struct RawOptions {
     batch: u64,
 }
 
-/// Inserts, and prints how many a second.
+/// Inserts, and prints how many a second and the microseconds of processor time of one.
 pub fn raw_inserts(options: &RawOptions) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut connection = Connection::open(folder.path().join("events.db"))?;
@@ -28,7 +28,7 @@ pub fn raw_inserts(options: &RawOptions) -> Result<()> {
     connection.execute_batch(LAYOUT)?;
     let text = "x".repeat(super::TEXT);
     let records: Vec<_> = (1..=options.records).map(|seq| peers::record(seq, &text)).collect();
-    let begun = Instant::now();
+    let (begun, used) = (Instant::now(), machine::cpu(std::process::id())?);
     let mut key = 1_i64 << 32;
     for batch in records.chunks(options.batch as usize) {
         let tx = connection.transaction()?;
@@ -51,12 +51,14 @@ pub fn raw_inserts(options: &RawOptions) -> Result<()> {
         }
         tx.commit()?;
     }
-    println!("{}", options.records as f64 / begun.elapsed().as_secs_f64());
+    let rate = options.records as f64 / begun.elapsed().as_secs_f64();
+    let used = machine::cpu(std::process::id())?.saturating_sub(used);
+    println!("{rate} {}", used.as_secs_f64() * 1e6 / options.records as f64);
     Ok(())
 }
 
-/// [`raw_inserts`] in a process of its own, on one core.
-pub(super) async fn raw_rate(records: u64, batch: u64, core: usize) -> Result<f64> {
+/// [`raw_inserts`] in a process of its own, on one core: a second, and microseconds of one.
+pub(super) async fn raw_rate(records: u64, batch: u64, core: usize) -> Result<(f64, f64)> {
     let output = peers::on_core(&peers::itself()?, Some(core))
         .args([
             "raw-inserts",
@@ -69,7 +71,7 @@ pub(super) async fn raw_rate(records: u64, batch: u64, core: usize) -> Result<f6
         .await
         .context("failed to start the bare inserts")?;
     let said = String::from_utf8_lossy(&output.stdout);
-    said.trim()
-        .parse()
-        .with_context(|| format!("the bare inserts failed: {}", String::from_utf8_lossy(&output.stderr)))
+    let failed = || format!("the bare inserts failed: {}", String::from_utf8_lossy(&output.stderr));
+    let (rate, cpu) = said.trim().split_once(' ').with_context(failed)?;
+    Ok((rate.parse().with_context(failed)?, cpu.parse().with_context(failed)?))
 }

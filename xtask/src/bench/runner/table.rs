@@ -70,7 +70,7 @@ pub(super) fn sessions(samples: &[Vec<Sample>; 3]) -> String {
 }
 
 /// Replaces a part of the document between its two marks, or adds it at the end.
-pub(super) fn write(document: &Path, part: &str, text: &str) -> Result<()> {
+pub(in crate::bench) fn write(document: &Path, part: &str, text: &str) -> Result<()> {
     let (begin, end) = (format!("<!-- {part}: begin -->\n"), format!("<!-- {part}: end -->\n"));
     let old = fs::read_to_string(document).unwrap_or_default();
     let new = match (old.find(&begin), old.find(&end)) {
