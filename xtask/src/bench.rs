@@ -54,11 +54,17 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     if !write {
         return command::run(&mut bench);
     }
-    let done = bench.stderr(Stdio::inherit()).output().context("failed to start the bench")?;
+    let done = bench
+        .stderr(Stdio::inherit())
+        .output()
+        .context("failed to start the bench")?;
     if !done.status.success() {
         bail!("the bench ended with {}", done.status);
     }
-    let (said, title) = (String::from_utf8_lossy(&done.stdout), part[..1].to_uppercase() + &part[1..]);
+    let (said, title) = (
+        String::from_utf8_lossy(&done.stdout),
+        part[..1].to_uppercase() + &part[1..],
+    );
     println!("{said}");
     let report = format!("## {title}\n\n`cargo xtask bench {part} [--write]`: {what}.\n{said}");
     runner::table::write(&paths::workspace().join("docs/benchmarks.md"), part, &report)

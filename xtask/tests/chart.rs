@@ -212,6 +212,21 @@ const CHANGES: &[&str] = &[
     "gateway.replicas=3",
     r#"gateway.database.secretName="database""#,
     r#"gateway.database.secretKey="uri""#,
+    r#"gateway.compat.apis=["claude-code"]"#,
+    r#"gateway.compat.namespace="team-b""#,
+    "gateway.compat.authEnabled=false",
+    r#"gateway.compat.apiKeySecret="key""#,
+    "gateway.compat.rateLimitPerMinute=0",
+    r#"gateway.compat.defaultModel="m""#,
+    "gateway.compat.maxTurns=51",
+    "gateway.compat.sessionMaxConcurrent=11",
+    "gateway.compat.sessionIdleTimeoutSeconds=1801",
+    "gateway.compat.sessionMaxSeconds=604799",
+    "gateway.compat.sessionCleanupIntervalSeconds=301",
+    "gateway.compat.sessionRetentionSeconds=86401",
+    "gateway.compat.claudeCodeTimeoutSeconds=601",
+    "gateway.compat.claudeCodeKeepSeconds=61",
+    "gateway.compat.port=8000",
     r#"gateway.retention.age="91d""#,
     r#"gateway.retention.deleted="8d""#,
     r#"gateway.retention.sessionSize="2Gi""#,
@@ -275,8 +290,16 @@ fn every_value_acts() {
     // Several gateways and the place of their URL need a database.
     let database = r#"gateway.database.secretName="database""#;
     let with_database = rendered(&[database]);
+    // Other systems' APIs have values once one of them is served.
+    let compat = [
+        r#"gateway.compat.apis=["tasks"]"#,
+        r#"gateway.compat.namespace="team-a""#,
+    ];
+    let with_compat = rendered(&compat);
     for change in CHANGES {
-        let acts = if ["gateway.replicas=3", r#"gateway.database.secretKey="uri""#].contains(change) {
+        let acts = if change.starts_with("gateway.compat.") {
+            rendered(&[compat[0], compat[1], change]) != with_compat
+        } else if ["gateway.replicas=3", r#"gateway.database.secretKey="uri""#].contains(change) {
             rendered(&[database, change]) != with_database
         } else if change.contains("serviceMonitor.") && *change != monitored {
             rendered(&[monitored, change]) != with_monitor
