@@ -283,6 +283,7 @@ impl Attempt {
     /// What the CLI is to be started for, if it is.
     fn opening(&mut self, config: &Config) -> Result<Opening, End> {
         self.conclude_what_is_recorded()?;
+        self.conclude_what_was_cleared(config)?;
         let plan = self.plan(config);
         let resumed = |id, interrupted| Conversation::Resumed { id, interrupted };
         let fresh = || Conversation::New(Uuid::new_v4());
@@ -339,6 +340,31 @@ impl Attempt {
             _ => None,
         };
         ended.map_or(Ok(()), |outcome| self.turn_ended(turn, outcome))
+    }
+
+    /// Writes that the conversation was cleared while nobody listened: what was sent last is in the transcript of another
+    /// one. Without a message since, the turn is over with it.
+    fn conclude_what_was_cleared(&mut self, config: &Config) -> Result<(), End> {
+        let history = self.journal.history();
+        let Some(last) = history.untaken().last().map(|message| message.body.clone()) else {
+            return Ok(());
+        };
+        let found = transcripts::conversation(&config.folders.transcripts, &last.uuid).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the transcripts could not be searched");
+            None
+        });
+        let Some(cli_session_id) = found.filter(|found| history.conversation.is_some_and(|known| known != *found))
+        else {
+            return Ok(());
+        };
+        let (turn, open) = (history.turn, history.open_turn() && history.stopped().is_none());
+        self.journal
+            .session(&SessionBody::ConversationReset { cli_session_id })?;
+        if open && last.text.trim_start().starts_with("/clear") {
+            self.journal.session(&SessionBody::Taken { uuids: vec![last.uuid] })?;
+            self.turn_ended(turn, Outcome::Succeeded)?;
+        }
+        Ok(())
     }
 
     fn plan(&mut self, config: &Config) -> Plan {

@@ -20,8 +20,20 @@ const MAX_DEPTH: usize = 4;
 
 /// Whether a user line or a queued command with this UUID is in any transcript below `folder`.
 pub fn holds(folder: &Path, uuid: &Uuid) -> io::Result<bool> {
+    Ok(find(folder, uuid)?.is_some())
+}
+
+/// The conversation whose transcript has a user line or a queued command with this UUID.
+pub fn conversation(folder: &Path, uuid: &Uuid) -> io::Result<Option<Uuid>> {
+    let file = find(folder, uuid)?;
+    let stem = file.as_ref().and_then(|file| file.file_stem()?.to_str());
+    Ok(stem.and_then(|stem| stem.parse().ok()))
+}
+
+/// Name of the transcript.
+fn find(folder: &Path, uuid: &Uuid) -> io::Result<Option<PathBuf>> {
     let root = match beneath::root(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
     let needle = uuid.to_string();
@@ -29,7 +41,7 @@ pub fn holds(folder: &Path, uuid: &Uuid) -> io::Result<bool> {
     search(&root, &needle, MAX_DEPTH, &mut budget)
 }
 
-fn search(folder: &OwnedFd, needle: &str, depth: usize, budget: &mut usize) -> io::Result<bool> {
+fn search(folder: &OwnedFd, needle: &str, depth: usize, budget: &mut usize) -> io::Result<Option<PathBuf>> {
     for entry in Dir::read_from(folder.as_fd())? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
@@ -38,7 +50,7 @@ fn search(folder: &OwnedFd, needle: &str, depth: usize, budget: &mut usize) -> i
         }
         if *budget == 0 {
             tracing::warn!("too many files among the transcripts; the rest was not searched");
-            return Ok(false);
+            return Ok(None);
         }
         *budget -= 1;
         let path = PathBuf::from(std::ffi::OsStr::new(&*String::from_utf8_lossy(name)));
@@ -46,16 +58,18 @@ fn search(folder: &OwnedFd, needle: &str, depth: usize, budget: &mut usize) -> i
             FileType::Directory if depth > 0 => {
                 beneath::folder(folder, &path).and_then(|below| search(&below, needle, depth - 1, budget))
             }
-            FileType::RegularFile if name.ends_with(b".jsonl") => in_file(folder, &path, needle),
-            _ => Ok(false),
+            FileType::RegularFile if name.ends_with(b".jsonl") => {
+                in_file(folder, &path, needle).map(|holds| holds.then(|| path.clone()))
+            }
+            _ => Ok(None),
         };
         match found {
-            Ok(true) => return Ok(true),
-            Ok(false) => {}
+            Ok(Some(file)) => return Ok(Some(file)),
+            Ok(None) => {}
             Err(error) => tracing::warn!(path = %path.display(), %error, "a transcript could not be searched"),
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn in_file(folder: &OwnedFd, path: &Path, needle: &str) -> io::Result<bool> {
@@ -103,5 +117,39 @@ mod tests {
         assert!(!holds(dir.path(), &answered).unwrap());
         assert!(!holds(dir.path(), &other).unwrap());
         assert!(!holds(&dir.path().join("absent"), &sent).unwrap());
+    }
+
+    #[test]
+    fn the_conversation_of_a_message_is_that_of_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("-workspace");
+        std::fs::create_dir_all(&below).unwrap();
+        let (sent, conversation_id) = (Uuid::new_v4(), Uuid::new_v4());
+        let line = format!("{{\"type\":\"user\",\"uuid\":\"{sent}\"}}\n");
+        std::fs::write(below.join(format!("{conversation_id}.jsonl")), line).unwrap();
+        assert_eq!(conversation(dir.path(), &sent).unwrap(), Some(conversation_id));
+        assert_eq!(conversation(dir.path(), &Uuid::new_v4()).unwrap(), None);
+    }
+
+    #[test]
+    fn neither_pipes_nor_links_in_the_place_of_transcripts_are_read() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let (projects, outside) = (dir.path().join("projects"), dir.path().join("outside"));
+        std::fs::create_dir_all(&projects).unwrap();
+        std::fs::create_dir_all(&outside).unwrap();
+        let sent = Uuid::new_v4();
+        let line = format!("{{\"type\":\"user\",\"uuid\":\"{sent}\"}}\n");
+        std::fs::write(outside.join("x.jsonl"), line).unwrap();
+        symlink(outside.join("x.jsonl"), projects.join("link.jsonl")).unwrap();
+        symlink(&outside, projects.join("folder")).unwrap();
+        symlink("/dev/zero", projects.join("endless.jsonl")).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let pipe = projects.join("pipe.jsonl");
+        rustix::fs::mknodat(rustix::fs::CWD, pipe, FileType::Fifo, mode, 0).unwrap();
+        assert!(!holds(&projects, &sent).unwrap());
+        // In the place of the folder itself, too.
+        symlink(&outside, dir.path().join("moved")).unwrap();
+        assert!(!holds(&dir.path().join("moved"), &sent).unwrap_or(false));
     }
 }

@@ -595,6 +595,27 @@ async fn nothing_that_the_agent_configures_is_run_by_the_runner() {
 }
 
 #[tokio::test]
+async fn what_the_agents_repository_borrows_is_in_the_bundle_and_the_runner_borrows_nothing() {
+    let scene = Scene::new().await;
+    let repo = scene.cloned("one").await;
+    let (work, elsewhere) = (scene.work("one"), scene.path("elsewhere.git"));
+    tests::git::repository(&elsewhere, &[("borrowed", "from elsewhere\n")]).unwrap();
+    let alternates = work.join(".git/objects/info/alternates");
+    std::fs::create_dir_all(alternates.parent().unwrap()).unwrap();
+    std::fs::write(&alternates, format!("{}\n", elsewhere.join("objects").display())).unwrap();
+    // The object is there already, so git does not write it into the agent's repository.
+    std::fs::write(work.join("borrowed"), "from elsewhere\n").unwrap();
+    assert_eq!(scene.save(&repo, ".b.bundle").unwrap(), Saved::Bundle);
+    let own = scene.agent("one", &["count-objects", "-v"]);
+    std::fs::rename(&elsewhere, scene.path("gone.git")).unwrap();
+    let commit = bundle::take(&scene.repos(), &repo, ".b.bundle").await.unwrap();
+    push::push(&scene.repos(), &repo, &commit).await.unwrap();
+    let server = scene.server.git("one", &["show", &format!("{commit}:borrowed")]);
+    assert_eq!(server.unwrap(), "from elsewhere", "{own}");
+    assert!(!scene.path("git/one/objects/info/alternates").exists());
+}
+
+#[tokio::test]
 async fn what_is_no_bundle_is_refused() {
     let scene = Scene::new().await;
     let repo = scene.cloned("one").await;

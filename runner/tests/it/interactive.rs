@@ -337,6 +337,59 @@ async fn a_question_that_nobody_answers_is_idleness() {
 }
 
 #[tokio::test]
+async fn a_conversation_that_is_cleared_while_the_runner_dies_stays_cleared() {
+    use rustix::process::Signal;
+    let session = Session::new().await;
+    let mut child = session.start(&script("MARK", &[text("One.")]), &["--interactive"]);
+    session.idle(1).await;
+    session.send("/clear").await;
+    // The CLI goes on while the runner stands still.
+    let cleared = || {
+        let projects = session.state().join("claude/projects");
+        let folders = std::fs::read_dir(projects).unwrap().flatten();
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).unwrap().flatten());
+        files
+            .filter_map(|file| std::fs::read_to_string(file.path()).ok())
+            .any(|transcript| transcript.contains("<command-name>/clear"))
+    };
+    let deadline = tokio::time::Instant::now() + crate::common::DEADLINE;
+    while !cleared() {
+        assert!(tokio::time::Instant::now() < deadline, "it is cleared");
+        crate::common::signal(&child, Signal::CONT);
+        tokio::task::yield_now().await;
+        crate::common::signal(&child, Signal::STOP);
+        let soon = tokio::time::Instant::now() + std::time::Duration::from_millis(500);
+        while !cleared() && tokio::time::Instant::now() < soon {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+    crate::common::signal(&child, Signal::KILL);
+    child.wait().await.unwrap();
+    session.assert_nothing_left().await;
+    assert!(
+        session.events("conversationReset").is_empty(),
+        "the runner had not heard of it"
+    );
+    let child = session.start("not used", &["--interactive"]);
+    session
+        .status("it rests", |status| status.phase == Phase::Idle && status.attempt == 2)
+        .await;
+    let asked = session.model.requests().len();
+    session.send(&script("AFTER", &[text("Two.")])).await;
+    session
+        .status("it is answered", |status| {
+            status.phase == Phase::Idle && status.turn > 2
+        })
+        .await;
+    let requests = session.model.requests();
+    assert_eq!(requests.len(), asked + 1, "nothing was asked but this");
+    let counts = ["MARK", "AFTER"].map(|marker| requests.last().unwrap().user_messages_with(marker));
+    assert_eq!(counts, [0, 1], "{:#?}", requests.last().unwrap().messages());
+    session.ask(&Request::End).await;
+    assert_eq!(ended(child).await.code, Some(0));
+}
+
+#[tokio::test]
 async fn a_cleared_conversation_is_the_one_that_is_resumed() {
     let session = Session::new().await;
     let child = session.start(&script("MARK", &[text("One.")]), &["--interactive"]);
