@@ -12,6 +12,7 @@ use gateway::{
     retention, store,
 };
 use http::HeaderValue;
+use tracing::Level;
 
 /// Receives the records of agentic sessions and serves them, with the sessions themselves, over HTTP.
 #[derive(Debug, Parser)]
@@ -71,8 +72,8 @@ pub(crate) struct Args {
     #[arg(long, env = protocol::names::env::LOG_FORMAT, default_value = "text")]
     pub(crate) log_format: String,
     /// What is logged, where `RUST_LOG` says nothing, such as `INFO`.
-    #[arg(long, env = "SERVER_LOG_LEVEL", default_value = "info")]
-    pub(crate) log_level: String,
+    #[arg(long, env = "SERVER_LOG_LEVEL", default_value = "info", value_parser = level)]
+    pub(crate) log_level: Level,
     /// The APIs of other systems.
     #[command(flatten)]
     pub(crate) compat: compat::Options,
@@ -83,6 +84,16 @@ pub(crate) struct Args {
 enum Storage {
     Memory,
     Sqlite,
+}
+
+/// A level by its name, also by those of Python.
+fn level(text: &str) -> Result<Level, String> {
+    let level = match text.to_ascii_lowercase().as_str() {
+        "warning" => Ok(Level::WARN),
+        "critical" => Ok(Level::ERROR),
+        level => level.parse(),
+    };
+    level.map_err(|_| "the levels are DEBUG, INFO, WARNING, ERROR and CRITICAL".to_owned())
 }
 
 fn storage(text: &str) -> Result<Storage, String> {

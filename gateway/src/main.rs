@@ -24,7 +24,7 @@ const END_WITHIN: Duration = Duration::from_secs(15);
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&args.log_level))?;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(args.log_level.as_str()));
     let log = tracing_subscriber::fmt().with_env_filter(filter);
     match args.log_format.as_str() {
         "flat" => log.event_format(Flat).init(),

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::Method;
 use jiff::SignedDuration;
 use prometheus_client::{
     encoding::{
@@ -65,7 +66,7 @@ struct TaskMetrics {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HttpLabels {
-    method: String,
+    method: &'static str,
     endpoint: String,
     status: u16,
 }
@@ -119,6 +120,20 @@ impl Default for TaskMetrics {
             sessions,
             tokens,
         }
+    }
+}
+
+/// A method by its name. Of names that clients make up there would be no end.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
     }
 }
 
@@ -261,10 +276,10 @@ impl Metrics {
     }
 
     /// A request was answered.
-    pub fn answered(&self, method: &http::Method, route: &str, code: u16) {
+    pub fn answered(&self, method: &Method, route: &str, code: u16) {
         let route = route.to_owned();
         let labels = HttpLabels {
-            method: method.to_string(),
+            method: known(method),
             endpoint: route.clone(),
             status: code,
         };

@@ -26,6 +26,10 @@ const UNREAD_MILLIS: u32 = 60_000;
 #[derive(Clone, Debug)]
 pub struct Place(#[expect(dead_code, reason = "its drop frees the place")] Arc<OwnedSemaphorePermit>);
 
+/// In the extensions of requests that came with TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct Secure;
+
 /// Serves until `shutdown`, then lets the requests under way end. Sockets taken over and streams watch `shutdown` themselves.
 pub async fn serve(
     listener: TcpListener,
@@ -46,6 +50,7 @@ pub async fn serve_tls(
     shutdown: CancellationToken,
     tasks: TaskTracker,
 ) {
+    let router = router.layer(axum::Extension(Secure));
     accept(listener, Some(tls), router, max_connections, shutdown, tasks).await;
 }
 

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     Gateway,
     auth::{Credential, api_key::Described, kubernetes::Verb},
-    compat::{Settings, keeper},
+    compat::{Settings, active},
 };
 
 /// How long an answer of the API server is believed.
@@ -139,7 +139,7 @@ async fn health(
         status: "healthy",
         version: env!("CARGO_PKG_VERSION"),
         cluster: gateway.cluster.state(&gateway.client).await,
-        active_sessions: tasks.then(|| keeper::active(&gateway, None).len()),
+        active_sessions: tasks.then(|| active::active(&gateway, None).len()),
         active_tasks: tasks.then(|| gateway.compat.kept.busy()),
         uptime_seconds: gateway.compat.uptime_seconds(),
         mapping,

@@ -5,28 +5,29 @@
 //! tells a runner has an id of its own, so that several gateways say it once.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use crds::Phase;
 use jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, api::DynamicObject};
 use protocol::{
     frame::{GatewayFrame, Interrupt, PermissionResponse},
     identity::PROMPT_COMMAND,
-    names::{annotation, api, label},
+    names::{annotation, label},
 };
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::folds::Fold;
+use super::{
+    active::{active, clean_up},
+    folds::Fold,
+};
 use crate::{
     Gateway,
     api::tasks::{Kept as Asked, Limits},
-    catalog::Entry,
     commands,
     live::Event,
     project::tasks::{MAX_TURNS, Status, TIMEOUT, Task},
@@ -69,22 +70,6 @@ impl Drop for Watch {
     }
 }
 
-/// The sessions of tasks that are active; of all namespaces when none is named.
-pub fn active(gateway: &Gateway, namespace: Option<&str>) -> Vec<Entry> {
-    let mut entries = gateway.watched.of_api(namespace, api::TASKS);
-    entries.retain(|entry| !entry.phase.is_terminal() && !is_held(entry));
-    entries
-}
-
-/// Whether a session was stopped before it began: it has no pod.
-fn is_held(entry: &Entry) -> bool {
-    let suspended = || {
-        let item: Value = serde_json::from_str(entry.item.get()).unwrap_or_default();
-        item["spec"]["suspend"] == true
-    };
-    entry.phase == Phase::Pending && suspended()
-}
-
 /// Looks for sessions of tasks and removes those that ended long ago, until the gateway stops.
 pub async fn run(gateway: Arc<Gateway>) {
     if !gateway.compat.settings.tasks {
@@ -117,48 +102,16 @@ pub async fn run(gateway: Arc<Gateway>) {
     }
 }
 
-/// Deletes sessions of tasks that ended long enough ago.
-async fn clean_up(gateway: &Gateway) {
-    let now = Timestamp::now();
-    for entry in gateway.watched.of_api(None, api::TASKS) {
-        let Ok(object) = serde_json::from_str::<DynamicObject>(entry.item.get()) else {
-            continue;
-        };
-        let Some(target) = Target::new(&object.namespace().unwrap_or_default(), &object.name_any()) else {
-            continue;
-        };
-        let view = View::from(&object);
-        let over = view.ended.filter(|_| view.phase.is_terminal() && !view.starting);
-        let keep = SignedDuration::try_from(gateway.compat.settings.keep_ended).unwrap_or(SignedDuration::MAX);
-        if over.is_none_or(|ended| now.duration_since(ended) < keep) {
-            continue;
-        }
-        // What the list says may be old: only that very session, as it then was, is deleted.
-        match gateway.sessions.delete_as_it_is(&target, &object).await {
-            Ok(true) => {
-                gateway.watched.unlist(&target, Some(&entry.uid));
-                tracing::info!(
-                    namespace = target.namespace(),
-                    session = target.name(),
-                    "session of tasks removed: it ended long ago"
-                );
-            }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "session of tasks not removed"),
-        }
-    }
-}
-
 /// Watches over a session until it has ended, unless somebody does already.
 pub fn keep(gateway: &Arc<Gateway>, target: &Target, object: &DynamicObject) {
     watch(gateway, target.clone(), &object.uid().unwrap_or_default());
 }
 
 fn watch(gateway: &Arc<Gateway>, target: Target, uid: &str) {
-    if gateway.compat.kept.lock().contains_key(uid) {
-        return;
-    }
-    gateway.compat.kept.lock().insert(uid.to_owned(), true);
+    match gateway.compat.kept.lock().entry(uid.to_owned()) {
+        Entry::Occupied(_) => return,
+        Entry::Vacant(place) => place.insert(true),
+    };
     let watch = Watch {
         gateway: gateway.clone(),
         uid: uid.to_owned(),

@@ -1,5 +1,6 @@
 //! The APIs of other systems, whose clients need not change: which are on, in which namespace, and what they allow.
 
+pub mod active;
 pub mod folds;
 pub mod keeper;
 pub mod options;

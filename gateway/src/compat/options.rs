@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum, builder::BoolishValueParser};
 
 use super::Settings;
 use crate::sessions::is_namespace;
@@ -45,13 +45,13 @@ pub struct Options {
     #[arg(long, env = "GATEWAY_COMPAT_NAMESPACE", default_value = "")]
     compat_namespace: String,
     /// `false`: whoever can connect may use these two APIs.
-    #[arg(long, env = "API_AUTH_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long, env = "API_AUTH_ENABLED", default_value_t = true, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     auth_enabled: bool,
     /// A key for the namespace of these two APIs, beside those of `--api-keys`.
     #[arg(long, env = "API_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// `false`: no limit of requests for callers whose key has none.
-    #[arg(long, env = "API_RATE_LIMIT_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long, env = "API_RATE_LIMIT_ENABLED", default_value_t = true, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     rate_limit_enabled: bool,
     /// Requests a minute of `API_API_KEY`, and of all callers without a key together.
     #[arg(long, env = "API_RATE_LIMIT_PER_MINUTE", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]

@@ -13,6 +13,9 @@ use super::{body, parts, result_text};
 /// Messages that a client is shown on request, bytes at most.
 const MAX_MESSAGES: usize = 8 << 20;
 
+/// Tools at work whose names are known, at most.
+const MAX_TOOLS: usize = 1024;
+
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -139,8 +142,10 @@ impl Query {
             "tool_use" => {
                 let name = part["name"].as_str().unwrap_or_default().to_owned();
                 let line = json!({"type": "tool_call", "tool": name, "input": part["input"].to_string()});
-                self.tools
-                    .insert(part["id"].as_str().unwrap_or_default().to_owned(), name);
+                if self.tools.len() < MAX_TOOLS {
+                    self.tools
+                        .insert(part["id"].as_str().unwrap_or_default().to_owned(), name);
+                }
                 Some(line)
             }
             _ => None,

@@ -1,5 +1,7 @@
 //! Records as the tasks of the task API: a task is what follows a client's message until its turn is over.
 
+mod event;
+
 use std::collections::{BTreeSet, HashMap};
 
 use crds::Phase;
@@ -12,7 +14,9 @@ use protocol::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{body, parts, result_text};
+use super::{body, parts};
+use event::tool_result;
+pub use event::{Event, EventType, tokens};
 
 /// Beginning of the id of an interrupt at a task's `max_turns`; its turn follows.
 pub const MAX_TURNS: &str = "max-turns:";
@@ -20,6 +24,12 @@ pub const MAX_TURNS: &str = "max-turns:";
 pub const TIMEOUT: &str = "timeout:";
 /// Files named in progress, at most.
 const MAX_FILES: usize = 256;
+/// Longest name of a file.
+const MAX_PATH: usize = 4096;
+/// Open questions of an agent that are known, at most.
+const MAX_QUESTIONS: usize = 64;
+/// Longest text of an agent that is kept, bytes: a response of a model is shorter.
+const MAX_TEXT: usize = 1 << 20;
 /// Tools that change a file, with the member of their input that names it.
 const WRITES: [(&str, &str); 4] = [
     ("Write", "file_path"),
@@ -27,34 +37,6 @@ const WRITES: [(&str, &str); 4] = [
     ("MultiEdit", "file_path"),
     ("NotebookEdit", "notebook_path"),
 ];
-
-/// What happened in a task.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Event {
-    /// Which sort of thing.
-    #[serde(rename = "type")]
-    pub kind: EventType,
-    /// What.
-    pub data: Value,
-}
-
-/// The sorts of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EventType {
-    /// The agent said something.
-    Message,
-    /// The agent uses a tool.
-    ToolUse,
-    /// What the tool did.
-    ToolResult,
-    /// What was used up so far.
-    Progress,
-    /// The task is done: the last event.
-    Complete,
-    /// The task is over and not done: the last event.
-    Error,
-}
 
 /// Where a task is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
@@ -221,16 +203,19 @@ impl Task {
                 results
             }
             Some("result") => {
-                self.result = line["result"].as_str().map(str::to_owned);
+                self.result = line["result"].as_str().map(bounded);
                 let errors = line["errors"].as_array().into_iter().flatten();
                 let errors: Vec<_> = errors.filter_map(Value::as_str).collect();
                 if !errors.is_empty() {
-                    self.message = Some(errors.join("; "));
+                    self.message = Some(bounded(&errors.join("; ")));
                 }
                 Vec::new()
             }
             Some("control_request") if line["request"]["subtype"] == "can_use_tool" => {
-                self.questions.extend(line["request_id"].as_str().map(str::to_owned));
+                let id = line["request_id"].as_str().filter(|id| id.len() <= MAX_PATH);
+                if self.questions.len() < MAX_QUESTIONS {
+                    self.questions.extend(id.map(str::to_owned));
+                }
                 Vec::new()
             }
             Some("control_cancel_request") => {
@@ -261,9 +246,8 @@ impl Task {
                 let tool = part["name"].as_str().unwrap_or_default();
                 let file = WRITES.iter().find(|(name, _)| *name == tool);
                 let file = file.and_then(|(_, member)| part["input"][*member].as_str());
-                if self.files.len() < MAX_FILES {
-                    self.files.extend(file.map(str::to_owned));
-                }
+                let file = file.filter(|file| file.len() <= MAX_PATH && self.files.len() < MAX_FILES);
+                self.files.extend(file.map(str::to_owned));
                 Some(Event {
                     kind: EventType::ToolUse,
                     data: json!({"id": part["id"], "tool": tool, "input": part["input"]}),
@@ -307,28 +291,13 @@ impl Task {
     }
 }
 
-fn tool_result(part: &Value) -> Event {
-    Event {
-        kind: EventType::ToolResult,
-        data: json!({
-            "tool_use_id": part["tool_use_id"], "content": result_text(&part["content"]),
-            "is_error": part["is_error"].as_bool().unwrap_or_default(),
-        }),
+/// A text, or as much of it as is kept.
+fn bounded(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
     }
-}
-
-/// Tokens by sort, in the API's own words.
-pub fn tokens(usage: &Usage) -> Value {
-    let Usage {
-        input_tokens,
-        output_tokens,
-        cache_read_input_tokens,
-        cache_creation_input_tokens,
-    } = *usage;
-    json!({
-        "input": input_tokens, "output": output_tokens, "cache_read": cache_read_input_tokens,
-        "cache_creation": cache_creation_input_tokens,
-    })
+    text[..end].to_owned()
 }
 
 /// The tasks of a session.

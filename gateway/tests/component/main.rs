@@ -31,5 +31,6 @@ mod store;
 mod streams;
 mod support;
 mod task_guide;
+mod task_settings;
 mod tasks;
 mod workspace;

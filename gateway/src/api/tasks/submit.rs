@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::{Extension, State},
+};
 use crds::session::Tools;
 use http::{HeaderMap, header::HOST};
 use jiff::Timestamp;
@@ -28,8 +31,9 @@ use super::{
 };
 use crate::{
     Gateway, commands,
-    compat::keeper,
+    compat::{active, keeper},
     project::tasks::Status,
+    server::Secure,
     sessions::{Target, View},
 };
 
@@ -75,6 +79,7 @@ pub(super) fn answer_example() -> Value {
 pub(super) async fn submit(
     State(gateway): State<Arc<Gateway>>,
     Ours { who, .. }: Ours<Create, TaskError>,
+    secure: Option<Extension<Secure>>,
     headers: HeaderMap,
     body: Body<TaskError>,
 ) -> Result<Json<Submitted>, TaskError> {
@@ -98,7 +103,7 @@ pub(super) async fn submit(
     Ok(Json(Submitted {
         session_id: session_id(&found.object),
         status,
-        websocket_url: socket_url(&headers, &found.id),
+        websocket_url: socket_url(secure.is_some(), &headers, &found.id),
         created_at: seconds(found.created()),
         task_id: found.id,
     }))
@@ -111,10 +116,10 @@ pub(super) fn session_id(object: &DynamicObject) -> String {
 }
 
 /// Where a task's events are, by the address at which its client found us.
-fn socket_url(headers: &HeaderMap, id: &str) -> String {
+fn socket_url(secure: bool, headers: &HeaderMap, id: &str) -> String {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let host = text(HOST.as_str()).unwrap_or("localhost:8000");
-    let secure = text("x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    let secure = secure || text("x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
     format!("{}://{host}/ws/tasks/{id}", if secure { "wss" } else { "ws" })
 }
 
@@ -125,7 +130,7 @@ async fn taken(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Found
     {
         return sent(gateway, &target, object, asked).await;
     }
-    let active = keeper::active(gateway, Some(&who.namespace)).len();
+    let active = active::active(gateway, Some(&who.namespace)).len();
     let most = gateway.compat.settings.max_concurrent;
     if active >= most {
         return Err(ApiError::busy(
@@ -247,4 +252,27 @@ fn same_tools(object: &DynamicObject, asked: &Asked) -> Result<(), ApiError> {
         json!(has.permission_mode.unwrap_or_default()),
         session_id(object),
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(false, &[("host", "localhost:8000")], "ws://localhost:8000/ws/tasks/a")]
+    #[case(true, &[("host", "tasks.example.com")], "wss://tasks.example.com/ws/tasks/a")]
+    #[case(false, &[("host", "tasks.example.com"), ("x-forwarded-proto", "https")], "wss://tasks.example.com/ws/tasks/a")]
+    fn events_are_where_the_client_found_us(
+        #[case] tls: bool,
+        #[case] headers: &[(&'static str, &'static str)],
+        #[case] url: &str,
+    ) {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        assert_eq!(socket_url(tls, &headers.collect(), "a"), url);
+    }
 }

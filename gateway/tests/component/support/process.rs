@@ -38,7 +38,8 @@ impl Process {
         Self::start_with(&[], cluster, folder, &[format!("--database-url={database}")]).await
     }
 
-    async fn start_with(program: &[&str], cluster: &Cluster, folder: &Path, arguments: &[String]) -> Self {
+    /// With arguments of its own.
+    pub async fn start_with(program: &[&str], cluster: &Cluster, folder: &Path, arguments: &[String]) -> Self {
         let kubeconfig = folder.join("kubeconfig");
         std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
         let words: Vec<&str> = program
