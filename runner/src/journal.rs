@@ -214,6 +214,11 @@ impl Journal {
         self.vault.redactor().delta(&mut self.deltas, line)
     }
 
+    /// Nothing that was begun live goes on: its process is gone.
+    pub fn forget_deltas(&mut self) {
+        self.deltas = Deltas::default();
+    }
+
     /// Id of the trace, when there is one.
     pub fn trace_id(&self) -> Option<String> {
         self.exporter.as_ref().map(Exporter::trace_id)

@@ -16,6 +16,8 @@ pub mod journal;
 pub mod kill_point;
 pub mod langfuse;
 pub mod limits;
+pub mod log;
+pub mod outlet;
 pub mod plan;
 pub mod proxy;
 pub mod redact;

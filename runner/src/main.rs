@@ -1,6 +1,5 @@
 //! `runner`: drives a session's attempt; `runner agent`: the shim in the agent container.
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,11 +11,10 @@ use runner::config::{Config, LocalArgs, held_in_pod};
 use runner::control::client::{self, Word};
 use runner::drain::{DrainConfig, drain};
 use runner::drive::{drive, refuse};
+use runner::log;
 use runner::secrets::held_in_files;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::{Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// Exit code for a configuration that cannot work, as in the table of outcomes.
 const CONFIGURATION: u8 = 2;
@@ -49,8 +47,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    log();
     let arguments = Arguments::parse();
+    let _log = log::start();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -65,17 +63,6 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         ExitCode::from(CONFIGURATION)
     })
-}
-
-/// Warnings on stderr, or what `RUST_LOG` says (`target=level,…`: the form with expressions would cost a megabyte).
-fn log() {
-    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
-    let filter = wanted.and_then(|wanted| wanted.parse::<Targets>().ok());
-    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }
 
 async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode> {

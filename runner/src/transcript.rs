@@ -1,12 +1,13 @@
 //! stdout: a transcript for people (`kubectl logs -f`), or the records themselves for machines.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 
 use protocol::record::{GapBody, LogBody, LogLevel, SessionBody, UsageBody, UserBody};
 use protocol::{Kind, NanoUsd, Outcome, Record};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::outlet::Outlet;
 
 /// Longest part of a tool's arguments or answer that is shown, characters.
 const SHORT: usize = 200;
@@ -29,6 +30,8 @@ pub enum Format {
 #[derive(Default)]
 pub struct Transcript {
     format: Format,
+    /// Opened with the first line.
+    stdout: Option<Outlet>,
     cost: NanoUsd,
     unpriced: bool,
 }
@@ -42,7 +45,7 @@ impl Transcript {
         }
     }
 
-    /// Shows a record. stdout that cannot be written to is nobody's loss: the records are in the spool.
+    /// Shows a record; never waits for whoever reads. What is not read is nobody's loss: the records are in the spool.
     pub fn show(&mut self, record: &Record) {
         let text = match self.format {
             Format::Json => serde_json::to_string(record)
@@ -52,8 +55,15 @@ impl Transcript {
             Format::Quiet => return,
         };
         if !text.is_empty() {
-            let mut stdout = io::stdout().lock();
-            let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+            let missing = match self.format {
+                Format::Json => |lines| format!("{{\"notShown\":{lines}}}\n"),
+                Format::Text | Format::Quiet => |lines| {
+                    format!("! {lines} lines are not shown: nobody read them in time; the records are complete\n")
+                },
+            };
+            self.stdout
+                .get_or_insert_with(|| Outlet::to(std::io::stdout(), missing))
+                .say(text.as_bytes());
         }
     }
 

@@ -111,8 +111,15 @@ pub fn outcome(result: &ResultLine, witness: &Witness) -> Outcome {
 }
 
 fn api_outcome(result: &ResultLine, witness: &Witness) -> Outcome {
-    let answered = witness.last_status.filter(|status| !(200..300).contains(status));
-    match answered.or(result.api_error_status) {
+    let refused = witness.last_status.filter(|status| !(200..300).contains(status));
+    let by_the_cli = match result.api_error_status {
+        // What the administrator must look at, the agent must not be able to say.
+        Some(401 | 403) if refused.is_none() && witness.last_status.is_some() => return Outcome::AgentError,
+        // The witness is gone with an earlier runner; the next request tells.
+        Some(401 | 403) => None,
+        status => status,
+    };
+    match refused.or(by_the_cli) {
         // No answer, or a stream that broke after a good beginning.
         None | Some(Witness::UNREACHABLE | 408 | 500..) => Outcome::ModelUnavailable,
         Some(401 | 403) => Outcome::InvalidCredentials,
@@ -159,6 +166,14 @@ mod tests {
         Outcome::ModelUnavailable
     )]
     #[case::cut_after_a_good_beginning(result("api_error", true, None), saw(200), Outcome::ModelUnavailable)]
+    #[case::refused_by_the_clis_word(result("api_error", true, Some(401)), saw(200), Outcome::AgentError)]
+    #[case::forbidden_by_the_clis_word(result("api_error", true, Some(403)), saw(200), Outcome::AgentError)]
+    #[case::refused_by_the_clis_word_and_no_witness(
+        result("api_error", true, Some(401)),
+        Witness::default(),
+        Outcome::ModelUnavailable
+    )]
+    #[case::refused_and_seen(result("api_error", true, Some(500)), saw(403), Outcome::InvalidCredentials)]
     #[case::refused_key(result("api_error", true, Some(401)), Witness { credential_refused: true, ..saw(401) }, Outcome::InvalidCredentials)]
     #[case::refused_key_but_done(result("completed", false, None), Witness { credential_refused: true, ..saw(401) }, Outcome::Succeeded)]
     #[case::interrupted(result("aborted_tools", true, None), saw(200), Outcome::StoppedByUser)]

@@ -172,6 +172,7 @@ impl<'a> Converse<'a> {
             cli_session_id: conversation.id(),
             resumed: self.resumed,
         };
+        self.attempt.journal.forget_deltas();
         let seq = self.attempt.journal.session(&started)?;
         self.attempt.journal.spool().durable(seq).await?;
         // A shim that is gone already is found out about by the next word to it.

@@ -10,15 +10,65 @@ use super::{Redactor, known::KNOWN};
 /// Most bytes that are held back: whatever begins a text of this length and more is told as it is known so far.
 const MAX_HELD: usize = 64 << 10;
 
+/// Most blocks of which something is held back at the same time; a model writes one at a time in each conversation.
+const MAX_BLOCKS: usize = 256;
+/// Most bytes of all that is held back, with the pieces it came in.
+const MAX_BYTES: usize = 4 << 20;
+
 /// What is held back, by conversation and content block.
+///
+/// The agent can write lines of any number of conversations that never end. Once there is no room to hold what may be the
+/// beginning of a secret, no piece is shown any more, because the rest of that secret may be in any of them; the messages
+/// come whole, as records.
 #[derive(Default)]
-pub struct Deltas(HashMap<(Option<String>, u64), Held>);
+pub struct Deltas {
+    held: HashMap<Key, Held>,
+    bytes: usize,
+    overflowed: bool,
+}
+
+/// Conversation and content block.
+type Key = (Option<String>, u64);
+
+impl Deltas {
+    fn take(&mut self, key: &Key) -> Option<Held> {
+        let held = self.held.remove(key)?;
+        self.bytes -= held.size;
+        Some(held)
+    }
+
+    fn hold(&mut self, key: Key, held: Held) {
+        if self.held.len() < MAX_BLOCKS && self.bytes + held.size <= MAX_BYTES {
+            self.bytes += held.size;
+            self.held.insert(key, held);
+            return;
+        }
+        tracing::warn!("pieces of messages are not shown live any more: too many are written at the same time");
+        *self = Self {
+            overflowed: true,
+            ..Self::default()
+        };
+    }
+
+    fn forget(&mut self, conversation: Option<&String>) {
+        let Self { held, bytes, .. } = self;
+        held.retain(|(of, _), held| {
+            let stays = of.as_ref() != conversation;
+            if !stays {
+                *bytes -= held.size;
+            }
+            stays
+        });
+    }
+}
 
 struct Held {
     text: String,
     /// The piece it came in, to be sent with it.
     line: Value,
     field: &'static str,
+    /// Bytes that it takes, about.
+    size: usize,
 }
 
 #[derive(Deserialize)]
@@ -67,34 +117,29 @@ impl Redactor {
         else {
             return vec![self.json(line).into_owned()];
         };
+        if deltas.overflowed {
+            return Vec::new();
+        }
         let key = (parent_tool_use_id, event.index);
         match (event.kind.as_str(), event.delta.and_then(Delta::text)) {
             ("content_block_delta", Some((field, text))) => self.piece(deltas, key, field, &text, line),
             ("content_block_stop", _) => {
                 let rest = deltas
-                    .0
-                    .remove(&key)
+                    .take(&key)
                     .map(|held| self.with_text(held.line, held.field, &held.text));
                 rest.into_iter().chain([self.json(line).into_owned()]).collect()
             }
             ("message_start", _) => {
                 // A message that was cut has no end: what was held of it is not sent at all.
-                deltas.0.retain(|(conversation, _), _| *conversation != key.0);
+                deltas.forget(key.0.as_ref());
                 vec![self.json(line).into_owned()]
             }
             _ => vec![self.json(line).into_owned()],
         }
     }
 
-    fn piece(
-        &self,
-        deltas: &mut Deltas,
-        key: (Option<String>, u64),
-        field: &'static str,
-        piece: &str,
-        line: &str,
-    ) -> Vec<String> {
-        let before = deltas.0.remove(&key);
+    fn piece(&self, deltas: &mut Deltas, key: Key, field: &'static str, piece: &str, line: &str) -> Vec<String> {
+        let before = deltas.take(&key);
         let fresh = before.is_none();
         let text = before.map_or(String::new(), |held| held.text) + piece;
         let from = if text.len() > MAX_HELD {
@@ -109,12 +154,19 @@ impl Redactor {
             return Vec::new();
         };
         if from < text.len() {
-            let held = Held {
-                text: text[from..].to_owned(),
-                line: template.clone(),
-                field,
-            };
-            deltas.0.insert(key, held);
+            let text = text[from..].to_owned();
+            // The line is there as text in the key and as a tree of small pieces.
+            let size = text.len() + 4 * line.len();
+            let line = template.clone();
+            deltas.hold(
+                key,
+                Held {
+                    text,
+                    line,
+                    field,
+                    size,
+                },
+            );
         }
         if from == 0 {
             return Vec::new();
@@ -191,7 +243,10 @@ mod tests {
             .iter()
             .flat_map(|line| redactor.delta(&mut deltas, line))
             .collect();
-        assert!(deltas.0.is_empty(), "something is held after the end");
+        assert!(
+            deltas.held.is_empty() && deltas.bytes == 0,
+            "something is held after the end"
+        );
         let mut texts = vec![String::new(); 2];
         for line in out {
             let event = serde_json::from_str::<Value>(&line).unwrap()["event"].clone();
@@ -226,13 +281,42 @@ mod tests {
         assert_eq!(texts, [format!("{a}!"), format!("{b}?")]);
     }
 
+    fn of_conversation(n: usize, text: &str, more: usize) -> String {
+        json!({"type": "stream_event", "parent_tool_use_id": format!("t{n}"), "uuid": "x".repeat(more), "event":
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}})
+        .to_string()
+    }
+
+    #[rstest::rstest]
+    #[case::many(10_000, 0)]
+    #[case::long(100, 60_000)]
+    fn what_is_held_is_bounded_and_what_does_not_fit_is_not_shown(#[case] blocks: usize, #[case] more: usize) {
+        let redactor = redactor();
+        let mut deltas = Deltas::default();
+        let most = (0..blocks)
+            .map(|n| {
+                let shown = redactor.delta(&mut deltas, &of_conversation(n, "sk-ant-", more));
+                assert!(shown.is_empty());
+                assert!(deltas.held.len() <= MAX_BLOCKS && deltas.bytes <= MAX_BYTES);
+                deltas.held.len()
+            })
+            .max();
+        assert!(most > Some(5), "{most:?}");
+        // The rest of the key, of which only the beginning was told from.
+        for n in 0..blocks {
+            let rest = of_conversation(n, "fake0123456789abcdef and more. ", 0);
+            let shown = redactor.delta(&mut deltas, &rest).concat();
+            assert!(!shown.contains("0123456789"), "{shown}");
+        }
+    }
+
     #[test]
     fn a_message_that_was_cut_leaves_nothing_behind() {
         let redactor = redactor();
         let mut deltas = Deltas::default();
         assert!(redactor.delta(&mut deltas, &piece(0, "fake\"sec")).is_empty());
         redactor.delta(&mut deltas, &event(&json!({"type": "message_start", "message": {}})));
-        assert!(deltas.0.is_empty());
+        assert!(deltas.held.is_empty() && deltas.bytes == 0);
     }
 
     proptest! {

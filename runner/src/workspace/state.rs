@@ -17,6 +17,8 @@ const RENEW: Duration = Duration::from_secs(10);
 const EXPIRE: Duration = Duration::from_secs(30);
 /// How long after the last renewal another node's runner may still be at work.
 const FENCE: Duration = Duration::from_secs(45);
+/// How far the clocks of two nodes may be apart.
+const CLOCKS: Duration = Duration::from_mins(10);
 
 /// Who may work on the session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -269,14 +271,15 @@ impl Keeper {
 
 /// How long `next` has to wait for the owner of `found`. The lock is ours already.
 fn fence(found: &Lease, next: &Lease) -> Duration {
-    // Under the same kernel the lock would not be ours if the owner lived.
-    if found.released || found.kernel == next.kernel {
+    // Under the same kernel the lock would not be ours if the owner lived. One that cannot be told is no other's.
+    let same = !found.kernel.is_empty() && found.kernel == next.kernel;
+    if found.released || same {
         return Duration::ZERO;
     }
     let since = next.renewed_at.duration_since(found.renewed_at);
     // A clock that runs ahead of ours says nothing, so the whole time is waited.
     let since = Duration::try_from(since).unwrap_or_default();
-    FENCE.saturating_sub(since)
+    FENCE.saturating_sub(since.saturating_sub(CLOCKS))
 }
 
 async fn lock(path: &Path) -> Result<File, StateError> {
@@ -350,11 +353,19 @@ mod tests {
     #[case::it_ended(lease("other", 99, true), 0)]
     #[case::same_node(lease("ours", 99, false), 0)]
     #[case::other_node_just_now(lease("other", 100, false), 45)]
-    #[case::other_node_a_while_ago(lease("other", 70, false), 15)]
-    #[case::other_node_long_ago(lease("other", 1, false), 0)]
+    #[case::other_node_a_while_ago(lease("other", 70, false), 45)]
+    #[case::other_node_long_ago(lease("other", 100 - 630, false), 15)]
+    #[case::other_node_longer_ago(lease("other", 100 - 900, false), 0)]
     #[case::a_clock_ahead(lease("other", 500, false), 45)]
+    #[case::a_clock_behind(lease("other", 100 - 300, false), 45)]
+    #[case::a_kernel_that_cannot_be_told(lease("", 100, false), 45)]
     fn a_runner_waits_for_one_that_may_still_be_at_work(#[case] found: Lease, #[case] seconds: u64) {
         assert_eq!(fence(&found, &lease("ours", 100, false)), Duration::from_secs(seconds));
+    }
+
+    #[test]
+    fn two_kernels_that_cannot_be_told_are_not_the_same() {
+        assert_eq!(fence(&lease("", 99, false), &lease("", 100, false)), FENCE);
     }
 
     #[tokio::test]

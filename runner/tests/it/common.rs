@@ -139,10 +139,19 @@ impl Session {
         .await
     }
 
-    /// All records, in order.
+    /// All records that are on disk, in order.
     pub fn records(&self) -> Vec<Record> {
+        // Opening a spool cuts a torn end: not where a runner may be writing it.
+        let copy = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(self.state().join("spool"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
         let mut records = Vec::new();
-        Spool::open(&self.state().join("spool"), |record| records.push(record.clone())).unwrap();
+        Spool::open(copy.path(), |record| records.push(record.clone())).unwrap();
         records
     }
 

@@ -3,8 +3,12 @@
 use protocol::Outcome;
 use rustix::process::Signal;
 use serde_json::Value;
+use tests::model::{FAKE_KEY, Logged};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 
-use crate::common::{Session, bash, ended, eventually, script, signal, text};
+use crate::common::{DEADLINE, Session, bash, ended, eventually, script, signal, text};
 
 /// Written to the CLI's stdout again and again by something that outlives the CLI.
 const QUESTION: &str = r#"{"type":"control_request","request_id":"","request":{"subtype":""}}"#;
@@ -55,4 +59,49 @@ async fn a_flood_that_outlives_the_cli_does_not_hold_up_a_stop() {
     let ended = ended(child).await;
     assert_eq!((ended.code, session.report().outcome), (Some(143), Outcome::Stopped));
     session.assert_nothing_left().await;
+}
+
+/// As behind a pager, or a container runtime whose log is stuck.
+#[tokio::test]
+async fn output_that_nobody_reads_holds_up_nothing() {
+    let session = Session::new().await;
+    // More than a pipe holds.
+    let long = format!("{} {}", script("MARK", &[text("Done.")]), "x".repeat(90_000));
+    let mut command = session.command(&long, &[]);
+    command.env("RUST_LOG", "trace");
+    let mut child = command.spawn().unwrap();
+    let status = timeout(DEADLINE, child.wait()).await.expect("it ends").unwrap();
+    assert_eq!((status.code(), session.report().outcome), (Some(0), Outcome::Succeeded));
+}
+
+/// Whoever may set `RUST_LOG` and read a pod's log need not be somebody who may read its Secrets.
+#[tokio::test]
+async fn the_log_shows_no_credential_whatever_is_asked_of_it() {
+    let session = Session::new().await;
+    std::fs::create_dir_all(session.state()).unwrap();
+    let file = session.state().join("token");
+    std::fs::write(&file, "fake-gateway-token").unwrap();
+    let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/", gateway.local_addr().unwrap());
+    let came = tokio::spawn(async move {
+        let (mut stream, _) = gateway.accept().await.unwrap();
+        let mut request = vec![0; 4_096];
+        let length = stream.read(&mut request).await.unwrap();
+        String::from_utf8_lossy(&request[..length]).into_owned()
+    });
+    let mut command = session.command(&script("MARK", &[text("Done.")]), &[]);
+    command
+        .env("RUST_LOG", "trace,tungstenite::handshake=trace")
+        .env("WEBSOCKET_URL", url)
+        .env("GATEWAY_TOKEN_FILE", &file);
+    let child = command.spawn().unwrap();
+    let asked = timeout(DEADLINE, came).await.unwrap().unwrap();
+    assert!(asked.contains("Bearer fake-gateway-token"), "{asked}");
+    session.request(Logged::asks_for_message).await;
+    // Any other end would wait for acknowledgements.
+    signal(&child, Signal::KILL);
+    let ended = ended(child).await;
+    for secret in ["fake-gateway-token", FAKE_KEY] {
+        assert!(!ended.stderr.contains(secret), "{}", ended.stderr);
+    }
 }

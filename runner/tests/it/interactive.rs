@@ -123,7 +123,6 @@ async fn messages_sent_while_a_tool_runs_are_folded_into_the_turn_and_the_same_o
     std::fs::write(session.workspace().join("go"), "").unwrap();
     let status = session.idle(1).await;
     assert_eq!((status.turn, status.queued), (1, 0), "it is one turn");
-    assert_eq!(session.bodies(Kind::User).len(), 3);
     // The CLI gives folded messages to the model in its own words.
     let last = session.model.requests().pop().unwrap();
     for marker in ["MARK", "FOLLOW", "OTHER"] {
@@ -132,6 +131,7 @@ async fn messages_sent_while_a_tool_runs_are_folded_into_the_turn_and_the_same_o
     }
     session.ask(&Request::End).await;
     assert_eq!(ended(child).await.code, Some(0));
+    assert_eq!(session.bodies(Kind::User).len(), 3);
 }
 
 #[tokio::test]
@@ -154,44 +154,53 @@ async fn an_interrupt_stops_the_tool_of_the_turn_that_it_names_and_the_session_g
     session.send(&script("NEXT", &[text("Two.")])).await;
     session.idle(2).await;
     assert_said_once(&session, &["MARK", "NEXT"]);
+    let why = refused(session.ask(&Request::Interrupt { turn: None }).await);
+    assert!(why.contains("turn 2 does not run"), "{why}");
+    session.ask(&Request::End).await;
+    assert_eq!(ended(child).await.code, Some(0));
     let turns: Vec<_> = session
         .events("turnEnded")
         .iter()
         .map(|event| event["outcome"].clone())
         .collect();
     assert_eq!(turns, ["stoppedByUser", "succeeded"]);
-    let why = refused(session.ask(&Request::Interrupt { turn: None }).await);
-    assert!(why.contains("turn 2 does not run"), "{why}");
-    session.ask(&Request::End).await;
-    assert_eq!(ended(child).await.code, Some(0));
 }
 
 #[tokio::test]
 async fn an_interrupt_stops_an_answer_and_what_was_queued_opens_the_next_turn() {
     let session = Session::new().await;
-    let slow = json!({ "text": "word ".repeat(400), "chunk_ms": 100 });
-    let child = session.start(&script("MARK", &[slow, text("Next.")]), &["--interactive"]);
+    let held = json!({ "text": "word ".repeat(400), "hold": "go" });
+    let child = session.start(&script("MARK", &[held, text("Next.")]), &["--interactive"]);
     session.request(Logged::asks_for_message).await;
     session.send("QUEUED").await;
     let reply = session.ask(&Request::Interrupt { turn: None }).await;
     assert!(matches!(reply, Reply::Done(_)), "{reply:?}");
+    session.status("the next turn begins", |status| status.turn == 2).await;
+    session.model.release("go");
     session.idle(2).await;
     assert_said_once(&session, &["MARK", "QUEUED"]);
-    assert_eq!(session.events("turnStarted").len(), 1);
     session.ask(&Request::End).await;
     assert_eq!(ended(child).await.code, Some(0));
+    assert_eq!(session.events("turnStarted").len(), 1);
+}
+
+/// Whether the process whose id is in `file` is stopped.
+fn stopped(file: &std::path::Path) -> bool {
+    let pid = std::fs::read_to_string(file).unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim()));
+    status.is_ok_and(|status| status.contains("State:\tT"))
 }
 
 #[tokio::test]
 async fn a_cli_that_does_not_heed_an_interrupt_is_ended_and_the_session_goes_on() {
     let session = Session::new().await;
-    // Stopped, it hears nothing.
     let child = session.start(
-        &script("MARK", &[bash("touch began; kill -STOP $PPID; sleep 100")]),
+        &script("MARK", &[bash("echo $PPID > cli.pid; kill -STOP $PPID; sleep 100")]),
         &["--interactive"],
     );
-    let began = session.workspace().join("began");
-    eventually("the tool runs", || began.exists()).await;
+    let file = session.workspace().join("cli.pid");
+    // Stopped, it hears nothing; a moment before it would.
+    eventually("the CLI is stopped", || stopped(&file)).await;
     session.ask(&Request::Interrupt { turn: None }).await;
     session.idle(1).await;
     session.send(&script("NEXT", &[text("Two.")])).await;
@@ -260,6 +269,18 @@ async fn a_permission_question_is_asked_and_its_answer_counts() {
     assert_eq!(code, Some(0), "{said}");
     session.idle(1).await;
     assert!(session.workspace().join("out.txt").exists());
+    let why = refused(
+        session
+            .ask(&Request::Answer {
+                request_id: Some(question),
+                allow: true,
+                message: String::new(),
+            })
+            .await,
+    );
+    assert!(why.contains("no such question"), "{why}");
+    session.ask(&Request::End).await;
+    assert_eq!(ended(child).await.code, Some(0));
     let told = session
         .bodies(Kind::Cli)
         .iter()
@@ -277,18 +298,6 @@ async fn a_permission_question_is_asked_and_its_answer_counts() {
         .map(|event| event["allowed"].clone())
         .collect();
     assert_eq!(answers, [false, true]);
-    let why = refused(
-        session
-            .ask(&Request::Answer {
-                request_id: Some(question),
-                allow: true,
-                message: String::new(),
-            })
-            .await,
-    );
-    assert!(why.contains("no such question"), "{why}");
-    session.ask(&Request::End).await;
-    assert_eq!(ended(child).await.code, Some(0));
 }
 
 #[tokio::test]

@@ -187,8 +187,9 @@ impl World {
         let session = Session::new().await;
         let (gateway, kept) = gateway(Asking::default()).await;
         std::fs::create_dir_all(session.state()).unwrap();
-        // The claim comes from another node, whose runner may have been at work until a moment ago.
-        let renewed = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(44);
+        // The claim comes from another node, whose runner may, by a clock ten minutes behind, have been at work until a
+        // moment ago.
+        let renewed = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(10 * 60 + 44);
         let lease =
             json!({ "attempt": 0, "podUid": "pod-0", "kernel": "other", "renewedAt": renewed, "released": false });
         std::fs::write(session.state().join("lease"), lease.to_string()).unwrap();
