@@ -38,7 +38,7 @@ pub struct Report {
     /// Cost of the session so far; absent when a model without a price was used.
     #[serde(default, rename = "costUSD", skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<NanoUsd>,
-    /// Last seq spooled.
+    /// Last seq spooled; 0: the runner ended before it could read the session's records, and its numbers say nothing.
     #[serde(default)]
     pub last_seq: u64,
     /// Last seq that the gateway acknowledged.

@@ -7,6 +7,8 @@ mod live;
 mod orders;
 mod repos;
 mod verdict;
+mod volume;
+mod written;
 
 use std::path::Path;
 
@@ -164,6 +166,10 @@ struct Attempt {
     status: watch::Sender<Status>,
     /// What the end record will say.
     ending: Outcome,
+    /// Rounds, tokens and conversation of the last report.
+    reported: (u64, protocol::Usage, Option<Uuid>),
+    /// Messages that the records do not hold as they were written, until they are taken.
+    written: written::Written,
     /// Seconds that the model API asked to wait.
     retry_after: Option<u64>,
     trace_id: Option<String>,
@@ -239,6 +245,8 @@ impl Attempt {
             deadline: begun,
             continuations: 0,
             ending: Outcome::Running,
+            reported: Default::default(),
+            written: written::Written::default(),
             retry_after: None,
             trace_id,
             repos: Vec::new(),
@@ -263,6 +271,10 @@ impl Attempt {
                     Opening::Work(conversation, say) => (conversation, say),
                     Opening::Finish(end) => return Ok(end),
                 }
+            };
+            let say = match say {
+                Say::Again(messages) => Say::Again(self.as_written(config, messages)?),
+                say => say,
             };
             self.start_proxy(config, &token).await?;
             if self.agent.is_none() {

@@ -11,6 +11,9 @@ use uuid::Uuid;
 use crate::cli::Turn;
 use crate::cli::wire::{self, Event};
 
+/// Bytes of an answer that are remembered; it is whole in its record.
+const RESULT: usize = 16 << 10;
+
 /// A user message that was *sent*: its record was on disk before it was written to the CLI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -270,7 +273,7 @@ impl History {
                 }
                 // A turn that failed has errors and no answer: the last answer stays.
                 if let Some(answer) = result.result {
-                    self.result = answer;
+                    self.result = beginning(answer);
                 }
             }
             Event::Init {
@@ -279,6 +282,14 @@ impl History {
             _ => {}
         }
     }
+}
+
+/// As much of an answer as anybody is told.
+fn beginning(mut answer: String) -> String {
+    let end = (0..=RESULT.min(answer.len())).rfind(|at| answer.is_char_boundary(*at));
+    answer.truncate(end.unwrap_or_default());
+    answer.shrink_to_fit();
+    answer
 }
 
 /// What a result says of all models together, cumulative over the conversation.

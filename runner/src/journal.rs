@@ -108,6 +108,13 @@ impl Journal {
         self.put(Kind::User, turn, raw(Kind::User, body)?)
     }
 
+    /// The text of a message as its record holds it.
+    pub fn recorded(&self, body: &UserBody) -> Option<String> {
+        let raw = raw(Kind::User, body).ok()?;
+        let redacted: UserBody = serde_json::from_str(&self.vault.redactor().json(raw.get())).ok()?;
+        Some(redacted.text)
+    }
+
     /// Writes what happened to the session.
     pub fn session(&mut self, body: &SessionBody) -> Result<u64, SpoolError> {
         self.record(Kind::Session, body)

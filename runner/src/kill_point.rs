@@ -1,7 +1,9 @@
-//! Places at which tests have the runner die as by SIGKILL. Not in release builds.
+//! Places at which tests have the runner die as by SIGKILL, or the thread hang that comes by. Not in release builds.
 
 /// Variable that names the place, and behind a colon the number from which on it counts: `durable:7`.
 pub const VARIABLE: &str = "RUNNER_KILL_AT";
+/// Variable that names, in the same way, the place at which threads hang for ever, as on a volume that does not answer.
+pub const HANG: &str = "RUNNER_HANG_AT";
 /// Variable that names a file to which every place is written when it is passed: what there is to kill at.
 pub const LOG: &str = "RUNNER_KILL_LOG";
 
@@ -10,8 +12,12 @@ pub const LOG: &str = "RUNNER_KILL_LOG";
 #[cfg(debug_assertions)]
 pub fn reach(place: &str, number: u64) {
     note(place, number);
-    if die_at().is_some_and(|(at, from)| at == place && number >= *from) {
+    let here = |(at, from): &(String, u64)| at == place && number >= *from;
+    if die_at().is_some_and(here) {
         die();
+    }
+    if hang_at().is_some_and(here) {
+        hang();
     }
 }
 
@@ -34,12 +40,20 @@ pub fn pass(place: &str) {
 #[cfg(debug_assertions)]
 fn die_at() -> Option<&'static (String, u64)> {
     static AT: std::sync::OnceLock<Option<(String, u64)>> = std::sync::OnceLock::new();
-    AT.get_or_init(|| {
-        let at = std::env::var(VARIABLE).ok()?;
-        let (place, from) = at.split_once(':').unwrap_or((&at, "0"));
-        Some((place.to_owned(), from.parse().ok()?))
-    })
-    .as_ref()
+    AT.get_or_init(|| named(VARIABLE)).as_ref()
+}
+
+#[cfg(debug_assertions)]
+fn hang_at() -> Option<&'static (String, u64)> {
+    static AT: std::sync::OnceLock<Option<(String, u64)>> = std::sync::OnceLock::new();
+    AT.get_or_init(|| named(HANG)).as_ref()
+}
+
+#[cfg(debug_assertions)]
+fn named(variable: &str) -> Option<(String, u64)> {
+    let at = std::env::var(variable).ok()?;
+    let (place, from) = at.split_once(':').unwrap_or((&at, "0"));
+    Some((place.to_owned(), from.parse().ok()?))
 }
 
 #[cfg(debug_assertions)]
@@ -57,6 +71,11 @@ fn note(place: &str, number: u64) {
 fn die() {
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     // Until the signal arrives nothing more may happen.
+    hang();
+}
+
+#[cfg(debug_assertions)]
+fn hang() -> ! {
     loop {
         std::thread::park();
     }

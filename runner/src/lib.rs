@@ -27,4 +27,5 @@ pub mod spool;
 pub mod status;
 pub mod transcript;
 pub mod uplink;
+pub mod watchdog;
 pub mod workspace;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use protocol::Outcome;
 use protocol::names::{env, path};
 use runner::agent::shim::{self, Door};
 use runner::config::{Config, LocalArgs, held_in_pod};
@@ -13,11 +14,15 @@ use runner::drain::{DrainConfig, drain};
 use runner::drive::{drive, refuse};
 use runner::log;
 use runner::secrets::held_in_files;
+use runner::watchdog;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Duration;
 
 /// Exit code for a configuration that cannot work, as in the table of outcomes.
 const CONFIGURATION: u8 = 2;
+/// How long the runtime may stand still: its lease is given up after as long.
+const STANDS_STILL: Duration = Duration::from_secs(30);
 
 /// Drives the Claude Code CLI: in a pod by the environment that the operator sets, elsewhere with --local.
 #[derive(Parser)]
@@ -125,6 +130,14 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
             }
         }
     };
+    watchdog::start(STANDS_STILL, || {
+        eprintln!(
+            "the runner stood still for {} s: the volume does not answer",
+            STANDS_STILL.as_secs()
+        );
+        std::process::exit(i32::from(Outcome::VolumeUnavailable.exit_code()));
+    })
+    .context("failed to start the watchdog")?;
     let outcome = Box::pin(drive(config, stop()?)).await;
     Ok(ExitCode::from(outcome.exit_code()))
 }

@@ -174,7 +174,7 @@ impl<'a> Converse<'a> {
         };
         self.attempt.journal.forget_deltas();
         let seq = self.attempt.journal.session(&started)?;
-        self.attempt.journal.spool().durable(seq).await?;
+        self.attempt.durable(seq).await?;
         // A shim that is gone already is found out about by the next word to it.
         let _ = self.tell(&ToShim::Spawn(spawn));
         Ok(())
@@ -182,8 +182,9 @@ impl<'a> Converse<'a> {
 
     /// Records a message and sends it once that is on disk. The inner error: the agent is lost, the record stays.
     pub(super) async fn say(&mut self, body: &UserBody) -> Result<Result<(), AgentError>, End> {
+        self.attempt.remember(body);
         let seq = self.attempt.journal.user(body)?;
-        self.attempt.journal.spool().durable(seq).await?;
+        self.attempt.durable(seq).await?;
         Ok(self.say_again(std::slice::from_ref(body)))
     }
 
@@ -300,7 +301,7 @@ impl<'a> Converse<'a> {
                 for line in cut {
                     self.line(line).await?;
                 }
-                self.attempt.journal.spool().room().await?;
+                self.attempt.room().await?;
             }
             Ok(FromShim::Stderr(bytes)) => self.stderr(&bytes),
             Ok(FromShim::Exit(exit)) => {
@@ -405,7 +406,7 @@ impl<'a> Converse<'a> {
         }
         let reset = SessionBody::ConversationReset { cli_session_id };
         let seq = self.attempt.journal.session(&reset)?;
-        self.attempt.journal.spool().durable(seq).await?;
+        self.attempt.durable(seq).await?;
         Ok(())
     }
 
@@ -465,7 +466,7 @@ pub(super) enum Gone {
 }
 
 impl Attempt {
-    /// What is due by the clock: the limits.
+    /// What is due by the clock: the limits, and the report.
     pub(super) fn tick(&mut self) {
         if self.live.read()
             && let Some(proxy) = &self.proxy
@@ -473,6 +474,7 @@ impl Attempt {
             proxy.set_limits(self.live.budget());
         }
         self.deadline = self.deadline();
+        self.report_totals();
     }
 
     /// Records how a turn ended.

@@ -151,6 +151,16 @@ impl Attempt {
         }
     }
 
+    /// Leaves a report when the totals have changed, so that a runner that is killed has told what it used.
+    pub(super) fn report_totals(&mut self) {
+        let history = self.journal.history();
+        let totals = (history.rounds, history.usage(), history.conversation);
+        if self.ending == Outcome::Running && self.reported != totals {
+            self.reported = totals;
+            self.write_report(&End::new(Outcome::Running, ""));
+        }
+    }
+
     /// Leaves a report in case we are killed before the last one.
     pub(super) fn write_report(&mut self, end: &End) {
         self.ending = end.outcome;

@@ -26,7 +26,7 @@ impl Converse<'_> {
         let (turn, open, cause) = (history.turn, history.open_turn(), end.outcome);
         let seq = self.attempt.journal.session(&SessionBody::Stopping { turn, cause })?;
         self.attempt.write_report(&end);
-        self.attempt.journal.spool().durable(seq).await?;
+        self.attempt.durable_soon(seq).await?;
         if !open {
             self.ladder_after_the_end().await?;
             return Ok(end);

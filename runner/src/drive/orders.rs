@@ -38,7 +38,7 @@ impl Converse<'_> {
                 self.attempt.keeper.check();
                 Ok(())
             }
-            request => Ok(self.attempt.journal.append_again(request).await?),
+            request => self.attempt.append_again(request).await,
         }
     }
 
@@ -125,7 +125,7 @@ impl Converse<'_> {
         let cause = Outcome::StoppedByUser;
         self.attempt.journal.session(&SessionBody::Stopping { turn, cause })?;
         let seq = self.done(id, None)?;
-        self.attempt.journal.spool().durable(seq).await?;
+        self.attempt.durable(seq).await?;
         kill_point::reach("interrupt", 0);
         self.interrupting = Some((turn, Instant::now() + STOPS));
         // What people said meanwhile is not theirs to lose: it opens the next turn.
@@ -162,7 +162,7 @@ impl Converse<'_> {
             allowed: answer.allowed,
         })?;
         let seq = self.done(id, None)?;
-        self.attempt.journal.spool().durable(seq).await?;
+        self.attempt.durable(seq).await?;
         let _ = self.tell(&ToShim::Stdin(answer.line(request_id).into()));
         Ok(Effect::Done(seq))
     }

@@ -176,7 +176,7 @@ impl Attempt {
                 done = &mut work => return Ok(done),
                 Some(request) = duty(&mut self.uplink) => match request {
                     Request::CheckLease => self.keeper.check(),
-                    request => self.journal.append_again(request).await?,
+                    request => self.append_again(request).await?,
                 },
                 Some(event) = self.metered.recv() => self.meter(event)?,
                 () = told(&mut stop) => {

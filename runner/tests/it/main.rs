@@ -28,3 +28,4 @@ mod rounds;
 mod shim;
 mod ssh;
 mod trace;
+mod volume;

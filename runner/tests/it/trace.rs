@@ -120,7 +120,7 @@ async fn a_collector_that_is_not_there_does_not_fail_the_session() {
         .env("LANGFUSE_SECRET_KEY", FAKE_SECRET_KEY);
     let ended = ended(command.spawn().unwrap()).await;
     assert_eq!(ended.code, Some(0));
-    assert!(ended.took.as_secs() < 15, "{:?}", ended.took);
+    assert!(ended.took.as_secs() < 40, "{:?}", ended.took);
     assert_eq!(session.report().traces, Delivery::Failed);
     assert!(collector.exports().is_empty());
 }

@@ -1,0 +1,75 @@
+//! A volume that hangs, and what a runner has told by the time it is killed.
+
+use protocol::Outcome;
+use runner::kill_point::{HANG, VARIABLE};
+use rustix::process::Signal;
+use tests::model::Logged;
+
+use crate::common::{Session, bash, ended, eventually, script, signal, text};
+
+#[rstest::rstest]
+#[case::before_the_agent_is_started("durable:1")]
+#[case::in_mid_turn("durable:6")]
+#[tokio::test]
+async fn a_volume_that_hangs_does_not_hold_up_the_timeout(#[case] point: &str) {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[text("Done.")]);
+    let mut command = session.command(&prompt, &["--timeout", "5"]);
+    let ended = ended(command.env(HANG, point).spawn().unwrap()).await;
+    assert_eq!((ended.code, session.report().outcome), (Some(4), Outcome::Timeout));
+    session.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_volume_that_hangs_does_not_hold_up_a_stop() {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[text("Done.")]);
+    let child = session.command(&prompt, &[]).env(HANG, "durable:6").spawn().unwrap();
+    // Its answer is held back until the disk knows that there is one.
+    session.request(Logged::asks_for_message).await;
+    signal(&child, Signal::TERM);
+    let ended = ended(child).await;
+    assert_eq!((ended.code, session.report().outcome), (Some(143), Outcome::Stopped));
+    session.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_runner_that_is_killed_has_told_what_it_used() {
+    let session = Session::new().await;
+    let child = session.start(&script("MARK", &[bash("touch began; sleep 100"), text("Done.")]), &[]);
+    eventually("the report tells of the first round", || {
+        session
+            .try_report()
+            .is_some_and(|report| report.turns == 1 && report.usage.output_tokens > 0)
+    })
+    .await;
+    signal(&child, Signal::KILL);
+    assert_eq!(ended(child).await.code, None);
+    let report = session.report();
+    assert_eq!((report.outcome, report.turns), (Outcome::Running, 1));
+    assert!(
+        report.cost_usd.is_some_and(|cost| cost.0 > 0) && report.last_seq > 3,
+        "{report:?}"
+    );
+    assert!(report.sdk_session_id.is_some());
+    session.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_prompt_that_reads_like_a_key_is_given_again_as_it_was_written() {
+    let session = Session::new().await;
+    let prompt = script("MARK Use Bearer abcdefghijklmnopqrst0 for it.", &[text("Done.")]);
+    let killed = ended(session.command(&prompt, &[]).env(VARIABLE, "sent:1").spawn().unwrap()).await;
+    assert_eq!(killed.code, None);
+    session.assert_nothing_left().await;
+    // Nothing is left that knows it.
+    let transcripts = session.state().join("claude");
+    eventually("the transcripts are gone", || {
+        std::fs::remove_dir_all(&transcripts).is_ok()
+    })
+    .await;
+    assert_eq!(session.run(&prompt, &[]).await.code, Some(0));
+    session.assert_prompt_once("MARK Use Bearer abcdefghijklmnopqrst0 for it.");
+    let records = format!("{:?}", session.records());
+    assert!(!records.contains("abcdefghijklmnopqrst0"), "{records}");
+}
