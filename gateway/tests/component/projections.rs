@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use gateway::project::{messages::messages, transcript};
+use gateway::project::{claude_code::Query, messages::messages, tasks::Tasks, transcript};
 use protocol::Record;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -54,6 +54,60 @@ fn recordings_become_a_text_for_people(#[case] name: &str) {
     let text: String = recorded(name).iter().map(transcript::text).collect();
     assert!(!text.is_empty());
     insta::assert_snapshot!(format!("transcript_{name}"), text);
+}
+
+/// A record of the runner's beside the recorded ones.
+fn of_runner(seq: usize, kind: &str, body: &Value) -> Record {
+    let record = json!({"seq": seq, "attempt": 1, "turn": 1, "ts": "2026-01-02T03:04:07Z", "kind": kind, "body": body});
+    serde_json::from_value(record).unwrap()
+}
+
+/// A recording as the whole of a one-shot: with its message before it and the end of its turn behind it.
+fn one_shot(name: &str, outcome: &str) -> Vec<Record> {
+    let uuid = "00000000-0000-5000-8000-000000000001";
+    let mut records = vec![of_runner(
+        1,
+        "user",
+        &json!({"command": "prompt", "uuid": uuid, "text": "p"}),
+    )];
+    records.extend(recorded(name));
+    let ended = json!({"event": "turnEnded", "turn": 1, "outcome": outcome});
+    records.push(of_runner(records.len() + 1, "session", &ended));
+    records
+}
+
+#[rstest]
+#[case("tools", "succeeded")]
+#[case("subagent", "succeeded")]
+#[case("interrupt", "stoppedByUser")]
+#[case("overloaded", "agentError")]
+fn recordings_become_the_events_of_a_task(#[case] name: &str, #[case] outcome: &str) {
+    let mut tasks = Tasks::default();
+    let mut text = String::new();
+    for record in one_shot(name, outcome) {
+        for event in tasks.take(&record) {
+            writeln!(text, "{}", json!(event)).unwrap();
+        }
+    }
+    assert!(tasks.open().is_none(), "it is over");
+    insta::assert_snapshot!(format!("task_{name}"), text);
+}
+
+#[rstest]
+#[case("tools", "succeeded")]
+#[case("subagent", "succeeded")]
+#[case("interrupt", "stoppedByUser")]
+#[case("overloaded", "agentError")]
+fn recordings_become_the_lines_of_a_query(#[case] name: &str, #[case] outcome: &str) {
+    let mut query = Query::new(false);
+    let mut text = String::new();
+    for record in one_shot(name, outcome) {
+        for line in query.take(&record) {
+            writeln!(text, "{line}").unwrap();
+        }
+    }
+    writeln!(text, "{:?}", query.end).unwrap();
+    insta::assert_snapshot!(format!("query_{name}"), text);
 }
 
 #[rstest]
