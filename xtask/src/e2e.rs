@@ -35,6 +35,8 @@ pub fn run(afterwards: Afterwards, arguments: &[OsString]) -> Result<()> {
                 .env("KUBECTL", tools::path("kubectl")?)
                 .env("HELM", tools::path("helm")?)
                 .envs(target.audit_log.iter().map(|file| ("AUDIT_LOG", file)))
+                // Most of them wait most of the time. How many work at once the tests themselves decide.
+                .env("RUST_TEST_THREADS", "16")
                 .args([
                     "test",
                     "--locked",

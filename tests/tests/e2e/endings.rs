@@ -122,7 +122,8 @@ async fn a_pod_ends_soon_after_its_runner() -> Result<()> {
             containers[SESSIONS - 1] <= Duration::from_secs(4),
             "the longest: {containers:?}"
         );
-        // A sidecar that ignores SIGTERM would make it the whole grace period, a minute.
+        // Whole seconds of the runner's end and what any pod takes are in these. A sidecar that ignores SIGTERM would make
+        // it the whole grace period, a minute.
         ensure!(
             phases[SESSIONS / 2] <= plain[SESSIONS / 2] + Duration::from_secs(2),
             "the phase: {phases:?}, and of a pod of one container: {plain:?}"

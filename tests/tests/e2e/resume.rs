@@ -180,7 +180,7 @@ async fn fifteen_seconds_of_grace_are_enough_to_end_in_order() -> Result<()> {
 }
 
 #[tokio::test]
-async fn after_a_forced_deletion_the_next_attempt_waits_until_the_last_is_surely_gone() -> Result<()> {
+async fn a_pod_that_is_deleted_by_force_is_followed_by_another_attempt() -> Result<()> {
     scene("forced", Keys::Good, async |scene| {
         let work = Work::half_done(scene, "fenced").await?;
         scene

@@ -25,7 +25,7 @@ use super::{COLLECTOR_URL, MODEL_URL, required};
 /// Tests that kill what all others use are alone.
 static ALONE: RwLock<()> = RwLock::const_new(());
 /// Scenes at once: each has at least one CLI, which wants 200 MiB and half a core to start.
-static PLACES: Semaphore = Semaphore::const_new(3);
+static PLACES: Semaphore = Semaphore::const_new(4);
 
 /// Which key the sessions of a scene have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
