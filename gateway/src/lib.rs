@@ -128,6 +128,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 pub fn router_for(gateway: Arc<Gateway>, origins: &Origins) -> Router {
     Router::new()
         .route("/api/projects/{project}/sessions/{session}/ws", get(ingest::connect))
+        .route("/peer/{question}", get(api::peer))
         .merge(api::router(&gateway.compat.settings))
         .method_not_allowed_fallback(async || api::ApiError::method_not_allowed())
         .fallback(async || api::ApiError::not_found("there is nothing at this path"))

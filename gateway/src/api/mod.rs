@@ -26,6 +26,7 @@ use serde_json::Value;
 pub use allowed::{Create, Delete, Get, List, OfProject, OfSession, Right, Update};
 pub use claude_code::is_query;
 pub use error::ApiError;
+pub(crate) use forward::answer as peer;
 pub use workspace::is_upload;
 
 use crate::{Gateway, compat::Settings};

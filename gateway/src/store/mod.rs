@@ -401,11 +401,23 @@ pub trait EventLog: commands::CommandLog {
     fn removes(&self) -> bool {
         true
     }
+    /// How gateways on the same log know each other.
+    fn peer(&self) -> Option<&dyn Peer> {
+        None
+    }
     /// Address of another gateway that the session's runner was last connected to.
     fn elsewhere(&self, session: &str) -> BoxFuture<'static, Result<Option<String>, StoreError>> {
         let _ = session;
         async { Ok(None) }.boxed()
     }
+}
+
+/// How gateways on one log know each other.
+pub trait Peer: Send + Sync {
+    /// What this gateway answers to a question; nobody else can.
+    fn answer(&self, question: &str) -> Option<String>;
+    /// Whether an answer is that of the gateway at this address.
+    fn is_answer(&self, address: &str, question: &str, answer: &str) -> bool;
 }
 
 /// Where the log is kept.

@@ -4,6 +4,7 @@ mod append;
 mod commands;
 mod link;
 mod migrate;
+mod peers;
 mod pool;
 mod removal;
 
@@ -13,6 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,10 +25,11 @@ use tokio_postgres::{Config, Row};
 
 use self::{
     link::{Link, Teller},
+    peers::Peers,
     pool::Pool,
 };
 use super::{
-    Admission, Admitted, Appended, Batch, Content, EventLog, Kept, MAX_SEQ, PageSize, Removed, State, StoreError,
+    Admission, Admitted, Appended, Batch, Content, EventLog, Kept, MAX_SEQ, PageSize, Peer, Removed, State, StoreError,
     StoredRecord, news::News,
 };
 
@@ -36,6 +39,8 @@ mod layout {
     refinery::embed_migrations!("src/store/postgres/migrations");
 }
 
+/// How long a server may say nothing.
+const SILENCE: Duration = Duration::from_secs(20);
 /// Two gateways that start at once change the layout one after the other. Any number that nobody else uses.
 const LAYOUT_LOCK: &str = "SELECT pg_advisory_lock(7020317654020)";
 
@@ -47,6 +52,7 @@ pub struct PostgresLog {
     removes: Arc<AtomicBool>,
     /// Where other gateways find this one.
     address: Option<String>,
+    peers: Peers,
 }
 
 impl PostgresLog {
@@ -54,20 +60,24 @@ impl PostgresLog {
     pub async fn open(url: &str, address: Option<String>) -> Result<Self, StoreError> {
         let mut config: Config = url.parse().map_err(|error| StoreError::Url(Arc::new(error)))?;
         config.application_name("agentic-gateway");
+        // A server that is gone without a word is found.
+        config.keepalives_idle(SILENCE).tcp_user_timeout(SILENCE);
         let pool = Pool::new(config);
-        prepare(&pool).await?;
+        let secret = prepare(&pool).await?;
         let Link { teller, heard, removes } = link::open(pool.clone());
         Ok(Self {
             pool,
             news: teller,
             heard: Mutex::new(Some(heard)),
             removes,
+            peers: Peers::new(secret, address.clone()),
             address,
         })
     }
 }
 
-async fn prepare(pool: &Pool) -> Result<(), StoreError> {
+/// Brings the database to the newest layout; what its gateways know.
+async fn prepare(pool: &Pool) -> Result<String, StoreError> {
     let (mut client, connection) = pool.connect().await?;
     let _driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
     let row = client.query_one("SELECT current_setting('fsync')", &[]).await?;
@@ -83,7 +93,7 @@ async fn prepare(pool: &Pool) -> Result<(), StoreError> {
             refinery::error::Kind::MissingVersion(found) => StoreError::TooNewDatabase(found.to_string()),
             _ => StoreError::DatabaseLayout(Arc::new(source)),
         })?;
-    Ok(())
+    Ok(client.query_one("SELECT secret FROM peers", &[]).await?.get(0))
 }
 
 impl EventLog for PostgresLog {
@@ -203,6 +213,10 @@ impl EventLog for PostgresLog {
 
     fn removes(&self) -> bool {
         self.removes.load(Ordering::Relaxed)
+    }
+
+    fn peer(&self) -> Option<&dyn Peer> {
+        Some(&self.peers)
     }
 
     fn elsewhere(&self, session: &str) -> BoxFuture<'static, Result<Option<String>, StoreError>> {

@@ -15,12 +15,15 @@ use protocol::{
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::watch,
+};
 use xtask::postgres::Postgres;
 
 use crate::support::{
     cluster::Cluster,
-    postgres::database,
+    postgres::{database, say},
     process::Process,
     record, records,
     runner::{Runner, hello},
@@ -122,6 +125,66 @@ async fn files_are_read_and_written_through_whichever_gateway_is_asked() {
     }
     drop((here, there));
     assert_eq!(soon("the runner's end", runner).await.unwrap()["a"], bytes);
+}
+
+/// A pod that has by now the address of a gateway: it gives every question to a real one, and that one's answer back.
+async fn impostor(real: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, heard) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+    let all = heard.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut gateway = tokio::net::TcpStream::connect(real).await.unwrap();
+            let all = all.clone();
+            tokio::spawn(async move {
+                let (mut from_client, mut to_client) = client.split();
+                let (mut from_gateway, mut to_gateway) = gateway.split();
+                let listen = async {
+                    let mut buffer = [0; 4096];
+                    while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+                        all.lock().unwrap().extend_from_slice(&buffer[..count]);
+                        to_gateway.write_all(&buffer[..count]).await.unwrap();
+                    }
+                };
+                tokio::join!(listen, tokio::io::copy(&mut from_gateway, &mut to_client))
+                    .1
+                    .ok();
+            });
+        }
+    });
+    (address, heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_the_address_of_a_gateway_that_is_gone_is_shown_no_token() {
+    let cluster = cluster().await;
+    let folder = tempfile::tempdir().unwrap();
+    let database = database();
+    let here = Process::start_on(&cluster, folder.path(), &database).await;
+    let there = Process::start_on(&cluster, folder.path(), &database).await;
+    let _runner = crate::workspace::runner_at(
+        there.address,
+        &[("a", b"secret".to_vec())],
+        crate::workspace::Leaves::Never,
+    )
+    .await;
+    let ask = || {
+        http()
+            .get(format!("http://{}{SESSION}/workspace/a", here.address))
+            .bearer_auth("token")
+            .send()
+    };
+    assert_eq!(ask().await.unwrap().text().await.unwrap(), "secret");
+    let (address, heard) = impostor(there.address).await;
+    say(&database, &format!("UPDATE sessions SET gateway = '{address}'"));
+    assert_eq!(
+        soon("the answer", ask()).await.unwrap().status(),
+        409,
+        "as without a runner"
+    );
+    let heard = String::from_utf8_lossy(&heard.lock().unwrap()).to_lowercase();
+    assert!(heard.starts_with("get /peer/"), "it was asked who it is: {heard}");
+    assert!(!heard.contains("authorization") && !heard.contains("token"), "{heard}");
 }
 
 /// Who serves now.

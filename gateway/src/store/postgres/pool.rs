@@ -17,6 +17,8 @@ use super::super::StoreError;
 
 /// Connections at once; a transaction has one to itself.
 const PLACES: usize = 16;
+/// How long anything may take, the wait for a connection included.
+const DONE_WITHIN: Duration = Duration::from_secs(90);
 /// How long a connection may take to be made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -102,7 +104,7 @@ impl Pool {
         let pool = self.clone();
         async move {
             // In a task of its own: whoever asks may not be polled for long, and must not hold a connection meanwhile.
-            let answer = tokio::spawn(async move {
+            let done = async move {
                 let mut connection = pool.take().await?;
                 let answer = work(&mut connection).await?;
                 connection.place = None;
@@ -111,8 +113,12 @@ impl Pool {
                     .unwrap_or_else(PoisonError::into_inner)
                     .push(connection);
                 Ok(answer)
-            });
-            answer.await.map_err(|_| StoreError::Stopped)?
+            };
+            let answer = tokio::spawn(timeout(DONE_WITHIN, done));
+            answer
+                .await
+                .map_err(|_| StoreError::Stopped)?
+                .map_err(|_| StoreError::Silent)?
         }
         .boxed()
     }

@@ -4,9 +4,17 @@ use std::sync::OnceLock;
 
 use xtask::postgres::Postgres;
 
+fn server() -> &'static Postgres {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    SERVER.get_or_init(|| Postgres::start().expect("PostgreSQL is needed"))
+}
+
 /// A new, empty database.
 pub fn database() -> String {
-    static SERVER: OnceLock<Postgres> = OnceLock::new();
-    let server = SERVER.get_or_init(|| Postgres::start().expect("PostgreSQL is needed"));
-    server.database().unwrap()
+    server().database().unwrap()
+}
+
+/// Runs a statement in a database.
+pub fn say(database: &str, statement: &str) -> String {
+    server().say(database, statement).unwrap()
 }
