@@ -1,5 +1,7 @@
 //! Types of conditions.
 
+/// `False` while what the spec asks for by now is not allowed: an attempt under way goes on with what it was begun with.
+pub const SPEC_ACCEPTED: &str = "SpecAccepted";
 /// The session has a place among those that may run at once.
 pub const ADMITTED: &str = "Admitted";
 /// The session's claim exists and is bound.

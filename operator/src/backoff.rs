@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 const FIRST: Duration = Duration::from_secs(1);
+const FIRST_RACE: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_mins(5);
 
 /// Failures in a row, by object.
@@ -14,9 +15,18 @@ pub struct Backoff {
 impl Backoff {
     /// Counts a failure; answers how long to wait.
     pub fn next(&self, namespace: &str, name: &str) -> Duration {
+        self.after(FIRST, namespace, name)
+    }
+
+    /// The same when somebody was faster, which one more look settles, as a rule.
+    pub fn next_race(&self, namespace: &str, name: &str) -> Duration {
+        self.after(FIRST_RACE, namespace, name)
+    }
+
+    fn after(&self, first: Duration, namespace: &str, name: &str) -> Duration {
         let mut failures = self.locked();
         let count = failures.entry((namespace.to_owned(), name.to_owned())).or_default();
-        let wait = FIRST
+        let wait = first
             .saturating_mul(1_u32.checked_shl(*count).unwrap_or(u32::MAX))
             .min(LONGEST);
         *count = count.saturating_add(1).min(16);
@@ -42,6 +52,15 @@ pub fn jittered(wait: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_who_always_comes_too_late_waits_longer_and_longer_too() {
+        let backoff = Backoff::default();
+        let waits: Vec<_> = (0..9)
+            .map(|_| backoff.next_race("poets", "poem").as_secs_f64())
+            .collect();
+        assert!(waits[0] < 0.13 && (20.0..31.0).contains(&waits[8]), "{waits:?}");
+    }
 
     #[test]
     fn waits_double_to_five_minutes_and_start_anew_after_a_success() {

@@ -28,8 +28,8 @@ use crate::{
 
 type Meta = PartialObjectMeta<Pod>;
 
-/// How often a pod that waits for its session's controller is looked at.
-const LOOK_AGAIN: Duration = Duration::from_mins(1);
+/// How often a pod that waits for its session's controller is looked at: should the session go first, nothing tells of it.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A pod that could not be judged or freed.
 #[derive(Debug, thiserror::Error)]

@@ -174,7 +174,7 @@ fn on_error(session: Arc<Meta>, error: &Error, context: Arc<Context>) -> Action 
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     if error.is_race() {
         tracing::debug!(session = name, namespace, %error, "observed again");
-        return Action::requeue(jittered(Duration::from_millis(100)));
+        return Action::requeue(context.backoff.next_race(&namespace, &name));
     }
     context.gate.stumbled(&namespace, &name);
     let wait = context.backoff.next(&namespace, &name);

@@ -131,6 +131,10 @@ pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestam
     let mut plan = Plan::nothing(seen.session.status.clone());
     plan.status.observed_generation = seen.session.generation;
     plan.release = recorded_pods(seen);
+    if !seen.session.status.phase.is_terminal() {
+        let why_not = request.as_ref().err().map(ToString::to_string);
+        transition::accepted(&mut plan.status, why_not.as_deref(), now);
+    }
     let mut plan = match seen.session.status.phase {
         Phase::Pending => pending(plan, seen, request, now),
         Phase::Creating | Phase::Running | Phase::Stopping => live(plan, seen, request, now),
@@ -406,10 +410,11 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
     match seen.claim {
         ClaimSeen::Missing | ClaimSeen::Ours { .. } => {}
         ClaimSeen::Going => {
-            return wait(
-                reason_so_far,
-                "Waits for the claim of an earlier session of this name to be deleted.".to_owned(),
-            );
+            return Some(Hindrance {
+                reason: reason_so_far,
+                message: "Waits for the claim of this name to be deleted.".to_owned(),
+                delete: holders(seen),
+            });
         }
         ClaimSeen::Absent => {
             let message =
@@ -434,6 +439,14 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
             wait(Reason::NameConflict, message.to_owned())
         }
     }
+}
+
+/// Jobs of recorded attempts: a claim that is being deleted goes only when no pod that names it is left, ended or not.
+fn holders(seen: &Observed) -> Vec<Target> {
+    let jobs = seen.earlier.iter().chain(seen.job.ours());
+    jobs.filter(|job| job.finished && !job.deleting)
+        .map(|job| Target::Job(job.name.clone(), job.uid.clone()))
+        .collect()
 }
 
 /// An ended run stays ended until a start is asked for, or what `suspend` stopped is no longer suspended.
@@ -563,13 +576,14 @@ fn tuned(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Inval
     let terms = deadline::terms(seen, request);
     let mut tuned = Vec::new();
     if let Some(job) = seen.job.ours().filter(|job| !job.deleting && !job.finished)
-        && let Some(told) = job.resolved
-        && told.limits != terms.limits
+        && (request.is_ok() || job.resolved.is_some())
+        && job.resolved.is_none_or(|told| told.limits != terms.limits)
     {
         tuned.push(Tuned::Job(job.name.clone(), job.uid.clone(), terms));
     }
     if let Some(pod) = pod.filter(|pod| !pod.is_over())
-        && pod.limits.is_some_and(|told| told != terms.limits)
+        && (request.is_ok() || pod.limits.is_some())
+        && pod.limits != Some(terms.limits)
     {
         tuned.push(Tuned::Pod(pod.name.clone(), pod.uid.clone(), terms.limits));
     }

@@ -158,11 +158,9 @@ impl ClaimSeen {
     pub fn of(claim: Option<&PersistentVolumeClaim>, session: &ObjectMeta) -> Self {
         let Some(claim) = claim else { return Self::Missing };
         match owner(&claim.metadata, session) {
-            Owner::Foreign if is_retained(claim, session) && claim.metadata.deletion_timestamp.is_none() => {
-                Self::Ours { bound: is_bound(claim) }
-            }
-            Owner::Foreign => Self::Foreign,
             _ if claim.metadata.deletion_timestamp.is_some() => Self::Going,
+            Owner::Foreign if is_retained(claim, session) => Self::Ours { bound: is_bound(claim) },
+            Owner::Foreign => Self::Foreign,
             Owner::Predecessor => Self::Going,
             Owner::Ours => Self::Ours { bound: is_bound(claim) },
         }

@@ -218,6 +218,21 @@ pub fn admitted(mut status: AgenticSessionStatus, held: Option<&Trouble>, now: T
     status
 }
 
+/// Whether what the spec asks for by now is allowed. Said only while it is not.
+pub fn accepted(status: &mut AgenticSessionStatus, why_not: Option<&str>, now: Timestamp) {
+    match why_not {
+        None => conditions::remove(status, &[condition::SPEC_ACCEPTED]),
+        Some(why_not) => conditions::set(
+            status,
+            condition::SPEC_ACCEPTED,
+            "False",
+            Reason::ConfigError,
+            why_not,
+            now,
+        ),
+    }
+}
+
 /// The run is over.
 pub fn finish(
     status: &AgenticSessionStatus,
