@@ -10,17 +10,16 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
 };
 
 use crds::{AgenticSessionStatus, Phase};
-use futures::{StreamExt as _, future::BoxFuture, stream};
-use http::{Method, Request, Response, StatusCode};
+use futures::{StreamExt as _, stream};
+use http::{Request, StatusCode};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams},
-    client::{Body, ClientBuilder},
+    client::Body,
 };
 use operator::TimingSettings;
 use protocol::{
@@ -30,10 +29,10 @@ use protocol::{
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tower::{Layer, Service};
 
 use crate::{
     plane::{operator_config, writes},
+    wire::{Fate, Wire, client_above_retries, is_write},
     world::{World, report, until},
 };
 
@@ -62,69 +61,29 @@ struct Crash {
     dead: CancellationToken,
 }
 
-impl<S> Layer<S> for Crash {
-    type Service = Crashing<S>;
-
-    fn layer(&self, inner: S) -> Crashing<S> {
-        Crashing {
-            crash: self.clone(),
-            inner,
-        }
-    }
-}
-
-struct Crashing<S> {
-    crash: Crash,
-    inner: S,
-}
-
-impl<S, B> Service<Request<Body>> for Crashing<S>
-where
-    S: Service<Request<Body>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    B: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let path = request.uri().path();
-        let counts = request.method() != Method::GET && !path.contains("/leases") && !path.contains("/events");
-        let number = if counts {
-            self.crash.writes.fetch_add(1, Ordering::SeqCst) + 1
+impl Wire for Crash {
+    fn fate(&self, request: &Request<Body>) -> Fate {
+        let number = if is_write(request) {
+            self.writes.fetch_add(1, Ordering::SeqCst) + 1
         } else {
             0
         };
-        let fault = self.crash.at.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
-        let Crash { happened, dead, .. } = self.crash.clone();
+        let fault = self.at.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
         if fault.is_some() {
-            happened.fetch_add(1, Ordering::SeqCst);
+            self.happened.fetch_add(1, Ordering::SeqCst);
         }
-        // A dead process sends nothing more.
-        if fault == Some(Fault::Before) || dead.is_cancelled() {
-            dead.cancel();
-            return Box::pin(std::future::pending());
-        }
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let mut answer = answer.await;
-            match (fault, &mut answer) {
-                (Some(Fault::After), _) => {
-                    dead.cancel();
-                    std::future::pending::<()>().await;
-                }
-                // The client's own retries would hide another.
-                (Some(Fault::Lost), Ok(answer)) => *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
-                (Some(Fault::Lost), Err(_)) | (Some(Fault::Before) | None, _) => {}
+        match fault {
+            // A dead process sends nothing more.
+            _ if self.dead.is_cancelled() => Fate::Silence,
+            Some(Fault::Before) => {
+                self.dead.cancel();
+                Fate::Silence
             }
-            answer
-        })
+            Some(Fault::After) => Fate::Unheard(self.dead.clone()),
+            // The client's own retries would hide another.
+            Some(Fault::Lost) => Fate::Garbled(StatusCode::INTERNAL_SERVER_ERROR),
+            None => Fate::Pass,
+        }
     }
 }
 
@@ -183,10 +142,7 @@ async fn live(life: Life, namespace: &str, at: Option<(usize, Fault)>) -> (usize
         happened: Arc::default(),
         dead: CancellationToken::new(),
     };
-    let doomed = ClientBuilder::try_from(operator_config(namespace).await)
-        .unwrap()
-        .with_layer(&crash)
-        .build();
+    let doomed = client_above_retries(operator_config(namespace).await, crash.clone());
     let mut settings = world.settings();
     // Any: one that was free may be taken before the next operator listens, and nobody asks here.
     settings.metrics_address.set_port(0);

@@ -109,6 +109,11 @@ impl World {
         self.operator = Some((task, stop));
     }
 
+    /// Whether the operator that was started has neither ended nor panicked.
+    pub fn operator_is_up(&self) -> bool {
+        self.operator.as_ref().is_some_and(|(task, _)| !task.is_finished())
+    }
+
     /// Ends the operator as SIGKILL would: between two instructions.
     pub async fn kill_operator(&mut self) {
         let (task, _) = self.operator.take().unwrap();
@@ -297,7 +302,12 @@ impl World {
         .header("content-type", "application/json")
         .body(serde_json::to_vec(&binding).unwrap())
         .unwrap();
-        self.client.request_text(request).await.unwrap();
+        match self.client.request_text(request).await {
+            Ok(_) => {}
+            // It was deleted, or went, meanwhile.
+            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => {}
+            Err(error) => panic!("{}: {error}", self.namespace),
+        }
     }
 
     /// The runner ran for `seconds` and left `report`; then the whole pod is over.
@@ -390,6 +400,15 @@ impl World {
             .lines()
             .find(|line| line.starts_with(r#"agentic_operator_reconciles_total{result="ok"}"#));
         line.and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for World {
+    /// A test that failed leaves no operator at work.
+    fn drop(&mut self) {
+        if let Some((task, _)) = &self.operator {
+            task.abort();
+        }
     }
 }
 
