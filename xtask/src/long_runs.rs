@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{command, e2e::env_cargo, paths, progress};
+use crate::{command, e2e::env_cargo, paths, progress, tools};
 
 /// Runner, gateway and network die again and again while records are written; nothing may be lost or doubled.
 pub fn no_record_lost(records: u64, kills: u32, seed: u64) -> Result<()> {
@@ -74,4 +74,47 @@ pub fn file_races(tries: u32) -> Result<()> {
             )
         },
     )
+}
+
+/// Sessions are changed at random; each sequence must end as it would have on a clean namespace.
+pub fn random_operations(operations: u32, seed: u64) -> Result<()> {
+    let step = format!("trying {operations} random operations, seed {seed}");
+    component_tests(&step, "random::", |cargo| {
+        cargo
+            .env("RANDOM_OPERATIONS", operations.to_string())
+            .env("RANDOM_SEED", seed.to_string());
+    })
+}
+
+/// The operator's component tests on other Kubernetes than the usual one.
+pub fn kubernetes_versions() -> Result<()> {
+    for version in ["oldest", "newest"] {
+        component_tests(
+            &format!("running the operator's component tests on the {version} Kubernetes"),
+            "",
+            |cargo| {
+                cargo.env(tools::KUBERNETES_VERSION, version);
+            },
+        )?;
+    }
+    Ok(())
+}
+
+fn component_tests(step: &str, filter: &str, prepare: impl FnOnce(&mut Command)) -> Result<()> {
+    progress::step(step, || {
+        let mut cargo = Command::new(env_cargo());
+        cargo.current_dir(paths::workspace()).args([
+            "test",
+            "--locked",
+            "--package",
+            "operator",
+            "--test",
+            "component",
+            "--",
+            "--nocapture",
+        ]);
+        cargo.args(Some(filter).filter(|filter| !filter.is_empty()));
+        prepare(&mut cargo);
+        command::run(&mut cargo)
+    })
 }

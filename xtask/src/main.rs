@@ -81,6 +81,17 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Run the operator's component tests on the oldest and the newest Kubernetes that can be built; builds both the first time.
+    KubernetesVersions,
+    /// Change sessions, their namespace and their children at random, and compare what comes of it with a clean namespace.
+    RandomOperations {
+        /// Operations at least.
+        #[arg(long, default_value_t = 10_000)]
+        operations: u32,
+        /// What the dice begin with.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Swap folders, files and links in a workspace while the runner serves files through them.
     FileRaces {
         /// How often.
@@ -129,6 +140,8 @@ fn run() -> Result<()> {
         Command::NoRecordLost { records, kills, seed } => long_runs::no_record_lost(records, kills, seed),
         Command::KillPoints { seed } => long_runs::kill_points(seed),
         Command::Fuzz { times, seed } => long_runs::fuzz(times, seed),
+        Command::KubernetesVersions => long_runs::kubernetes_versions(),
+        Command::RandomOperations { operations, seed } => long_runs::random_operations(operations, seed),
         Command::FileRaces { tries } => long_runs::file_races(tries),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Images => {

@@ -17,6 +17,8 @@ use crate::{command, paths, progress};
 struct Module {
     folder: &'static str,
     linker_flags: &'static str,
+    /// Parts that are left out or taken in.
+    tags: &'static str,
 }
 
 /// One program of a module.
@@ -34,26 +36,51 @@ const KUBERNETES: Module = Module {
         -X k8s.io/component-base/version.gitMajor=1 \
         -X k8s.io/component-base/version.gitMinor=34 \
         -X k8s.io/client-go/pkg/version.gitVersion=v1.34.4",
+    tags: "",
+};
+/// The oldest whose modules the proxy has whole: of 1.29 the controller manager's are not to be had.
+const OLDEST_KUBERNETES: Module = Module {
+    folder: "kubernetes-oldest",
+    linker_flags: "-s -w \
+        -X k8s.io/component-base/version.gitVersion=v1.30.4 \
+        -X k8s.io/component-base/version.gitMajor=1 \
+        -X k8s.io/component-base/version.gitMinor=30 \
+        -X k8s.io/client-go/pkg/version.gitVersion=v1.30.4",
+    tags: "providerless",
+};
+const NEWEST_KUBERNETES: Module = Module {
+    folder: "kubernetes-newest",
+    linker_flags: "-s -w \
+        -X k8s.io/component-base/version.gitVersion=v1.36.3 \
+        -X k8s.io/component-base/version.gitMajor=1 \
+        -X k8s.io/component-base/version.gitMinor=36 \
+        -X k8s.io/client-go/pkg/version.gitVersion=v1.36.3",
+    tags: "",
 };
 const ETCD: Module = Module {
     folder: "etcd",
     linker_flags: "-s -w",
+    tags: "",
 };
 const COREDNS: Module = Module {
     folder: "coredns",
     linker_flags: "-s -w",
+    tags: "",
 };
 const LOCAL_PATH: Module = Module {
     folder: "local-path-provisioner",
     linker_flags: "-s -w",
+    tags: "",
 };
 const PODS: Module = Module {
     folder: "pods",
     linker_flags: "-s -w",
+    tags: "",
 };
 const HELM: Module = Module {
     folder: "helm",
     linker_flags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
+    tags: "",
 };
 
 const CONTROL_PLANE: &[Tool] = &[
@@ -138,6 +165,27 @@ pub enum Group {
     All,
 }
 
+/// Which Kubernetes clusters are made of: `oldest`, `newest`, or the usual one.
+pub const KUBERNETES_VERSION: &str = "AGENTIC_KUBERNETES";
+
+fn kubernetes() -> &'static Module {
+    match std::env::var(KUBERNETES_VERSION).as_deref() {
+        Ok("oldest") => &OLDEST_KUBERNETES,
+        Ok("newest") => &NEWEST_KUBERNETES,
+        Ok(_) | Err(_) => &KUBERNETES,
+    }
+}
+
+impl Tool {
+    fn module(&self) -> &'static Module {
+        if self.module.folder == KUBERNETES.folder {
+            kubernetes()
+        } else {
+            self.module
+        }
+    }
+}
+
 /// Builds what is missing of a group.
 pub fn ensure(group: Group) -> Result<()> {
     let lists: &[&[Tool]] = match group {
@@ -148,11 +196,11 @@ pub fn ensure(group: Group) -> Result<()> {
         Group::All => &[CONTROL_PLANE, NODE, CHART],
     };
     let wanted: Vec<&Tool> = lists.iter().copied().flatten().collect();
-    for module in [&ETCD, &KUBERNETES, &COREDNS, &LOCAL_PATH, &PODS, &HELM] {
+    for module in [&ETCD, kubernetes(), &COREDNS, &LOCAL_PATH, &PODS, &HELM] {
         let of_module: Vec<&Tool> = wanted
             .iter()
             .copied()
-            .filter(|tool| tool.module.folder == module.folder)
+            .filter(|tool| tool.module().folder == module.folder)
             .collect();
         ensure_module(module, &of_module)?;
     }
@@ -169,7 +217,7 @@ pub fn path(name: &str) -> Result<PathBuf> {
         .flatten()
         .find(|tool| tool.name == name)
         .with_context(|| format!("no tool is called {name}"))?;
-    Ok(place(tool.name, &pin_of(tool.module)?)?.join(tool.name))
+    Ok(place(tool.name, &pin_of(tool.module())?)?.join(tool.name))
 }
 
 fn place(name: &str, pin: &str) -> Result<PathBuf> {
@@ -185,6 +233,7 @@ fn pin_of(module: &Module) -> Result<String> {
         hash.update(bytes);
     }
     hash.update(module.linker_flags);
+    hash.update(module.tags);
     hash.update(std::env::consts::ARCH);
     Ok(hex::encode(&hash.finalize()[..6]))
 }
@@ -245,6 +294,8 @@ fn go_build(module: &Module, tools: &[&Tool], into: &Path, log: &Path) -> Result
             "build",
             "-mod=readonly",
             "-trimpath",
+            "-tags",
+            module.tags,
             "-ldflags",
             module.linker_flags,
             "-o",
