@@ -1,5 +1,7 @@
 //! One CLI process, from its start to the end of its work.
 
+use std::collections::VecDeque;
+
 use protocol::record::{LogLevel, SessionBody, UserBody};
 use protocol::{Outcome, identity};
 use secrecy::SecretString;
@@ -49,6 +51,8 @@ pub(super) struct Converse<'a> {
     pub(super) attempt: &'a mut Attempt,
     pub(super) turn: Turn,
     lines: Lines,
+    /// Lines that have come and are not taken in. One is at a time, because each may end a turn or begin one.
+    cut: VecDeque<RawLine>,
     pub(super) stderr: String,
     pub(super) resumed: bool,
     /// Until when the CLI must have gone on by itself.
@@ -116,6 +120,7 @@ impl<'a> Converse<'a> {
             attempt,
             turn: Turn::default(),
             lines: Lines::default(),
+            cut: VecDeque::new(),
             stderr: String::new(),
             resumed,
             goes_on_by: None,
@@ -262,6 +267,15 @@ impl<'a> Converse<'a> {
     /// Waits for the next thing to happen, at most until `due`, and takes it in. Not to be dropped while it waits: what it
     /// has taken out of the stream would be lost.
     pub(super) async fn step(&mut self, due: Option<Instant>) -> Result<Step, End> {
+        if let Some(line) = self.cut.pop_front() {
+            self.line(line).await?;
+            // A flood of lines would leave no time for anything else: signals, the lease, the model's answers.
+            tokio::task::yield_now().await;
+            if self.cut.is_empty() {
+                self.attempt.room().await?;
+            }
+            return Ok(Step::Went);
+        }
         let Attempt {
             agent,
             metered,
@@ -296,12 +310,8 @@ impl<'a> Converse<'a> {
     async fn heard(&mut self, from: Result<FromShim, AgentError>) -> Result<Step, End> {
         match from {
             Ok(FromShim::Stdout(bytes)) => {
-                let mut cut = Vec::new();
-                self.lines.push(&bytes, |line| cut.push(line));
-                for line in cut {
-                    self.line(line).await?;
-                }
-                self.attempt.room().await?;
+                let cut = &mut self.cut;
+                self.lines.push(&bytes, |line| cut.push_back(line));
             }
             Ok(FromShim::Stderr(bytes)) => self.stderr(&bytes),
             Ok(FromShim::Exit(exit)) => {

@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use crate::common::{DEADLINE, Session, bash, ended, eventually, script, signal, text};
+use crate::common::{DEADLINE, Ended, Session, bash, ended, eventually, script, signal, text};
 
 /// Written to the CLI's stdout again and again by something that outlives the CLI.
 const QUESTION: &str = r#"{"type":"control_request","request_id":"","request":{"subtype":""}}"#;
@@ -27,12 +27,20 @@ fn flood_runs(session: &Session) -> bool {
         .is_some_and(|pid| !pid.trim().is_empty())
 }
 
+/// Has the session's time end as soon as there is a flood.
+async fn timed_out(session: &Session, steps: &[Value]) -> Ended {
+    let limits = session.state().join("limits.json");
+    std::fs::create_dir_all(session.state()).unwrap();
+    let child = session.start(&script("MARK", steps), &["--limits", limits.to_str().unwrap()]);
+    eventually("the flood runs", || flood_runs(session)).await;
+    std::fs::write(&limits, r#"{"timeout":2}"#).unwrap();
+    ended(child).await
+}
+
 #[tokio::test]
 async fn a_flood_of_questions_does_not_hold_up_the_timeout() {
     let session = Session::new().await;
-    let child = session.start(&script("MARK", &[flood("sleep 100")]), &["--timeout", "6"]);
-    let ended = ended(child).await;
-    assert!(flood_runs(&session), "there was a flood");
+    let ended = timed_out(&session, &[flood("sleep 100")]).await;
     assert_eq!((ended.code, session.report().outcome), (Some(4), Outcome::Timeout));
     session.assert_nothing_left().await;
 }
@@ -41,8 +49,7 @@ async fn a_flood_of_questions_does_not_hold_up_the_timeout() {
 async fn a_flood_that_outlives_the_cli_does_not_hold_up_the_timeout() {
     let session = Session::new().await;
     let steps = [flood("sleep 0.3; kill -9 $cli; sleep 100"), text("Done.")];
-    let ended = ended(session.start(&script("MARK", &steps), &["--timeout", "8"])).await;
-    assert!(flood_runs(&session), "there was a flood");
+    let ended = timed_out(&session, &steps).await;
     assert_eq!((ended.code, session.report().outcome), (Some(4), Outcome::Timeout));
     session.assert_nothing_left().await;
 }
