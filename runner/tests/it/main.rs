@@ -21,6 +21,7 @@ mod interactive;
 mod kill;
 mod local;
 mod pod;
+mod real_cli;
 mod replay;
 mod repos;
 mod resume;
