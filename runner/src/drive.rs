@@ -365,13 +365,15 @@ impl Attempt {
             tracing::warn!(%error, "the transcripts could not be searched");
             None
         });
-        let Some(cli_session_id) = found.filter(|found| history.conversation.is_some_and(|known| known != *found))
-        else {
+        let (Some(cli_session_id), Some(known)) = (found, history.conversation) else {
             return Ok(());
         };
         let (turn, open) = (history.turn, history.open_turn() && history.stopped().is_none());
-        self.journal
-            .session(&SessionBody::ConversationReset { cli_session_id })?;
+        if cli_session_id != known {
+            self.journal
+                .session(&SessionBody::ConversationReset { cli_session_id })?;
+        }
+        // It stands in the transcript of the conversation that it began.
         if open && last.text.trim_start().starts_with("/clear") {
             self.journal.session(&SessionBody::Taken { uuids: vec![last.uuid] })?;
             self.turn_ended(turn, Outcome::Succeeded)?;
