@@ -12,18 +12,16 @@ pub(crate) struct Binaries(PathBuf);
 impl Binaries {
     /// Builds them; dependencies are built once for all clones, in a target folder in the cache.
     pub(crate) fn build(names: &[&str]) -> Result<Self> {
-        let (cache, host) = (paths::cache()?.join("target"), host()?);
+        let cache = paths::cache()?.join("target");
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .current_dir(paths::workspace())
             .env("CARGO_TARGET_DIR", &cache)
-            // The runner is copied into images of users, whose C library may be another one or none.
-            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
             // Optimising across crates takes minutes after every change, and no test can tell the difference. The
             // Dockerfiles' own builds do it.
             .env("CARGO_PROFILE_RELEASE_LTO", "false")
-            // With a target named, the flags are not for procedural macros, which cannot be static.
-            .args(["build", "--release", "--locked", "--quiet", "--target", &host]);
+            .args(["build", "--release", "--locked", "--quiet"]);
+        let built = linked_as_shipped(&mut cargo)?;
         for package in ["operator", "gateway", "runner", "tests"] {
             cargo.args(["--package", package]);
         }
@@ -32,12 +30,23 @@ impl Binaries {
         }
         progress::step("building the release binaries", || command::run(&mut cargo))
             .context("the product does not build")?;
-        Ok(Self(cache.join(host).join("release")))
+        Ok(Self(cache.join(built)))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+}
+
+/// Has `cargo build --release` link statically: the runner is copied into images of users, whose C library may be another one
+/// or none. Returns where in the target folder the binaries are.
+pub(crate) fn linked_as_shipped(cargo: &mut Command) -> Result<PathBuf> {
+    let host = host()?;
+    // With a target named, the flags are not for procedural macros, which cannot be static.
+    cargo
+        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .args(["--target", &host]);
+    Ok(PathBuf::from(host).join("release"))
 }
 
 /// What this machine's compiler builds for when it is not told.

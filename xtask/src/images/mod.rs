@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-pub(crate) use self::binaries::Binaries;
+pub(crate) use self::binaries::{Binaries, linked_as_shipped};
 use self::{
     buildah::Build,
     roots::{AGENT, BARE, Root, SMALL},

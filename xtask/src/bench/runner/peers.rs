@@ -192,7 +192,6 @@ fn build() -> Result<PathBuf> {
     let mut cargo = Command::new(crate::e2e::env_cargo());
     cargo
         .current_dir(paths::workspace())
-        .env_remove("RUSTFLAGS")
         .env("CARGO_TARGET_DIR", &target)
         .args([
             "build",
@@ -205,10 +204,11 @@ fn build() -> Result<PathBuf> {
             "tests",
         ])
         .args(["--bin", "runner", "--bin", "mock-model"]);
+    let built = crate::images::linked_as_shipped(&mut cargo)?;
     progress::step("building the runner as it is shipped", || {
         crate::command::run(&mut cargo)
     })?;
-    Ok(target.join("release"))
+    Ok(target.join(built))
 }
 
 /// A Python with the SDK, in the cache.
