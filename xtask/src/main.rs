@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use xtask::{
     bench, demo,
     e2e::{self, Afterwards},
-    generate, images, long_runs, quality, tools,
+    generate, images, long_runs, postgres, quality, tools,
 };
 
 #[derive(Parser)]
@@ -130,6 +130,7 @@ fn run() -> Result<()> {
             if !tests_only {
                 demo::remove()?;
             }
+            postgres::sweep();
             e2e::remove_leftover(&e2e::cluster_name())
         }
         Command::Check => quality::check(),

@@ -240,8 +240,8 @@ fn claim() -> Result<(PathBuf, File)> {
     Ok((folder, lock))
 }
 
-/// Deletes what runs left behind that were killed.
-fn sweep() {
+/// Deletes what processes left behind that have ended.
+pub fn sweep() {
     for folder in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = folder.file_name();
         let name = name.to_string_lossy();
