@@ -124,9 +124,7 @@ async fn streams_signals_and_the_end_are_carried() {
     assert_eq!((exit.code, exit.signal), (Some(7), None));
 
     agent
-        .send(&shell(
-            "trap 'echo int; exit 3' INT; echo ready; while :; do read -t 0.05; done",
-        ))
+        .send(&shell("trap 'echo int; exit 3' INT; echo ready; sleep 300 & wait"))
         .unwrap();
     assert!(matches!(agent.next().await.unwrap(), FromShim::Stdout(_)));
     agent.send(&ToShim::Signal(2)).unwrap();
