@@ -23,6 +23,10 @@ use crate::status::Question;
 const GOES_ON: Duration = Duration::from_secs(15);
 /// How far the CLI's stdout may run ahead of its transcript.
 const TRANSCRIBED: Duration = Duration::from_secs(1);
+/// Permission questions that are open at the same time; the CLI asks one for each tool that it wants to use.
+const MAX_QUESTIONS: usize = 64;
+/// Bytes of a question's id; the CLI's are UUIDs.
+const MAX_REQUEST_ID: usize = 256;
 /// How much of stderr is kept for a message.
 const STDERR_TAIL: usize = 2_000;
 
@@ -422,7 +426,13 @@ impl<'a> Converse<'a> {
 
     /// A question goes to people where there are any. The CLI's line is recorded; so they know of it.
     fn asked(&mut self, request_id: String, subtype: &str, tool: String) {
-        if self.attempt.interactive && subtype == "can_use_tool" {
+        if request_id.len() > MAX_REQUEST_ID {
+            // Not the CLI's: what is made of it would be as long.
+            return;
+        }
+        let people = self.attempt.interactive && self.questions.len() < MAX_QUESTIONS;
+        if people && subtype == "can_use_tool" {
+            let tool = tool.chars().take(MAX_REQUEST_ID).collect();
             self.questions.push(Question { request_id, tool });
             self.publish();
             return;

@@ -1,6 +1,7 @@
 //! An agent that means harm: what runs in its container floods, kills and lies. The runner goes on, and ends in time.
 
 use protocol::Outcome;
+use runner::control::Request;
 use rustix::process::Signal;
 use serde_json::Value;
 use tests::model::{FAKE_KEY, Logged};
@@ -15,8 +16,12 @@ const QUESTION: &str = r#"{"type":"control_request","request_id":"","request":{"
 
 /// A tool call that starts the flood of questions, and then does this; when it is run again it just takes long.
 fn flood(then: &str) -> Value {
+    flood_of(QUESTION, then)
+}
+
+fn flood_of(question: &str, then: &str) -> Value {
     bash(&format!(
-        "if [ -e flood.pid ]; then touch again; sleep 100; fi; cli=$PPID; setsid bash -c 'echo $$ > flood.pid; exec yes '\"'\"'{QUESTION}'\"'\"' > /proc/'$cli'/fd/1' \
+        "if [ -e flood.pid ]; then touch again; sleep 100; fi; cli=$PPID; setsid bash -c 'echo $$ > flood.pid; exec yes '\"'\"'{question}'\"'\"' > /proc/'$cli'/fd/1' \
          >/dev/null 2>&1 </dev/null & while [ ! -s flood.pid ]; do :; done; {then}"
     ))
 }
@@ -65,6 +70,22 @@ async fn a_flood_that_outlives_the_cli_does_not_hold_up_a_stop() {
     signal(&child, Signal::TERM);
     let ended = ended(child).await;
     assert_eq!((ended.code, session.report().outcome), (Some(143), Outcome::Stopped));
+    session.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_permission_questions_is_not_kept_and_the_session_is_ended_as_asked() {
+    let session = Session::new().await;
+    let question =
+        r#"{"type":"control_request","request_id":"q","request":{"subtype":"can_use_tool","tool_name":"Bash"}}"#;
+    let prompt = script("MARK", &[flood_of(question, "sleep 100")]);
+    let child = session.start(&prompt, &["--interactive"]);
+    let status = session
+        .status("there are questions", |status| status.last_seq > 1_000)
+        .await;
+    assert!((1..=64).contains(&status.questions.len()), "{}", status.questions.len());
+    session.ask(&Request::End).await;
+    assert_eq!(ended(child).await.code, Some(0));
     session.assert_nothing_left().await;
 }
 
