@@ -7,6 +7,7 @@ use crate::{
     backoff::Backoff,
     events::Events,
     metrics::Metrics,
+    pods::Leaving,
     project_settings::Projects,
     session::{Gate, Memory},
     settings::Settings,
@@ -38,6 +39,8 @@ pub struct Context {
     pub gate: Gate,
     /// What the watches have told.
     pub memory: Memory,
+    /// Pods that may have to be freed.
+    pub leaving: Leaving,
     /// Reconciles under way: a token each.
     pub under_way: TaskTracker,
 }

@@ -7,9 +7,11 @@ use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
-use kube::{Api, Client, api::PostParams};
+use kube::Client;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
+
+use crate::writes;
 
 /// Written at once: nobody waits for them, and sessions come first.
 const AT_ONCE: usize = 4;
@@ -64,12 +66,13 @@ impl Events {
             return;
         };
         let (event, at_once) = (self.event(about, note), self.at_once.clone());
-        let events: Api<Event> = Api::namespaced(self.client.clone(), about.namespace.as_deref().unwrap_or("default"));
+        let client = self.client.clone();
+        let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         self.under_way.spawn(async move {
             let _place = place;
             // Never closed.
             let _turn = at_once.acquire().await;
-            if let Err(error) = events.create(&PostParams::default(), &event).await {
+            if let Err(error) = writes::create(&client, &namespace, &event).await {
                 let about = event.regarding.unwrap_or_default();
                 tracing::warn!(session = about.name, namespace = about.namespace, %error, "failed to write an Event");
             }

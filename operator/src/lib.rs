@@ -15,6 +15,7 @@ mod server;
 mod session;
 mod settings;
 pub mod uninstall;
+mod writes;
 
 pub use run::{Error, run};
 pub use settings::{LeaseSettings, PodSettings, PullPolicy, RunAs, Settings, TimingSettings};

@@ -2,9 +2,13 @@
 //!
 //! The session controller frees the pods of sessions that live. It hears nothing of pods whose session does not.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    marker::PhantomData,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -13,17 +17,19 @@ use kube::{
     runtime::{
         Controller, WatchStreamExt as _,
         controller::{Action, Config},
-        reflector, watcher,
+        reflector,
+        watcher::{self, Event},
     },
 };
 use protocol::names::{REPORT_FINALIZER, label};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::jittered,
-    context::{Context, watching},
+    context::Context,
     events::Note,
-    session::{self, ApplyError, Found, ObserveError},
+    session::{self, ApplyError, Found, Lean, ObserveError},
 };
 
 type Meta = PartialObjectMeta<Pod>;
@@ -42,18 +48,69 @@ pub enum Error {
     Apply(#[from] ApplyError),
 }
 
+/// Pods that are being deleted and that our finalizer holds, as the watch of all pods tells of them.
+pub struct Leaving {
+    sender: mpsc::UnboundedSender<Event<Meta>>,
+    receiver: Mutex<Option<mpsc::UnboundedReceiver<Event<Meta>>>>,
+}
+
+impl Default for Leaving {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self {
+            sender,
+            receiver: Mutex::new(Some(receiver)),
+        }
+    }
+}
+
+impl Leaving {
+    /// Notes what concerns such pods.
+    pub fn see(&self, event: &Event<Lean<Pod>>) {
+        let event = match event {
+            Event::Init => Event::Init,
+            Event::InitDone => Event::InitDone,
+            Event::InitApply(Lean(pod)) if is_leaving(pod) => Event::InitApply(meta(pod)),
+            Event::Apply(Lean(pod)) if is_leaving(pod) => Event::Apply(meta(pod)),
+            // Nobody holds it any more, or it is gone.
+            Event::Apply(Lean(pod)) | Event::Delete(Lean(pod)) if pod.metadata.deletion_timestamp.is_some() => {
+                Event::Delete(meta(pod))
+            }
+            // One that is not being deleted never was.
+            Event::InitApply(_) | Event::Apply(_) => return,
+            Event::Delete(Lean(pod)) => Event::Delete(meta(pod)),
+        };
+        // Nobody listens any more when the operator is stopping.
+        let _ = self.sender.send(event);
+    }
+}
+
+fn is_leaving(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some() && pod.finalizers().iter().any(|f| f == REPORT_FINALIZER)
+}
+
+fn meta(pod: &Pod) -> Meta {
+    let mut metadata = pod.metadata.clone();
+    metadata.annotations = None;
+    PartialObjectMeta {
+        types: None,
+        metadata,
+        _phantom: PhantomData,
+    }
+}
+
 /// Runs until `stop`.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let events = context.leaving.receiver.lock().ok().and_then(|mut held| held.take());
+    let Some(events) = events else { return };
     let (reader, writer) = reflector::store();
-    let ours = watching().labels(label::SESSION_UID);
-    let trigger = watcher(context.api::<Meta>(), ours)
-        .default_backoff()
-        .modify(|pod| {
-            pod.metadata.managed_fields = None;
-            pod.metadata.annotations = None;
-        })
-        .reflect(writer)
-        .applied_objects();
+    let told = stream::unfold(events, |mut events| async {
+        events
+            .recv()
+            .await
+            .map(|event| (Ok::<_, watcher::Error>(event), events))
+    });
+    let trigger = told.reflect(writer).applied_objects();
     Controller::for_stream(trigger, reader)
         .with_config(Config::default().concurrency(context.settings.concurrency))
         .graceful_shutdown_on(stop.cancelled_owned())

@@ -4,7 +4,7 @@ use crds::AgenticSession;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+    api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
 };
 use protocol::names::{REPORT_FINALIZER, annotation};
 use serde_json::json;
@@ -14,7 +14,7 @@ use super::{
     decide::{Drain, Plan, Target, Tuned},
     validate::Request,
 };
-use crate::settings::PodSettings;
+use crate::{settings::PodSettings, writes};
 
 /// A write that failed.
 #[derive(Debug, thiserror::Error)]
@@ -168,15 +168,10 @@ async fn expire(client: &Client, session: &AgenticSession) -> Result<(), Error> 
 /// `create`, not apply: an object of that name that is not ours must not be taken over.
 pub async fn create<K>(client: &Client, namespace: &str, kind: &'static str, object: &K) -> Result<(), Error>
 where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::Serialize
-        + serde::de::DeserializeOwned,
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + serde::Serialize,
 {
     let name = object.meta().name.clone().unwrap_or_default();
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    match api.create(&PostParams::default(), object).await {
+    match writes::create(client, namespace, object).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => Err(Error::Exists { kind, name }),
         Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {

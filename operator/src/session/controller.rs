@@ -57,13 +57,14 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let sweeping = tokio::spawn(sweep(context.clone(), reader.clone(), stop.clone()));
     let ours = watching().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
     let memory = context.clone();
-    let jobs = watcher(context.api::<Lean<Job>>(), ours.clone())
+    let jobs = watcher(context.api::<Lean<Job>>(), ours)
         .default_backoff()
         .map(move |event| concerned("Jobs", event, |event| memory.memory.job_event(event)))
         .flat_map(stream::iter);
-    let memory = context.clone();
-    let pods = watcher(context.api::<Lean<Pod>>(), ours)
+    let (memory, leaving) = (context.clone(), context.clone());
+    let pods = watcher(context.api::<Lean<Pod>>(), watching().labels(label::SESSION_UID))
         .default_backoff()
+        .inspect_ok(move |event| leaving.leaving.see(event))
         .map(move |event| concerned("pods", event, |event| memory.memory.pod_event(event)))
         .flat_map(stream::iter);
     Controller::for_stream(trigger, reader)

@@ -13,10 +13,11 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 use kube::Resource;
+use protocol::names::annotation;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
-/// An annotation may hold the whole object once more.
-const LONGEST_ANNOTATION: usize = 1_024;
+/// Annotations that decisions rest on. Others may hold the whole object once more.
+const ANNOTATIONS: [&str; 3] = [annotation::START_REQUESTED_AT, annotation::RESOLVED, annotation::LIMITS];
 
 /// A kind of which a part is read.
 pub trait Part: Sized {
@@ -85,7 +86,7 @@ pub struct Head {
 impl From<Head> for ObjectMeta {
     fn from(mut head: Head) -> Self {
         if let Some(annotations) = &mut head.annotations {
-            annotations.retain(|_, value| value.len() <= LONGEST_ANNOTATION);
+            annotations.retain(|name, _| ANNOTATIONS.contains(&&**name));
         }
         Self {
             name: head.name,
@@ -302,6 +303,18 @@ mod tests {
         let seen = OurJob::from(&whole);
         assert!(seen.suspended && seen.deadline_exceeded && seen.resolved.is_some() && seen.started.is_some());
         assert_eq!(seen, OurJob::from(&part));
+    }
+
+    #[test]
+    fn a_start_request_of_any_length_is_read_and_what_others_note_is_not() {
+        let Session { metadata, .. } = serde_json::from_value(json!({
+            "metadata": {"name": "odd", "annotations": {annotation::START_REQUESTED_AT: "x".repeat(5_000), "other": "note"}},
+            "spec": {"prompt": "p"},
+        }))
+        .unwrap();
+        let annotations = metadata.annotations.unwrap();
+        assert_eq!(annotations.len(), 1);
+        assert_eq!(annotations[annotation::START_REQUESTED_AT].len(), 5_000);
     }
 
     #[test]

@@ -41,6 +41,7 @@ use validate::{Invalid, Request};
 
 pub use apply::{Error as ApplyError, release};
 pub use gate::Gate;
+pub use lean::Lean;
 pub use memory::Memory;
 pub use observe::{Error as ObserveError, Found, session as find};
 pub use status::Error as StatusError;

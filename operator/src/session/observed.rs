@@ -22,6 +22,9 @@ use crate::settings::{Settings, TimingSettings};
 pub use super::pod::{Grace, PodSeen, RunnerSeen, Trouble};
 use super::{build, validate};
 
+/// Characters of a start request that count: as many as the status field takes that remembers it.
+pub const LONGEST_START_REQUEST: usize = 256;
+
 /// A session and its children, as the API server has them now.
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -84,11 +87,10 @@ impl From<&AgenticSession> for SessionSeen {
         Self {
             generation: session.metadata.generation,
             suspend: session.spec.suspend.unwrap_or_default(),
-            // As long as the status field that remembers it.
             start_requested: session
                 .annotations()
                 .get(annotation::START_REQUESTED_AT)
-                .map(|value| value.chars().take(256).collect()),
+                .map(|value| value.chars().take(LONGEST_START_REQUEST).collect()),
             status: session.status.clone().unwrap_or_default(),
         }
     }

@@ -2,14 +2,14 @@
 
 use crds::{AgenticSession, AgenticSessionStatus, Phase, condition};
 use kube::{
-    Api, Client, Resource as _, ResourceExt as _,
+    Client, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
 };
 use protocol::Reason;
 use serde_json::json;
 
 use super::conditions;
-use crate::events::Note;
+use crate::{events::Note, writes};
 
 /// Manager of the fields that are written here.
 pub const FIELD_MANAGER: &str = "agentic-operator/session";
@@ -45,17 +45,17 @@ pub async fn update(
         return Ok(None);
     }
     let name = session.name_any();
-    let sessions: Api<AgenticSession> = Api::namespaced(client.clone(), &session.namespace().unwrap_or_default());
     let body = json!({
         "apiVersion": AgenticSession::api_version(&()),
         "kind": AgenticSession::kind(&()),
         "metadata": {"name": name, "resourceVersion": session.metadata.resource_version},
         "status": next,
     });
-    sessions
-        .patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&body))
+    let apply = PatchParams::apply(FIELD_MANAGER).force();
+    let namespace = session.namespace().unwrap_or_default();
+    writes::patch_status::<AgenticSession>(client, &namespace, &name, &apply, &Patch::Apply(&body))
         .await
-        .map(|written| Some(written.metadata.resource_version.unwrap_or_default()))
+        .map(Some)
         .map_err(|source| Error { session: name, source })
 }
 

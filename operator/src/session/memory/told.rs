@@ -1,6 +1,6 @@
 //! What the watches tell, and what of it is kept.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use crds::AgenticSession;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
@@ -15,7 +15,7 @@ use crate::{
     backoff::jittered,
     session::{
         lean::{self, Lean},
-        observed::{OurJob, pod_of},
+        observed::{LONGEST_START_REQUEST, OurJob, pod_of},
     },
 };
 
@@ -299,6 +299,10 @@ fn compact(mut session: Box<AgenticSession>) -> Box<[u8]> {
     }
     if let Some(status) = &mut session.status {
         status.result = None;
+    }
+    for value in session.metadata.annotations.iter_mut().flat_map(BTreeMap::values_mut) {
+        // As much of it as counts.
+        *value = value.chars().take(LONGEST_START_REQUEST).collect();
     }
     // A struct of strings and numbers serialises; nothing is read back as unknown.
     serde_json::to_vec(&*session).unwrap_or_default().into_boxed_slice()
