@@ -15,6 +15,7 @@ mod end;
 mod faults;
 mod life;
 mod loss;
+mod metrics;
 mod outcomes;
 mod plane;
 mod random;

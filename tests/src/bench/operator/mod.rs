@@ -3,6 +3,7 @@
 //! Both are timed by the API server's audit log: from the answer to the session's creation to the answer to its Job's. They take
 //! turns, slice by slice, so that whatever else the machine does falls on both.
 
+mod admit;
 mod audit;
 mod load;
 mod many;
@@ -24,6 +25,13 @@ use super::{
     machine,
     table::{Table, quantile},
 };
+
+/// What stands above the table.
+const ABOUT: &str = "\
+The operator's release binary on a bare control plane (etcd, API server, controller manager, no scheduler), and a client that makes the same claim
+and Job for each session by itself; both take turns, slice by slice, and are timed by the API server's audit log, from the answer to the session's
+creation to the answer to its Job's. Pods are put on a node, started and ended by the bench in the place of scheduler and kubelet. Memory is
+resident memory; processor time is the process's own, all threads.";
 
 /// How long anything may take that should come by itself.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -51,6 +59,12 @@ pub struct Options {
     /// How many of them have a running pod; the others have ended.
     #[arg(long, default_value_t = 1_000)]
     live: usize,
+    /// Sessions that wait for a place in their namespace.
+    #[arg(long, default_value_t = 15_000)]
+    pending: usize,
+    /// Places that they are then given.
+    #[arg(long, default_value_t = 2_000)]
+    admitted: usize,
 }
 
 fn parse_load(text: &str) -> Result<(f64, f64), String> {
@@ -68,9 +82,12 @@ pub async fn run(options: Options) -> Result<()> {
     if options.sessions > 0 {
         many::measure(&options, &mut table).await?;
     }
+    if options.pending > 0 {
+        admit::measure(&options, &mut table).await?;
+    }
     println!(
-        "\n{machine}; Kubernetes {version}; {}\n\n{}",
-        jiff::Timestamp::now(),
+        "\n{ABOUT}\n\n{machine} before the run; Kubernetes {version}; {}.\n\n{}",
+        jiff::Timestamp::now().strftime("%Y-%m-%d"),
         table.markdown()
     );
     Ok(())
@@ -278,10 +295,7 @@ async fn lives(
         return Ok(());
     }
     let mut writes = Vec::new();
-    let (cpu, own) = (
-        operator.cpu()?,
-        operator.metric("agentic_operator_api_writes_total").await,
-    );
+    let (cpu, own) = (operator.cpu()?, operator.writes().await);
     Load::for_operator(plane.client().await?)
         .run("life", lives, 25.0)
         .await?;
@@ -320,7 +334,7 @@ async fn lives(
         "≤ 4",
         each(events) <= 4.0,
     );
-    let after = operator.metric("agentic_operator_api_writes_total").await;
+    let after = operator.writes().await;
     if let (Some(before), Some(after)) = (own, after) {
         let said = (after - before) as usize;
         let logged = counted + events;

@@ -188,6 +188,16 @@ impl Operator {
 
     /// Sum of a metric of its own over all labels; `None` while it does not answer or does not have it.
     pub async fn metric(&self, name: &str) -> Option<f64> {
+        self.sum(name, |_| true).await
+    }
+
+    /// Its own count of what it wrote, but for its lease.
+    pub async fn writes(&self) -> Option<f64> {
+        let ours = |labels: &str| !labels.contains("kind=\"Lease\"");
+        self.sum("agentic_operator_api_writes_total", ours).await
+    }
+
+    async fn sum(&self, name: &str, counts: impl Fn(&str) -> bool) -> Option<f64> {
         let page = reqwest::get(format!("http://{}/metrics", self.address))
             .await
             .ok()?
@@ -197,6 +207,7 @@ impl Operator {
         let values = page.lines().filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             (rest.starts_with(' ') || rest.starts_with('{')).then_some(rest)?;
+            counts(rest).then_some(rest)?;
             rest.rsplit(' ').next()?.parse::<f64>().ok()
         });
         values.reduce(|sum, value| sum + value)
