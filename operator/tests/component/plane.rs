@@ -27,7 +27,13 @@ pub fn plane() -> &'static ControlPlane {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let plane = ControlPlane::start().expect("the control plane starts");
         apply(&plane, &crds::crd_yaml().unwrap());
-        kubectl(&plane, &["wait", "--for=condition=Established", "crd/agenticsessions.vteam.ambient-code", "crd/projectsettings.vteam.ambient-code", "--timeout=30s"], "");
+        let established = ["wait", "--for=condition=Established", "crd/agenticsessions.vteam.ambient-code", "crd/projectsettings.vteam.ambient-code", "--timeout=30s"];
+        // kubectl fails at once on a definition that has no conditions yet.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
+        while let Err(said) = run(&plane, &established, "") {
+            assert!(std::time::Instant::now() < deadline, "{said}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
         apply(&plane, &format!("{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}}}}}"));
         for role in documents("ClusterRole") {
             apply(&plane, role);

@@ -206,10 +206,17 @@ impl World {
     pub async fn pod(&self, session: &str, attempt: u32) -> Pod {
         let of_attempt =
             ListParams::default().labels(&format!("{}={session},{}={attempt}", label::SESSION, label::ATTEMPT));
-        until("a pod", async || {
+        let found = until("a pod", async || {
             self.pods().list(&of_attempt).await.unwrap().items.into_iter().next()
-        })
-        .await
+        });
+        tokio::select! {
+            pod = found => pod,
+            () = tokio::time::sleep(PATIENCE / 10 * 9) => {
+                let job = self.jobs().get_opt(&format!("{session}-job")).await;
+                let status = self.status(session).await;
+                panic!("{}/{session}: no pod of attempt {attempt}; its first Job {job:#?}; its status {status:#?}", self.namespace)
+            }
+        }
     }
 
     pub async fn pod_now(&self, pod: &Pod) -> Option<Pod> {

@@ -167,6 +167,8 @@ pub(super) fn start_controller_manager(
             flag("leader-elect", "false"),
             flag("kube-api-qps", "200"),
             flag("kube-api-burst", "400"),
+            // On a busy machine every request is slow; the Jobs of many tests must not queue for the usual five.
+            flag("concurrent-job-syncs", "20"),
         ],
     )
 }
