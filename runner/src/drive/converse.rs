@@ -406,7 +406,7 @@ impl<'a> Converse<'a> {
                 request_id,
                 subtype,
                 tool,
-            } => self.asked(request_id, &subtype, tool),
+            } => self.asked(request_id, &subtype, &tool),
             Event::Withdrawn(request_id) => self.questions.retain(|question| question.request_id != request_id),
             _ => {}
         }
@@ -425,7 +425,7 @@ impl<'a> Converse<'a> {
     }
 
     /// A question goes to people where there are any. The CLI's line is recorded; so they know of it.
-    fn asked(&mut self, request_id: String, subtype: &str, tool: String) {
+    fn asked(&mut self, request_id: String, subtype: &str, tool: &str) {
         if request_id.len() > MAX_REQUEST_ID {
             // Not the CLI's: what is made of it would be as long.
             return;
