@@ -22,6 +22,7 @@ mod random;
 mod rules;
 mod runs;
 mod settings;
+mod two;
 mod uninstall;
 mod wire;
 mod world;
