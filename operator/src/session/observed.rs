@@ -366,6 +366,12 @@ pub fn pod_of(pod: &Pod, session: &str) -> Option<(JobFor, PodSeen)> {
         .then(|| (job, PodSeen::of(pod, number, &owner.uid)))
 }
 
+/// The kubelet's words for a volume of a Secret or `ConfigMap` that is not there (`pkg/volume`).
+fn names_no_secret(said: &str) -> bool {
+    let missing = |kind| said.contains(&format!("{kind} \"")) && said.contains("not found");
+    missing("secret") || missing("configmap") || said.contains("references non-existent secret key")
+}
+
 /// Reads the last Event of a Job or pod, if it tells of something that hinders.
 pub fn trouble_of(event: &Event) -> Option<Trouble> {
     let said = event.message.as_deref().unwrap_or("no reason is given");
@@ -378,6 +384,10 @@ pub fn trouble_of(event: &Event) -> Option<Trouble> {
         "FailedCreate" => (
             Reason::PodRejected,
             format!("the API server refuses the pod of Job {object}: {said}"),
+        ),
+        "FailedMount" if names_no_secret(said) => (
+            Reason::ConfigError,
+            format!("pod {object} needs a Secret or an entry of it that does not exist, create it: {said}"),
         ),
         "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => (
             Reason::VolumeUnavailable,
@@ -392,4 +402,38 @@ pub fn trouble_of(event: &Event) -> Option<Trouble> {
         since: None,
         grace: Grace::Start,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::no_secret(
+        r#"MountVolume.SetUp failed for volume "mcp" : secret "tracker-token" not found"#,
+        Reason::ConfigError
+    )]
+    #[case::no_entry(
+        r#"MountVolume.SetUp failed for volume "mcp" : references non-existent secret key: token"#,
+        Reason::ConfigError
+    )]
+    #[case::a_disk(
+        r#"MountVolume.MountDevice failed for volume "pvc-1" : rpc error: volume not found"#,
+        Reason::VolumeUnavailable
+    )]
+    fn a_secret_that_cannot_be_mounted_is_named_and_is_no_volume_that_is_away(
+        #[case] said: &str,
+        #[case] expected: Reason,
+    ) {
+        let event = Event {
+            reason: Some("FailedMount".to_owned()),
+            message: Some(said.to_owned()),
+            ..Event::default()
+        };
+        let trouble = trouble_of(&event).unwrap();
+        assert_eq!(trouble.reason, expected);
+        assert!(trouble.message.contains(said), "{}", trouble.message);
+    }
 }
