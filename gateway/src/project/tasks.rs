@@ -229,7 +229,9 @@ impl Task {
     /// A response of the model comes as several lines, which have its id.
     fn count(&mut self, line: &Value) {
         let id = line["message"]["id"].as_str().unwrap_or_default();
-        if line["parent_tool_use_id"].is_null() && id != self.last_message {
+        // What the CLI says in the model's place, such as an error of the API, is no response.
+        let is_response = line["message"]["model"] != "<synthetic>";
+        if is_response && line["parent_tool_use_id"].is_null() && id != self.last_message {
             self.rounds += 1;
             self.goes_on = false;
             id.clone_into(&mut self.last_message);
