@@ -120,6 +120,12 @@ fn run(plane: &ControlPlane, arguments: &[&str], input: &str) -> Result<(), Stri
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // An older kubectl takes what begins with a brace for JSON.
+    let input = if input.is_empty() {
+        String::new()
+    } else {
+        format!("---\n{input}")
+    };
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     if output.status.success() {
