@@ -482,6 +482,8 @@ fn shows_elsewhere(changed: &Mutation, spec: &Value) -> bool {
         // The first is the main one anyway.
         "mainRepoIndex" => spec["mainRepoIndex"] == 0 && spec["repos"].as_array().is_none_or(|repos| repos.len() < 2),
         // As if it were not said.
+        // As the settings have it.
+        "pod.readOnlyRootFilesystem" => spec["pod"]["readOnlyRootFilesystem"] != false,
         "autoPushOnComplete" => spec["autoPushOnComplete"] != true,
         "workspace.retention" => spec["workspace"]["retention"] != "Retain",
         _ => false,
