@@ -268,7 +268,9 @@ impl History {
                 for message in self.messages.iter_mut().chain(&mut self.first).filter(answered) {
                     message.answered = true;
                 }
-                if let Ok(counted) = serde_json::from_str::<Counted>(line) {
+                if wire::is_light(line)
+                    && let Ok(counted) = serde_json::from_str::<Counted>(line)
+                {
                     self.told.conversation(counted.total());
                 }
                 // A turn that failed has errors and no answer: the last answer stays.

@@ -7,6 +7,7 @@ use protocol::{Kind, NanoUsd, Outcome, Record};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::cli::wire::is_light;
 use crate::outlet::Outlet;
 
 /// Longest part of a tool's arguments or answer that is shown, characters.
@@ -72,6 +73,7 @@ impl Transcript {
         let body = record.body.get();
         match record.kind {
             Kind::User => parse(body, |user: UserBody| paragraph("> ", &user.text)),
+            Kind::Cli if !is_light(body) => format!("! a line of {} bytes is not shown\n", body.len()),
             Kind::Cli => parse(body, |line: Line| self.line(&line)),
             Kind::Usage => {
                 parse(body, |usage: UsageBody| self.meter(&usage));
@@ -349,6 +351,32 @@ mod tests {
     #[case(Kind::Gap, json!({"from": 3, "to": 5}), "! records 3 to 5 are missing\n")]
     fn a_record_reads_like_a_transcript(#[case] kind: Kind, #[case] body: Value, #[case] expected: &str) {
         assert_eq!(shown(kind, &body), expected);
+    }
+
+    #[test]
+    fn no_tree_is_made_of_a_line_of_nothing_but_brackets() {
+        let hostile = format!(
+            r#"{{"type":"assistant","message":{{"content":[{{}}{}]}}}}"#,
+            ",{}".repeat(50_000)
+        );
+        let record = Record {
+            seq: 1,
+            attempt: 1,
+            turn: 1,
+            ts: jiff::Timestamp::UNIX_EPOCH,
+            kind: Kind::Cli,
+            was: None,
+            body: serde_json::value::RawValue::from_string(hostile).unwrap(),
+        };
+        let text = Transcript::default().text(&record);
+        assert!(
+            text.starts_with("! a line of 150") && text.ends_with(" bytes is not shown\n"),
+            "{text}"
+        );
+        assert_eq!(
+            crate::cli::wire::event(record.body.get()),
+            Some(crate::cli::Event::Other)
+        );
     }
 
     #[test]

@@ -155,6 +155,15 @@ pub struct ResultLine {
     pub duration_ms: u64,
 }
 
+/// Most values in a line that is made a tree of: each takes a hundred bytes and more, where the line may have two for it.
+const MAX_VALUES: usize = 50_000;
+
+/// Whether a tree of what a line says has a size that does not matter. The agent can write lines of nothing but brackets.
+pub fn is_light(line: &str) -> bool {
+    let opens = |byte: &u8| matches!(byte, b',' | b'{' | b'[' | b':');
+    line.bytes().filter(opens).nth(MAX_VALUES).is_none()
+}
+
 #[derive(Deserialize)]
 struct Head<'a> {
     #[serde(borrow, rename = "type", default)]
@@ -182,8 +191,8 @@ pub fn event(line: &str) -> Option<Event> {
         ("system", "api_retry") => retry(line),
         ("system", "background_tasks_changed") => tasks(line),
         ("command_lifecycle", _) => lifecycle(line),
-        ("assistant", _) => assistant(line),
-        ("user", _) => tool_results(line),
+        ("assistant", _) if is_light(line) => assistant(line),
+        ("user", _) if is_light(line) => tool_results(line),
         ("result", _) => serde_json::from_str(line).ok().map(Event::Result),
         ("conversation_reset", _) => reset(line),
         ("control_request", _) => control_request(line),

@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Redactor, known::KNOWN};
+use super::{Redactor, Runs, known::KNOWN};
 
 /// Most bytes that are held back: whatever begins a text of this length and more is told as it is known so far.
 const MAX_HELD: usize = 64 << 10;
 
 /// Most blocks of which something is held back at the same time; a model writes one at a time in each conversation.
 const MAX_BLOCKS: usize = 256;
+/// Longest line of a piece; the CLI's are some hundred bytes long.
+const MAX_LINE: usize = 64 << 10;
 /// Most bytes of all that is held back, with the pieces it came in.
 const MAX_BYTES: usize = 4 << 20;
 
@@ -43,7 +45,11 @@ impl Deltas {
             self.held.insert(key, held);
             return;
         }
-        tracing::warn!("pieces of messages are not shown live any more: too many are written at the same time");
+        self.overflow();
+    }
+
+    fn overflow(&mut self) {
+        tracing::warn!("pieces of messages are not shown live any more: too many, or too long ones, are written");
         *self = Self {
             overflowed: true,
             ..Self::default()
@@ -65,7 +71,7 @@ impl Deltas {
 struct Held {
     text: String,
     /// The piece it came in, to be sent with it.
-    line: Value,
+    line: String,
     field: &'static str,
     /// Bytes that it takes, about.
     size: usize,
@@ -120,13 +126,18 @@ impl Redactor {
         if deltas.overflowed {
             return Vec::new();
         }
+        if line.len() > MAX_LINE {
+            // What it holds of a secret is not known then.
+            deltas.overflow();
+            return Vec::new();
+        }
         let key = (parent_tool_use_id, event.index);
         match (event.kind.as_str(), event.delta.and_then(Delta::text)) {
             ("content_block_delta", Some((field, text))) => self.piece(deltas, key, field, &text, line),
             ("content_block_stop", _) => {
                 let rest = deltas
                     .take(&key)
-                    .map(|held| self.with_text(held.line, held.field, &held.text));
+                    .map(|held| self.with_text(&held.line, held.field, &held.text));
                 rest.into_iter().chain([self.json(line).into_owned()]).collect()
             }
             ("message_start", _) => {
@@ -150,14 +161,11 @@ impl Redactor {
         if fresh && from == text.len() {
             return vec![self.json(line).into_owned()];
         }
-        let Ok(template) = serde_json::from_str::<Value>(line) else {
-            return Vec::new();
-        };
         if from < text.len() {
             let text = text[from..].to_owned();
-            // The line is there as text in the key and as a tree of small pieces.
-            let size = text.len() + 4 * line.len();
-            let line = template.clone();
+            // Some of it is in the key, too.
+            let size = text.len() + 2 * line.len();
+            let line = line.to_owned();
             deltas.hold(
                 key,
                 Held {
@@ -171,22 +179,24 @@ impl Redactor {
         if from == 0 {
             return Vec::new();
         }
-        vec![self.with_text(template, field, &text[..from])]
+        vec![self.with_text(line, field, &text[..from])]
     }
 
-    fn with_text(&self, mut line: Value, field: &str, text: &str) -> String {
+    fn with_text(&self, line: &str, field: &str, text: &str) -> String {
+        let mut line: Value = serde_json::from_str(line).unwrap_or_default();
         line["event"]["delta"][field] = self.text(text).into();
         self.json(&line.to_string()).into_owned()
     }
 
     /// Where in a text that goes on a secret may begin that is not complete; its length when none may.
     fn doubtful(&self, text: &str) -> usize {
-        let mut whole = self.text.next(text.as_bytes(), 0);
+        let mut runs = Runs::default();
+        let mut whole = self.text.next(text.as_bytes(), 0, &mut runs);
         for (at, _) in text.char_indices() {
             while let Some((_, end, _)) = whole
                 && end <= at
             {
-                whole = self.text.next(text.as_bytes(), end);
+                whole = self.text.next(text.as_bytes(), end, &mut runs);
             }
             // What stands inside of a secret is replaced with it.
             let inside = whole.is_some_and(|(start, _, _)| start < at);

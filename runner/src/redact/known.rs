@@ -9,8 +9,38 @@ pub struct Known {
     /// Most characters: a longer run is something else, such as an image in base64.
     max: usize,
     allowed: fn(u8) -> bool,
-    /// What else must hold for the characters behind the prefix.
+    /// What else must hold for the characters behind the prefix. Asked once for each run, or of few characters.
     check: fn(&[u8]) -> bool,
+    /// How many dots must be among them.
+    dots: Option<usize>,
+}
+
+/// The run of allowed characters that was looked at last for a shape. The agent can write a line that is one run and holds
+/// the prefix everywhere: it is walked through once, not once for each of them.
+#[derive(Clone, Copy, Default)]
+pub struct Run {
+    from: usize,
+    end: usize,
+    dots: usize,
+}
+
+impl Run {
+    /// What is left of the run at `from`, which never goes back.
+    fn at(&mut self, bytes: &[u8], from: usize, allowed: fn(u8) -> bool) -> Self {
+        let dots = |bytes: &[u8]| bytes.split(|b| *b == b'.').count() - 1;
+        if from < self.from || from >= self.end {
+            let length = bytes[from..].iter().take_while(|b| allowed(**b)).count();
+            *self = Self {
+                from,
+                end: from + length,
+                dots: dots(&bytes[from..from + length]),
+            };
+        } else {
+            self.dots -= dots(&bytes[self.from..from]);
+            self.from = from;
+        }
+        *self
+    }
 }
 
 const ANY: usize = 4096;
@@ -47,7 +77,7 @@ pub const KNOWN: [Known; 18] = [
     },
     // A JWT: three parts.
     Known {
-        check: |rest| rest.split(|b| *b == b'.').count() == 3,
+        dots: Some(2),
         ..known("eyJ", 30, ANY, dotted)
     },
 ];
@@ -59,6 +89,7 @@ const fn known(prefix: &'static str, min: usize, max: usize, allowed: fn(u8) -> 
         max,
         allowed,
         check: |_| true,
+        dots: None,
     }
 }
 
@@ -72,10 +103,11 @@ impl Known {
     }
 
     /// Where the key whose prefix ends at `from` ends; `None`: it is no key.
-    pub fn end(&self, bytes: &[u8], from: usize) -> Option<usize> {
-        let rest = &bytes[from..];
-        let length = rest.iter().take_while(|b| (self.allowed)(**b)).count();
-        ((self.min..=self.max).contains(&length) && (self.check)(&rest[..length])).then_some(from + length)
+    pub fn end(&self, bytes: &[u8], from: usize, run: &mut Run) -> Option<usize> {
+        let Run { end, dots, .. } = run.at(bytes, from, self.allowed);
+        let fits = (self.min..=self.max).contains(&(end - from));
+        let is_key = fits && self.dots.is_none_or(|wanted| wanted == dots) && (self.check)(&bytes[from..end]);
+        is_key.then_some(end)
     }
 }
 
@@ -101,4 +133,27 @@ fn dotted(b: u8) -> bool {
 
 fn token(b: u8) -> bool {
     dotted(b) || matches!(b, b'~' | b'+' | b'/' | b'=')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_run_that_is_remembered_is_the_run_that_is_there(
+            parts in prop::collection::vec(prop_oneof![Just("eyJ"), Just("sk-ant-"), Just("."), Just("a1-"), Just(" "), Just("/")], 0..40),
+        ) {
+            let text = parts.concat();
+            for known in &KNOWN {
+                let mut run = Run::default();
+                for from in 0..text.len() {
+                    let alone = known.end(text.as_bytes(), from, &mut Run::default());
+                    prop_assert_eq!(known.end(text.as_bytes(), from, &mut run), alone);
+                }
+            }
+        }
+    }
 }

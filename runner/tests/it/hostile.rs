@@ -89,6 +89,31 @@ async fn a_flood_of_permission_questions_is_not_kept_and_the_session_is_ended_as
     session.assert_nothing_left().await;
 }
 
+/// Bytes of memory that a runner has had at most.
+fn peak(child: &tokio::process::Child) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let kib: u64 = line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
+    kib << 10
+}
+
+#[tokio::test]
+async fn lines_that_are_hard_to_take_in_cost_neither_time_nor_memory() {
+    let session = Session::new().await;
+    let brackets = r#"(printf '{"type":"assistant","message":{"content":[{"type":"tool_use","input":['; yes '{"":0},' | tr -d '\n' | head -c 7000000; echo '0]}]}}') > /proc/$PPID/fd/1"#;
+    let keys = r#"(printf '{"type":"x","y":"'; yes eyJ | tr -d '\n' | head -c 3000000; echo '"}') > /proc/$PPID/fd/1"#;
+    let steps = [bash(&format!("{brackets}; {keys}; touch written; sleep 100"))];
+    let child = session.start(&script("MARK", &steps), &["--interactive"]);
+    let written = session.workspace().join("written");
+    eventually("the lines are written", || written.exists()).await;
+    session.status("they are taken in", |status| status.last_seq > 8).await;
+    let peak = peak(&child);
+    assert!(peak < 300 << 20, "{} MiB", peak >> 20);
+    signal(&child, Signal::TERM);
+    assert_eq!(ended(child).await.code, Some(143));
+    session.assert_nothing_left().await;
+}
+
 /// As behind a pager, or a container runtime whose log is stuck.
 #[tokio::test]
 async fn output_that_nobody_reads_holds_up_nothing() {

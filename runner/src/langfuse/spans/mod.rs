@@ -21,6 +21,7 @@ use super::{
     span::{Level, Span, SpanId, SpanKind, judged, note_length},
     text::{self, CAP, MASK},
 };
+use crate::cli::wire::is_light;
 
 /// A model call, gathered from its lines.
 struct Call {
@@ -137,7 +138,9 @@ impl Tracer {
                 }
             }
             Kind::Cli => {
-                if let Ok(line) = serde_json::from_str::<Line<'_>>(body) {
+                if is_light(body)
+                    && let Ok(line) = serde_json::from_str::<Line<'_>>(body)
+                {
                     self.line(record, &line);
                 }
             }
