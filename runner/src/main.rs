@@ -23,6 +23,8 @@ use tokio::time::Duration;
 const CONFIGURATION: u8 = 2;
 /// How long the runtime may stand still: its lease is given up after as long.
 const STANDS_STILL: Duration = Duration::from_secs(30);
+/// How long it may take to say so.
+const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// Drives the Claude Code CLI: in a pod by the environment that the operator sets, elsewhere with --local.
 #[derive(Parser)]
@@ -131,10 +133,14 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
         }
     };
     watchdog::start(STANDS_STILL, || {
-        eprintln!(
-            "the runner stood still for {} s: the volume does not answer",
-            STANDS_STILL.as_secs()
-        );
+        // Nothing may be waited for: whoever reads stderr may stand still as well.
+        std::thread::spawn(|| {
+            eprintln!(
+                "the runner stood still for {} s: a volume or a file does not answer",
+                STANDS_STILL.as_secs()
+            );
+        });
+        std::thread::sleep(LAST_WORD);
         std::process::exit(i32::from(Outcome::VolumeUnavailable.exit_code()));
     })
     .context("failed to start the watchdog")?;

@@ -271,8 +271,11 @@ impl<'a> Converse<'a> {
     /// Waits for the next thing to happen, at most until `due`, and takes it in. Not to be dropped while it waits: what it
     /// has taken out of the stream would be lost.
     pub(super) async fn step(&mut self, due: Option<Instant>) -> Result<Step, End> {
+        if due.is_some_and(|due| due <= Instant::now()) {
+            return Ok(Step::Due);
+        }
         if let Some(line) = self.cut.pop_front() {
-            self.line(line).await?;
+            self.line(line)?;
             // A flood of lines would leave no time for anything else: signals, the lease, the model's answers.
             tokio::task::yield_now().await;
             if self.cut.is_empty() {
@@ -295,7 +298,7 @@ impl<'a> Converse<'a> {
         };
         let told_to_stop = *stop.borrow();
         tokio::select! {
-            from = agent.next() => return self.heard(from).await,
+            from = agent.next() => return self.heard(from),
             Some(event) = metered.recv() => self.attempt.meter(event)?,
             Some(request) = crate::uplink::request(uplink) => self.requested(request).await?,
             Some(command) = commanded(control) => self.command(command).await?,
@@ -311,7 +314,7 @@ impl<'a> Converse<'a> {
         Ok(Step::Went)
     }
 
-    async fn heard(&mut self, from: Result<FromShim, AgentError>) -> Result<Step, End> {
+    fn heard(&mut self, from: Result<FromShim, AgentError>) -> Result<Step, End> {
         match from {
             Ok(FromShim::Stdout(bytes)) => {
                 let cut = &mut self.cut;
@@ -320,7 +323,7 @@ impl<'a> Converse<'a> {
             Ok(FromShim::Stderr(bytes)) => self.stderr(&bytes),
             Ok(FromShim::Exit(exit)) => {
                 if let Some(line) = self.lines.finish() {
-                    self.line(line).await?;
+                    self.line(line)?;
                 }
                 return Ok(Step::Gone(Gone::Exit(exit)));
             }
@@ -340,7 +343,7 @@ impl<'a> Converse<'a> {
         self.stderr.drain(..from);
     }
 
-    async fn line(&mut self, line: RawLine) -> Result<(), End> {
+    fn line(&mut self, line: RawLine) -> Result<(), End> {
         self.wrote = true;
         let bytes = match line {
             RawLine::Whole(bytes) => bytes,
@@ -360,7 +363,7 @@ impl<'a> Converse<'a> {
                 if let Some(event) = event {
                     self.turn.observe(&event, Instant::now());
                     self.round.observe(&event);
-                    self.react(event).await?;
+                    self.react(event)?;
                 }
             }
         }
@@ -379,7 +382,7 @@ impl<'a> Converse<'a> {
         Ok(())
     }
 
-    async fn react(&mut self, event: Event) -> Result<(), End> {
+    fn react(&mut self, event: Event) -> Result<(), End> {
         match event {
             Event::Assistant {
                 answers, main: true, ..
@@ -392,11 +395,11 @@ impl<'a> Converse<'a> {
                 uuids.extend(self.given.drain(..).map(|(_, uuid)| uuid));
                 self.taken(&uuids)?;
             }
-            Event::ConversationReset(Some(id)) => self.conversation(id).await?,
+            Event::ConversationReset(Some(id)) => self.conversation(id)?,
             Event::Init { session_id, version } => {
                 // After `/clear` this is the one that can be resumed.
                 if let Some(id) = session_id {
-                    self.conversation(id).await?;
+                    self.conversation(id)?;
                 }
                 if let Some(version) = version {
                     self.attempt.met(version)?;
@@ -413,14 +416,14 @@ impl<'a> Converse<'a> {
         Ok(())
     }
 
-    /// The conversation that is to be resumed from now on is on disk before anything else is said in it.
-    async fn conversation(&mut self, cli_session_id: Uuid) -> Result<(), End> {
+    /// The conversation that is to be resumed from now on is on disk before anything else is said in it: with the record of
+    /// what is said.
+    fn conversation(&mut self, cli_session_id: Uuid) -> Result<(), End> {
         if self.attempt.journal.history().conversation == Some(cli_session_id) {
             return Ok(());
         }
         let reset = SessionBody::ConversationReset { cli_session_id };
-        let seq = self.attempt.journal.session(&reset)?;
-        self.attempt.durable(seq).await?;
+        self.attempt.journal.session(&reset)?;
         Ok(())
     }
 

@@ -114,6 +114,22 @@ async fn lines_that_are_hard_to_take_in_cost_neither_time_nor_memory() {
     session.assert_nothing_left().await;
 }
 
+/// Each of them is a conversation that is to be resumed from now on, and so a record.
+#[tokio::test]
+async fn a_flood_of_new_conversations_is_not_synced_one_by_one() {
+    let session = Session::new().await;
+    let write = r#"for n in {100000..119999}; do echo '{"type":"system","subtype":"init","session_id":"6fa459ea-ee8a-3ca4-894e-db77e1'$n'"}'; done > /proc/$PPID/fd/1; touch written; sleep 100"#;
+    let child = session.start(&script("MARK", &[bash(write)]), &["--interactive"]);
+    let written = session.workspace().join("written");
+    eventually("they are written", || written.exists()).await;
+    session
+        .status("all are taken in", |status| status.last_seq > 40_000)
+        .await;
+    signal(&child, Signal::TERM);
+    assert_eq!(ended(child).await.code, Some(143));
+    session.assert_nothing_left().await;
+}
+
 /// As behind a pager, or a container runtime whose log is stuck.
 #[tokio::test]
 async fn output_that_nobody_reads_holds_up_nothing() {

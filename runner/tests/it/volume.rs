@@ -1,11 +1,14 @@
 //! A volume that hangs, and what a runner has told by the time it is killed.
 
+use std::io::Write as _;
+
 use protocol::Outcome;
 use runner::kill_point::{HANG, VARIABLE};
 use rustix::process::Signal;
 use tests::model::Logged;
+use tokio::time::timeout;
 
-use crate::common::{Session, bash, ended, eventually, script, signal, text};
+use crate::common::{DEADLINE, Session, bash, ended, eventually, script, signal, text};
 
 #[rstest::rstest]
 #[case::before_the_agent_is_started("durable:1")]
@@ -72,4 +75,31 @@ async fn a_prompt_that_reads_like_a_key_is_given_again_as_it_was_written() {
     session.assert_prompt_once("MARK Use Bearer abcdefghijklmnopqrst0 for it.");
     let records = format!("{:?}", session.records());
     assert!(!records.contains("abcdefghijklmnopqrst0"), "{records}");
+}
+
+#[tokio::test]
+async fn a_runner_that_stands_still_in_a_read_ends_though_nobody_reads_what_it_says() {
+    let session = Session::new().await;
+    std::fs::create_dir_all(session.state()).unwrap();
+    let (limits, fifo) = (session.state().join("limits"), session.state().join("fifo"));
+    std::fs::write(&limits, "{}").unwrap();
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    // As much as a pipe holds.
+    writer.write_all(&vec![b'x'; 64 << 10]).unwrap();
+    let prompt = script("MARK", &[bash("touch began; sleep 100"), text("Done.")]);
+    let mut command = session.command(&prompt, &["--limits", limits.to_str().unwrap()]);
+    let mut child = command.stderr(writer).spawn().unwrap();
+    let began = session.workspace().join("began");
+    eventually("the tool runs", || began.exists()).await;
+    std::fs::rename(&fifo, &limits).unwrap();
+    let status = timeout(2 * DEADLINE, child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(75));
+    session.assert_nothing_left().await;
 }
