@@ -27,11 +27,11 @@ use protocol::{
     names::{REPORT_FINALIZER, component, label},
     report::Delivery,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    plane::{operator_config, writes},
+    plane::{broken_off, operator_config, writes},
     wire::{Fate, Wire, client_above_retries, is_write},
     world::{World, report, until},
 };
@@ -320,34 +320,39 @@ async fn settled(world: &World, life: Life) {
     .await;
 }
 
-/// Of the session's objects, by the audit log. A pod's name ends in letters that differ; deletions that the kubelet's stand-in
-/// makes again and again are its own.
+/// Of the session's objects, by the audit log.
 fn counts(namespace: &str) -> BTreeMap<String, u32> {
     let mut counts = BTreeMap::new();
-    for write in writes(namespace) {
-        let (verb, resource) = (
-            write["verb"].as_str().unwrap(),
-            write["objectRef"]["resource"].as_str().unwrap(),
-        );
-        let ours = ["jobs", "pods", "persistentvolumeclaims", "agenticsessions"].contains(&resource)
-            && write["objectRef"]["subresource"].is_null();
-        let by_test = write["impersonatedUser"].is_null()
-            && !write["user"]["username"]
-                .as_str()
-                .unwrap_or_default()
-                .starts_with("system:");
-        if !ours || by_test || !["create", "delete"].contains(&verb) {
-            continue;
+    for write in writes(namespace).iter().filter_map(counted) {
+        *counts.entry(write).or_insert(0) += 1;
+    }
+    // An operator that dies hangs up on all its requests. A creation that was carried out all the same is not made again.
+    for write in broken_off(namespace).iter().filter_map(counted) {
+        if write.starts_with("create ") {
+            counts.entry(write).or_insert(1);
         }
-        let name = write["objectRef"]["name"].as_str().unwrap_or_default();
-        let name = if resource == "pods" {
-            name.rsplit_once('-').map_or(name, |(job, _)| job)
-        } else {
-            name
-        };
-        *counts.entry(format!("{verb} {resource}/{name}")).or_insert(0) += 1;
     }
     counts
+}
+
+/// A write that is counted, as its verb and object. A pod's name ends in letters that differ; deletions that the kubelet's
+/// stand-in makes again and again are its own.
+fn counted(write: &Value) -> Option<String> {
+    let (verb, resource) = (write["verb"].as_str()?, write["objectRef"]["resource"].as_str()?);
+    let ours = ["jobs", "pods", "persistentvolumeclaims", "agenticsessions"].contains(&resource)
+        && write["objectRef"]["subresource"].is_null();
+    let user = write["user"]["username"].as_str().unwrap_or_default();
+    let by_test = write["impersonatedUser"].is_null() && !user.starts_with("system:");
+    if !ours || by_test || !["create", "delete"].contains(&verb) {
+        return None;
+    }
+    let name = write["objectRef"]["name"].as_str().unwrap_or_default();
+    let name = if resource == "pods" {
+        name.rsplit_once('-').map_or(name, |(job, _)| job)
+    } else {
+        name
+    };
+    Some(format!("{verb} {resource}/{name}"))
 }
 
 /// Which of so many are drawn, the same for a seed.

@@ -137,11 +137,20 @@ fn run(plane: &ControlPlane, arguments: &[&str], input: &str) -> Result<(), Stri
 
 /// Writes in a namespace that were answered with success, oldest first.
 pub fn writes(namespace: &str) -> Vec<Value> {
+    answered(namespace, |code| code < 300)
+}
+
+/// Writes whose client went away before they were answered: they may have been carried out or not.
+pub fn broken_off(namespace: &str) -> Vec<Value> {
+    answered(namespace, |code| code == 504)
+}
+
+fn answered(namespace: &str, with: impl Fn(u64) -> bool) -> Vec<Value> {
     let log = std::fs::read_to_string(plane().audit_log()).unwrap();
     log.lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|entry| entry["objectRef"]["namespace"] == namespace)
-        .filter(|entry| entry["responseStatus"]["code"].as_u64().is_some_and(|code| code < 300))
+        .filter(|entry| entry["responseStatus"]["code"].as_u64().is_some_and(&with))
         .collect()
 }
 
