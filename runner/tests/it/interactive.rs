@@ -184,6 +184,22 @@ async fn an_interrupt_stops_an_answer_and_what_was_queued_opens_the_next_turn() 
     assert_eq!(session.events("turnStarted").len(), 1);
 }
 
+/// Whether a transcript of the CLI has this.
+fn transcribed(session: &Session, text: &str) -> bool {
+    let folders = std::fs::read_dir(session.state().join("claude/projects"));
+    let files = folders
+        .into_iter()
+        .flat_map(|folders| folders.flatten())
+        .flat_map(|folder| {
+            std::fs::read_dir(folder.path())
+                .into_iter()
+                .flat_map(|files| files.flatten())
+        });
+    files
+        .filter_map(|file| std::fs::read_to_string(file.path()).ok())
+        .any(|transcript| transcript.contains(text))
+}
+
 /// Whether the process whose id is in `file` is stopped.
 fn stopped(file: &std::path::Path) -> bool {
     let pid = std::fs::read_to_string(file).unwrap_or_default();
@@ -195,9 +211,17 @@ fn stopped(file: &std::path::Path) -> bool {
 async fn a_cli_that_does_not_heed_an_interrupt_is_ended_and_the_session_goes_on() {
     let session = Session::new().await;
     let child = session.start(
-        &script("MARK", &[bash("echo $PPID > cli.pid; kill -STOP $PPID; sleep 100")]),
+        &script(
+            "MARK",
+            &[bash(
+                "echo $PPID > cli.pid; until [ -e go ]; do sleep 0.1; done; kill -STOP $PPID; sleep 100",
+            )],
+        ),
         &["--interactive"],
     );
+    // It writes its transcript behind what it does.
+    eventually("the transcript has the prompt", || transcribed(&session, "MARK")).await;
+    std::fs::write(session.workspace().join("go"), "").unwrap();
     let file = session.workspace().join("cli.pid");
     // Stopped, it hears nothing; a moment before it would.
     eventually("the CLI is stopped", || stopped(&file)).await;
@@ -353,14 +377,7 @@ async fn a_conversation_that_is_cleared_while_the_runner_dies_stays_cleared() {
     session.idle(1).await;
     session.send("/clear").await;
     // The CLI goes on while the runner stands still.
-    let cleared = || {
-        let projects = session.state().join("claude/projects");
-        let folders = std::fs::read_dir(projects).unwrap().flatten();
-        let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).unwrap().flatten());
-        files
-            .filter_map(|file| std::fs::read_to_string(file.path()).ok())
-            .any(|transcript| transcript.contains("<command-name>/clear"))
-    };
+    let cleared = || transcribed(&session, "<command-name>/clear");
     let deadline = tokio::time::Instant::now() + crate::common::DEADLINE;
     while !cleared() {
         assert!(tokio::time::Instant::now() < deadline, "it is cleared");
