@@ -189,12 +189,11 @@ fn transcribed(session: &Session, text: &str) -> bool {
     let folders = std::fs::read_dir(session.state().join("claude/projects"));
     let files = folders
         .into_iter()
-        .flat_map(|folders| folders.flatten())
-        .flat_map(|folder| {
-            std::fs::read_dir(folder.path())
-                .into_iter()
-                .flat_map(|files| files.flatten())
-        });
+        .flatten()
+        .flatten()
+        .filter_map(|folder| std::fs::read_dir(folder.path()).ok())
+        .flatten()
+        .flatten();
     files
         .filter_map(|file| std::fs::read_to_string(file.path()).ok())
         .any(|transcript| transcript.contains(text))
