@@ -3,7 +3,7 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::{
-    body::Bytes,
+    body::{Bytes, HttpBody as _},
     extract::{FromRequest, Request},
 };
 use http::header::CONTENT_LENGTH;
@@ -39,7 +39,11 @@ impl FromRequest<Arc<Gateway>> for Held {
             .get(CONTENT_LENGTH)
             .and_then(|length| length.to_str().ok()?.parse().ok());
         // Who does not say how long it is may send the longest.
-        let length = said.unwrap_or(MAX_BODY);
+        let length = match said {
+            Some(length) => length,
+            None if request.body().is_end_stream() => 0,
+            None => MAX_BODY,
+        };
         if length > MAX_BODY {
             return Err(too_large());
         }

@@ -13,7 +13,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use protocol::frame::{self, Ack, GatewayFrame, Hello, Role, RunnerFrame, Welcome, close};
+use protocol::frame::{self, Ack, GatewayFrame, Hello, MAX_CHUNK, Role, RunnerFrame, Welcome, close};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -110,7 +110,7 @@ pub async fn connect(
         match &end {
             End::Store(cause) => tracing::error!(session, namespace = project, %cause, "runner disconnected"),
             end => {
-                tracing::info!(session, namespace = project, code = end.code(), cause = %end, "runner disconnected");
+                tracing::info!(session, namespace = project, code = end.code(), cause = %end.to_string().escape_debug(), "runner disconnected");
             }
         }
         peer.close(&end).await;
@@ -286,6 +286,8 @@ impl Connection {
             Frame::Other(frame) => frame,
         };
         match frame {
+            // Live readers can do without it: the whole record follows.
+            RunnerFrame::Delta(delta) if delta.get().len() > MAX_CHUNK => Ok(()),
             RunnerFrame::Delta(delta) => {
                 let delta = Bytes::from(Box::<str>::from(delta).into_boxed_bytes());
                 let session = self.session.clone();
@@ -295,6 +297,10 @@ impl Connection {
             }
             RunnerFrame::Hello(_) => Err(End::Protocol("hello may be sent only once".to_owned())),
             RunnerFrame::CommandResult(result) => self.answered(gateway, result).await,
+            // What waits for readers, who may be slow, is bounded by number alone.
+            RunnerFrame::FileChunk(chunk) if chunk.data.len() > MAX_CHUNK.div_ceil(3) * 4 => Err(End::Protocol(
+                format!("a piece of a file has at most {MAX_CHUNK} bytes"),
+            )),
             RunnerFrame::FileChunk(chunk) => {
                 // Nobody: the client has left.
                 self.channel.files.reply(Reply::Chunk(chunk));

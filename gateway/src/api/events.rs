@@ -25,7 +25,7 @@ use crate::{
     follow::{CloseReason, Follower, Item},
     metrics::Counted,
     sessions::{Target, View},
-    store::{Content, StoredRecord},
+    store::{Content, MAX_SEQ, StoredRecord},
 };
 
 /// Proxies cut connections that say nothing for a minute.
@@ -57,11 +57,11 @@ pub(super) fn after(cursor: &str, uid: &str) -> Option<u64> {
         return Some(0);
     }
     let (session, seq) = cursor.rsplit_once('/')?;
-    let seq = seq
+    let seq: u64 = seq
         .bytes()
         .all(|byte| byte.is_ascii_digit())
         .then(|| seq.parse().ok())??;
-    (!session.is_empty()).then_some(if session == uid { seq } else { 0 })
+    (!session.is_empty() && seq <= MAX_SEQ).then_some(if session == uid { seq } else { 0 })
 }
 
 /// A long record of which pieces are being written.

@@ -13,6 +13,9 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use super::End;
 use crate::store::{MAX_SEQ, Missing, NewRecord};
 
+/// Longest frame that has no records, such as a listing of a folder: some wait for readers that may be slow.
+const MAX_OTHER: usize = 4 << 20;
+
 /// A frame.
 #[derive(Debug)]
 pub(super) enum Frame {
@@ -26,6 +29,11 @@ pub(super) enum Frame {
 pub(super) fn parse(text: &Utf8Bytes) -> Result<Frame, End> {
     let wrong = |error: serde_json::Error| End::Protocol(format!("frame not understood: {error}"));
     if !text.starts_with(r#"{"records""#) {
+        if text.len() > MAX_OTHER {
+            return Err(End::Protocol(format!(
+                "a frame without records has at most {MAX_OTHER} bytes"
+            )));
+        }
         return serde_json::from_str(text).map(Frame::Other).map_err(wrong);
     }
     let records = match in_one_pass(text) {

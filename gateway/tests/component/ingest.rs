@@ -297,6 +297,8 @@ async fn a_hello_that_does_not_fit_is_refused(#[case] hello: Hello, #[case] code
 #[case::out_of_order(format!(r#"{{"records":[{},{}]}}"#, record(2, Kind::Cli, "x"), record(1, Kind::Cli, "x")))]
 #[case::seq_twice(r#"{"records":[{"seq":1,"seq":2,"attempt":1,"turn":1,"ts":"2026-01-02T03:04:05Z","kind":"cli","body":{}}]}"#.to_owned())]
 #[case::a_gap_that_ends_behind_itself(format!(r#"{{"records":[{}]}}"#, gap(2, r#"{"from":1,"to":9}"#)))]
+#[case::a_long_piece_of_a_file(format!(r#"{{"file_chunk":{{"id":"x","offset":0,"data":"{}"}}}}"#, "A".repeat(350_000)))]
+#[case::a_long_answer(format!(r#"{{"command_result":{{"id":"x","error":"{}"}}}}"#, "A".repeat(5 << 20)))]
 #[case::second_hello(format!(r#"{{"hello":{}}}"#, serde_json::to_string(&hello("s", "u", "p1")).unwrap()))]
 #[tokio::test]
 async fn what_breaks_the_protocol_closes_the_connection_and_is_not_stored(#[case] frame: String) {
