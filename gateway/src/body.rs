@@ -22,6 +22,10 @@ pub struct Held {
     _room: Taken,
 }
 
+/// Who sends a request's body, once that is known: whose share of the budget it takes.
+#[derive(Clone, Debug)]
+pub struct Sender(pub String);
+
 impl Deref for Held {
     type Target = [u8];
 
@@ -47,7 +51,9 @@ impl FromRequest<Arc<Gateway>> for Held {
         if length > MAX_BODY {
             return Err(too_large());
         }
-        let room = gateway.bodies.take(length).await;
+        let sender = request.extensions().get::<Sender>();
+        let share = gateway.bodies.of(sender.map_or("", |Sender(name)| name));
+        let room = share.take(length).await;
         let body = Limited::new(request.into_body(), length).collect();
         match tokio::time::timeout(ARRIVES_WITHIN, body).await {
             Ok(Ok(body)) => Ok(Self {

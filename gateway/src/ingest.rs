@@ -100,7 +100,7 @@ pub async fn connect(
         let _held = held;
         let Ok(upgraded) = upgrade.await else { return };
         let connected = gateway.metrics.connected();
-        let mut peer = Peer::new(upgraded, gateway.frames.clone()).await;
+        let mut peer = Peer::new(upgraded, gate::Rooms::of(&gateway, &project)).await;
         let end = match Target::new(&project, &session) {
             Some(target) => serve(&gateway, &target, token.as_deref(), &mut peer).await,
             None => End::Gone,

@@ -48,10 +48,18 @@ use crate::{
     watch::Watched,
 };
 
-/// Memory for frames under way: one of the greatest length and some of the usual one.
-const FRAMES: usize = protocol::frame::MAX_MESSAGE + (24 << 20);
+/// Memory for frames of the usual length under way.
+const FRAMES: usize = 32 << 20;
+/// The same for one namespace's.
+const FRAMES_SHARE: usize = 8 << 20;
+/// Memory for longer frames under way: one of the greatest length and some others.
+const LONG_FRAMES: usize = protocol::frame::MAX_MESSAGE + (24 << 20);
+/// The same for one namespace's.
+const LONG_FRAMES_SHARE: usize = protocol::frame::MAX_MESSAGE;
 /// Memory for bodies under way.
 const BODIES: usize = 32 << 20;
+/// The same for one caller's.
+const BODIES_SHARE: usize = 8 << 20;
 /// How long a request may take until its answer begins.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -75,9 +83,11 @@ pub struct Gateway {
     pub log: Arc<dyn EventLog>,
     /// What happens now.
     pub live: Live,
-    /// Memory for long frames of runners.
+    /// Memory for frames of runners, by namespace.
     pub frames: Room,
-    /// Memory for bodies of requests.
+    /// The same for those longer than a usual batch.
+    pub long_frames: Room,
+    /// Memory for bodies of requests, by caller.
     pub bodies: Room,
     /// What is counted.
     pub metrics: Arc<Metrics>,
@@ -110,8 +120,9 @@ impl Gateway {
             watched: Watched::default(),
             log,
             live: Live::default(),
-            frames: Room::new(FRAMES),
-            bodies: Room::new(BODIES),
+            frames: Room::new(FRAMES, FRAMES_SHARE),
+            long_frames: Room::new(LONG_FRAMES, LONG_FRAMES_SHARE),
+            bodies: Room::new(BODIES, BODIES_SHARE),
             metrics: Arc::default(),
             shutdown,
             tasks: TaskTracker::new(),

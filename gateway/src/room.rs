@@ -1,27 +1,87 @@
 //! Memory that requests may take while they are under way: a budget over all connections, so that no number of them can
 //! take more than the process has.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What permits count: a semaphore has room for fewer permits than a budget has bytes.
 const UNIT: usize = 1 << 10;
 
-/// A budget in bytes. Clones share it.
-#[derive(Clone, Debug)]
+/// A budget in bytes, of which each tenant has at most a share: whoever holds all of theirs is in nobody else's way.
+#[derive(Debug)]
 pub struct Room {
-    permits: Arc<Semaphore>,
-    units: u32,
+    all: Budget,
+    share: usize,
+    tenants: Mutex<HashMap<String, Weak<Semaphore>>>,
+}
+
+/// What a tenant may take of a [`Room`].
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    own: Budget,
+    all: Budget,
 }
 
 /// Bytes taken from a [`Room`] until dropped.
 #[derive(Debug)]
-pub struct Taken(#[expect(dead_code, reason = "its drop gives the bytes back")] OwnedSemaphorePermit);
+pub struct Taken {
+    _all: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
+}
+
+#[derive(Clone, Debug)]
+struct Budget {
+    permits: Arc<Semaphore>,
+    units: u32,
+}
 
 impl Room {
-    /// Room for this many bytes.
-    pub fn new(bytes: usize) -> Self {
+    /// Room for this many bytes, and so many of them for each tenant.
+    pub fn new(bytes: usize, share: usize) -> Self {
+        Self {
+            all: Budget::new(bytes),
+            share,
+            tenants: Mutex::default(),
+        }
+    }
+
+    /// The share of a tenant.
+    pub fn of(&self, tenant: &str) -> Tenant {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = if let Some(permits) = tenants.get(tenant).and_then(Weak::upgrade) {
+            Budget {
+                permits,
+                units: units(self.share),
+            }
+        } else {
+            tenants.retain(|_, permits| permits.strong_count() > 0);
+            let own = Budget::new(self.share);
+            tenants.insert(tenant.to_owned(), Arc::downgrade(&own.permits));
+            own
+        };
+        let all = self.all.clone();
+        Tenant { own, all }
+    }
+}
+
+impl Tenant {
+    /// Waits until there is room, first come first served. More than the share is the share.
+    pub async fn take(&self, bytes: usize) -> Taken {
+        let units = units(bytes).min(self.own.units);
+        let own = self.own.take(units).await;
+        Taken {
+            _all: self.all.take(units).await,
+            _own: own,
+        }
+    }
+}
+
+impl Budget {
+    fn new(bytes: usize) -> Self {
         let units = units(bytes);
         Self {
             permits: Arc::new(Semaphore::new(units as usize)),
@@ -29,11 +89,9 @@ impl Room {
         }
     }
 
-    /// Waits until there is room, first come first served. More than all of it is all of it.
-    pub async fn take(&self, bytes: usize) -> Taken {
-        let permits = self.permits.clone().acquire_many_owned(units(bytes).min(self.units));
-        match permits.await {
-            Ok(permit) => Taken(permit),
+    async fn take(&self, units: u32) -> OwnedSemaphorePermit {
+        match self.permits.clone().acquire_many_owned(units.min(self.units)).await {
+            Ok(permit) => permit,
             // Nobody closes it.
             Err(_) => std::future::pending().await,
         }
@@ -52,20 +110,31 @@ mod tests {
 
     #[tokio::test]
     async fn who_finds_no_room_waits_until_there_is() {
-        let room = Room::new(10 * UNIT);
-        let first = room.take(7 * UNIT).await;
-        let second = room.take(4 * UNIT);
-        tokio::pin!(second);
-        assert!(second.as_mut().now_or_never().is_none());
-        drop(first);
-        let _second = second.await;
-        assert!(room.take(7 * UNIT).now_or_never().is_none());
+        let room = Room::new(10 * UNIT, 10 * UNIT);
+        let (first, second) = (room.of("a"), room.of("b"));
+        let held = first.take(7 * UNIT).await;
+        let waits = second.take(4 * UNIT);
+        tokio::pin!(waits);
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(held);
+        let _held = waits.await;
+        assert!(first.take(7 * UNIT).now_or_never().is_none());
     }
 
     #[tokio::test]
-    async fn more_than_all_is_all() {
-        let room = Room::new(UNIT);
-        let _all = room.take(100 * UNIT).await;
-        assert!(room.take(1).now_or_never().is_none());
+    async fn who_has_all_of_a_share_waits_and_others_do_not() {
+        let room = Room::new(10 * UNIT, 4 * UNIT);
+        let _held = room.of("a").take(100 * UNIT).await;
+        assert!(room.of("a").take(1).now_or_never().is_none());
+        assert!(room.of("b").take(4 * UNIT).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_tenant_that_holds_nothing_is_forgotten() {
+        let room = Room::new(10 * UNIT, 4 * UNIT);
+        for tenant in 0..100 {
+            drop(room.of(&tenant.to_string()).take(UNIT).await);
+        }
+        assert_eq!(room.tenants.lock().unwrap().len(), 1);
     }
 }

@@ -16,6 +16,7 @@ use crate::{
         Credential,
         kubernetes::{Caller, Refusal, Verb},
     },
+    body::Sender,
     sessions::{Target, is_namespace},
 };
 
@@ -125,7 +126,7 @@ fn wrong_path(rejection: PathRejection) -> ApiError {
 
 async fn allowed(
     gateway: &Gateway,
-    parts: &Parts,
+    parts: &mut Parts,
     verb: Verb,
     namespace: &str,
     name: Option<&str>,
@@ -145,5 +146,6 @@ async fn allowed(
         key.count().map_err(Refusal::TooOften)?;
     }
     gateway.authorize(&caller, verb, namespace, name).await?;
+    parts.extensions.insert(Sender(caller.identity.user.clone()));
     Ok((caller, credential))
 }

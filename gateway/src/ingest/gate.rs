@@ -16,7 +16,12 @@ use tokio::{
     time::Instant,
 };
 
-use crate::room::{Room, Taken};
+use protocol::frame::MAX_BATCH;
+
+use crate::{
+    Gateway,
+    room::{Taken, Tenant},
+};
 
 /// Frames up to this length need no room: as much as a connection costs anyway.
 const FREE: usize = 16 << 10;
@@ -29,10 +34,33 @@ const MAX_HEADER: usize = 14;
 const TOO_LONG: &str = "the frame is longer than allowed";
 const IN_PARTS: &str = "a message must be one frame";
 
+/// Where frames of one namespace take their room: long ones are in the way of long ones only.
+#[derive(Clone)]
+pub(super) struct Rooms {
+    usual: Tenant,
+    long: Tenant,
+}
+
+impl Rooms {
+    /// Those of this namespace.
+    pub(super) fn of(gateway: &Gateway, namespace: &str) -> Self {
+        Self {
+            usual: gateway.frames.of(namespace),
+            long: gateway.long_frames.of(namespace),
+        }
+    }
+
+    async fn take(self, length: usize) -> Taken {
+        // A batch and what is around it.
+        let room = if length <= 2 * MAX_BATCH { self.usual } else { self.long };
+        room.take(length).await
+    }
+}
+
 /// See the module.
 pub(super) struct Gate<S> {
     inner: BufReader<S>,
-    room: Room,
+    rooms: Rooms,
     limit: usize,
     state: State,
     taken: Option<(Taken, Instant)>,
@@ -90,10 +118,10 @@ impl Header {
 
 impl<S: AsyncRead> Gate<S> {
     /// Lets frames of at most `limit` bytes through.
-    pub(super) fn new(inner: S, room: Room, limit: usize) -> Self {
+    pub(super) fn new(inner: S, rooms: Rooms, limit: usize) -> Self {
         Self {
             inner: BufReader::with_capacity(AHEAD, inner),
-            room,
+            rooms,
             limit,
             state: State::Header(Header::default()),
             taken: None,
@@ -134,8 +162,7 @@ impl<S: AsyncRead> Gate<S> {
         if length <= FREE {
             return Ok(State::Passing(header, 0, length));
         }
-        let room = self.room.clone();
-        let taken = async move { room.take(length).await }.boxed();
+        let taken = self.rooms.clone().take(length).boxed();
         Ok(State::Waiting(taken, header, length))
     }
 }

@@ -18,9 +18,8 @@ use tokio_tungstenite::{
 use super::{
     End,
     frames::{Frame, parse},
-    gate::Gate,
+    gate::{Gate, Rooms},
 };
-use crate::room::Room;
 
 /// How long a frame may take to leave.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
@@ -43,8 +42,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) async fn new(upgraded: Upgraded, room: Room) -> Self {
-        let gate = Gate::new(TokioIo::new(upgraded), room, MAX_HELLO);
+    pub(super) async fn new(upgraded: Upgraded, rooms: Rooms) -> Self {
+        let gate = Gate::new(TokioIo::new(upgraded), rooms, MAX_HELLO);
         Self {
             socket: Some(socket(gate).await),
         }
