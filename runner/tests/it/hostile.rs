@@ -2,7 +2,7 @@
 
 use protocol::Outcome;
 use runner::control::Request;
-use runner::kill_point::LOG;
+use runner::kill_point::HANG;
 use rustix::process::Signal;
 use serde_json::Value;
 use tests::model::{FAKE_KEY, Logged};
@@ -117,23 +117,16 @@ async fn lines_that_are_hard_to_take_in_cost_neither_time_nor_memory() {
 
 /// Each of them is a conversation that is to be resumed from now on, and so a record.
 #[tokio::test]
-async fn a_flood_of_new_conversations_is_not_synced_one_by_one() {
+async fn a_flood_of_new_conversations_does_not_wait_for_the_disk_one_by_one() {
     let session = Session::new().await;
     let write = r#"for n in {100000..119999}; do echo '{"type":"system","subtype":"init","session_id":"6fa459ea-ee8a-3ca4-894e-db77e1'$n'"}'; done > /proc/$PPID/fd/1; touch written; sleep 100"#;
-    std::fs::create_dir_all(session.state()).unwrap();
-    let passed = session.state().join("passed");
     let mut command = session.command(&script("MARK", &[bash(write)]), &["--interactive"]);
-    let child = command.env(LOG, &passed).spawn().unwrap();
+    // From some line of the flood on nothing gets onto the disk: whoever waits for it waits for ever, and the pipe is full.
+    let child = command.env(HANG, "durable:100").spawn().unwrap();
     let written = session.workspace().join("written");
     eventually("they are written", || written.exists()).await;
-    session
-        .status("all are taken in", |status| status.last_seq > 40_000)
-        .await;
-    let passed = std::fs::read_to_string(&passed).unwrap();
-    let syncs = passed.lines().filter(|place| place.starts_with("durable:")).count();
-    assert!(syncs < 10_000, "{syncs}");
     signal(&child, Signal::TERM);
-    assert_eq!(ended(child).await.code, Some(143));
+    ended(child).await;
     session.assert_nothing_left().await;
 }
 
