@@ -432,6 +432,7 @@ fn nonsense(random: &mut StdRng) -> Vec<Message> {
 #[tokio::test]
 async fn a_gateway_that_says_anything_at_all_keeps_nobody_from_working_and_a_good_one_gets_everything() {
     let (mut random, cases) = dice(6);
+    let mut delivered = 0;
     for case in 0..cases {
         let session = Session::new().await;
         let kept = Arc::default();
@@ -450,11 +451,15 @@ async fn a_gateway_that_says_anything_at_all_keeps_nobody_from_working_and_a_goo
             .collect();
         let kept = kept.lock().unwrap();
         assert_eq!(*kept, spooled[spooled.len() - kept.len()..], "case {case}");
-        // A number of the mad one's may by chance have been that of the last record.
-        let by_chance = kept.is_empty() && session.report().events == Delivery::Delivered;
+        // A number of the mad one's may by chance have been that of the last record. And the time that the last records are
+        // given at the end may be over before a good one is reached: then the report says so.
+        let events = session.report().events;
+        let complete = kept.last().is_some_and(|last| last.contains("\"kind\":\"end\""));
         assert!(
-            by_chance || kept.last().unwrap().contains("\"kind\":\"end\""),
-            "case {case}"
+            complete || kept.is_empty() || events != Delivery::Delivered,
+            "case {case}: {events:?}"
         );
+        delivered += usize::from(complete);
     }
+    assert!(delivered > 0, "a good one is reached in time");
 }
