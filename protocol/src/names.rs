@@ -1,5 +1,8 @@
 //! Names that more than one part must spell the same way: labels, annotations, environment variables, paths.
 
+/// What the names of our own labels and annotations begin with: what they say is the product's word, not a client's.
+pub const RESERVED: &str = "vteam.ambient-code/";
+
 /// Labels on Jobs, pods and claims.
 pub mod label {
     /// Name of the session.

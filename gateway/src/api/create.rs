@@ -7,6 +7,7 @@ use crds::{
     session::{GroupName, LlmSettings, UserContext},
 };
 use kube::core::ObjectMeta;
+use protocol::names::RESERVED;
 use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
@@ -128,11 +129,17 @@ pub(super) fn user(caller: &Identity) -> UserContext {
 
 fn texts(fields: &mut Map<String, Value>, name: &str) -> Result<Option<BTreeMap<String, String>>, ApiError> {
     let wrong = |error| ApiError::bad_request(format!("{name} must map names to strings: {error}"));
-    fields
+    let texts: Option<BTreeMap<String, String>> = fields
         .remove(name)
         .map(serde_json::from_value)
         .transpose()
-        .map_err(wrong)
+        .map_err(wrong)?;
+    match texts.iter().flatten().find(|(key, _)| key.starts_with(RESERVED)) {
+        Some((key, _)) => Err(ApiError::bad_request(format!(
+            "{name} {key:?} is the product's own, like all below {RESERVED}: leave it out"
+        ))),
+        None => Ok(texts),
+    }
 }
 
 /// Why a field is refused, in words that leave no doubt whether there is such a field.
@@ -250,6 +257,8 @@ mod tests {
     #[case(json!({"prompt": "p", "timeout": "soon"}), "timeout has the wrong type")]
     #[case(json!({"prompt": "p", "llmSettings": {"maxTokens": "many"}}), "llmSettings.maxTokens has the wrong type")]
     #[case(json!({"prompt": "p", "labels": {"n": 1}}), "labels")]
+    #[case(json!({"prompt": "p", "labels": {"vteam.ambient-code/api": "tasks"}}), "product's own")]
+    #[case(json!({"prompt": "p", "annotations": {"vteam.ambient-code/task-id": "t"}}), "product's own")]
     #[case(json!(["p"]), "JSON object")]
     fn what_cannot_be_honoured_is_refused_by_name(#[case] body: Value, #[case] named: &str) {
         let error = format!("{:?}", spec(&body).unwrap_err());

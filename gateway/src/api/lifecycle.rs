@@ -1,6 +1,6 @@
 //! To change, start, stop and clone a session: each is one write on the resource, which the operator acts upon.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -10,7 +10,7 @@ use axum::{
 use http::StatusCode;
 use jiff::Timestamp;
 use kube::{Resource as _, ResourceExt as _, api::DynamicObject, core::ObjectMeta};
-use protocol::names::annotation;
+use protocol::names::{RESERVED, annotation};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -101,6 +101,10 @@ fn changes(mut body: Map<String, Value>) -> Result<Value, ApiError> {
     }
     if let Some((name, _)) = metadata.iter().find(|(_, texts)| !is_texts(texts)) {
         return Err(ApiError::bad_request(format!("{name} must map names to strings")));
+    }
+    // Ours come along with a session as it was read; they stay what they are.
+    for texts in metadata.values_mut().filter_map(Value::as_object_mut) {
+        texts.retain(|key, _| !key.starts_with(RESERVED));
     }
     fields.remove("userContext");
     let removed = fields.iter().filter(|(_, value)| value.is_null() || *value == "");
@@ -200,7 +204,9 @@ async fn clone(
         }
         spec.insert("userContext".to_owned(), json!(create::user(&caller.identity)));
     }
-    let labels: BTreeMap<_, _> = original.labels().clone();
+    // A clone is no task, whatever its original was.
+    let mut labels = original.labels().clone();
+    labels.retain(|key, _| !key.starts_with(RESERVED));
     let session = DynamicObject {
         types: original.types.clone(),
         metadata: ObjectMeta {
@@ -225,6 +231,10 @@ mod tests {
     #[case::whole(
         json!({"apiVersion": "v", "metadata": {"name": "n", "labels": {"a": "b"}}, "spec": {"timeout": 5}, "status": {"phase": "Running"}}),
         json!({"metadata": {"labels": {"a": "b"}}, "spec": {"timeout": 5}})
+    )]
+    #[case::ours_stay(
+        json!({"metadata": {"labels": {"a": "b", "vteam.ambient-code/api": "tasks"}}, "spec": {}}),
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {}})
     )]
     #[case::taken_away(json!({"timeout": null, "displayName": ""}), json!({"metadata": {}, "spec": {"timeout": null, "displayName": null}}))]
     #[case::whose_it_is_is_not_said_here(json!({"userContext": {"userId": "root"}}), json!({"metadata": {}, "spec": {}}))]

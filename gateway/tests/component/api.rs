@@ -121,8 +121,11 @@ async fn a_session_is_changed_stopped_started_and_cloned() {
         "each request is another"
     );
 
+    let labels = json!({"team": "a", "vteam.ambient-code/api": "tasks"});
+    served.cluster.set_labels("team-a", "s", &labels);
     let (code, clone) = post("clone", &Value::Null).await;
     assert_eq!(code, 201, "{clone}");
+    assert_eq!(clone["metadata"]["labels"], json!({"team": "a"}), "a clone is no task");
     assert_ne!(clone["metadata"]["name"], "s");
     assert_eq!(clone["spec"]["userContext"]["userId"], "ann");
     assert_eq!(

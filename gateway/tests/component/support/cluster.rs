@@ -197,6 +197,14 @@ impl Cluster {
         put(&self.shared, namespace, name, session);
     }
 
+    /// Changes the labels of a session that there is.
+    pub fn set_labels(&self, namespace: &str, name: &str, labels: &Value) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut session = self.known().sessions[&key].clone();
+        session["metadata"]["labels"] = labels.clone();
+        put(&self.shared, namespace, name, session);
+    }
+
     /// The sessions of a namespace, by name.
     pub fn sessions(&self, namespace: &str) -> BTreeMap<String, Value> {
         let known = self.known();
