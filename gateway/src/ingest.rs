@@ -311,6 +311,15 @@ impl Connection {
     }
 
     async fn records(&mut self, gateway: &Gateway, peer: &mut Peer, records: Vec<NewRecord>) -> Result<(), End> {
+        let mut more = self.store(gateway, peer, records).await?;
+        // What a record let the log go on over is passed piece by piece, so that other sessions have their turn.
+        while more {
+            more = self.store(gateway, peer, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    async fn store(&mut self, gateway: &Gateway, peer: &mut Peer, records: Vec<NewRecord>) -> Result<bool, End> {
         let length = records.iter().map(|record| record.bytes.len()).sum();
         let begun = Instant::now();
         let batch = Batch {
@@ -336,7 +345,8 @@ impl Connection {
             peer.send(&GatewayFrame::Conflict(Ack { seq })).await?;
         }
         let seq = receipt.progress.acked;
-        peer.send(&GatewayFrame::Ack(Ack { seq })).await
+        peer.send(&GatewayFrame::Ack(Ack { seq })).await?;
+        Ok(receipt.more)
     }
 }
 

@@ -211,6 +211,7 @@ impl Metrics {
             new,
             equal,
             conflicts,
+            more: _,
         } = receipt;
         for (result, count) in [("new", *new), ("equal", *equal), ("conflict", conflicts.len())] {
             self.records.get_or_create(&ResultLabel { result }).inc_by(count as u64);

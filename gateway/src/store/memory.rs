@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use protocol::Kind;
 
 use super::{
-    Admission, Admitted, Appended, Batch, Content, EventLog, Kept, Missing, NewRecord, PageSize, Progress, Receipt,
-    Removed, STEP, SessionKept, State, StoreError, StoredRecord,
+    Admission, Admitted, Appended, Batch, Content, EventLog, Kept, Missing, NewRecord, PageSize, Receipt, Removed,
+    STEP, SessionKept, State, StoreError, StoredRecord,
 };
 
 /// Keeps records until the process ends.
@@ -33,7 +33,8 @@ struct Session {
     state: State,
     records: BTreeMap<u64, NewRecord>,
     conflicts: Vec<NewRecord>,
-    missing: Vec<Missing>,
+    /// By the first seq, the last.
+    missing: BTreeMap<u64, u64>,
 }
 
 impl MemoryLog {
@@ -221,12 +222,13 @@ impl Session {
                 // It was there, and was removed.
                 None if head.seq <= progress.removed => receipt.equal += 1,
                 None => {
-                    self.missing.extend(record.missing);
+                    if let Some(Missing { first, last }) = record.missing {
+                        let known = self.missing.entry(first).or_default();
+                        *known = last.max(*known);
+                    }
                     self.records.insert(head.seq, record);
                     receipt.new += 1;
-                    if progress.add(&head) {
-                        close_holes(progress, &self.records, &self.missing);
-                    }
+                    progress.add(&head);
                 }
                 Some(old) if old.checksum == record.checksum && old.bytes.len() == record.bytes.len() => {
                     receipt.equal += 1;
@@ -239,21 +241,17 @@ impl Session {
                 }
             }
         }
+        let stored = self.records.range(progress.acked + 1..).map(|(seq, _)| Ok(*seq));
+        let missing = self.missing.iter().map(|(&first, &last)| Ok(Missing { first, last }));
+        let Ok(more) = progress.pass::<Infallible>(stored, missing);
+        receipt.more = more;
+        let acked = progress.acked;
+        self.missing.retain(|_, last| *last > acked);
         if receipt.new > 0 {
             self.state.spool = Some(spool);
             self.touched = Timestamp::now().as_second();
         }
         receipt.progress = self.state.progress;
         receipt
-    }
-}
-
-fn close_holes(progress: &mut Progress, records: &BTreeMap<u64, NewRecord>, missing: &[Missing]) {
-    loop {
-        let behind = records.range(progress.acked + 1..);
-        let Ok(moved) = progress.pass_stored(behind.map(|(seq, _)| Ok::<_, Infallible>(*seq)));
-        if !progress.pass_missing(missing.iter().copied()) && !moved {
-            return;
-        }
     }
 }

@@ -4,109 +4,32 @@
 //! beside it and answered as a conflict. One writer at a time: see [`Admission`].
 
 pub mod commands;
+mod error;
+mod location;
 pub mod memory;
 pub mod news;
 pub mod postgres;
+mod progress;
 pub mod sqlite;
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use protocol::{Kind, RecordHead};
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+
+pub use self::{
+    error::StoreError,
+    location::{Location, open},
+    progress::{Missing, Progress},
+};
 
 /// Largest seq: a log has room for four billion records a session.
 pub const MAX_SEQ: u64 = u32::MAX as u64;
 
 /// Counts the admissions of a session; a batch is taken only under the newest.
 pub type Epoch = u64;
-
-/// What can go wrong.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// The log cannot be opened.
-    #[error(
-        "failed to open the event log {path}: {source}; check that its folder exists and is writable for this process"
-    )]
-    Open {
-        /// File of the log.
-        path: PathBuf,
-        /// Why.
-        source: Arc<rusqlite::Error>,
-    },
-    /// The log was written by a newer gateway.
-    #[error(
-        "failed to open the event log {path}: it has the layout {found}, which this gateway does not know; run the newer gateway"
-    )]
-    TooNew {
-        /// File of the log.
-        path: PathBuf,
-        /// Layout found.
-        found: String,
-    },
-    /// The log's layout cannot be brought up to date.
-    #[error("failed to bring the event log {path} to this gateway's layout: {source}; check that its volume has room")]
-    Layout {
-        /// File of the log.
-        path: PathBuf,
-        /// Why.
-        source: Arc<refinery::Error>,
-    },
-    /// The log does not keep what it is told to keep.
-    #[error(
-        "failed to open the event log {path}: the file system refuses {what}; use a volume that supports it (no network file system)"
-    )]
-    NotDurable {
-        /// File of the log.
-        path: PathBuf,
-        /// Setting that did not take.
-        what: &'static str,
-    },
-    /// A write failed; nothing of it is stored.
-    #[error("failed to write to the event log: {0}; check that its volume has room")]
-    Write(#[source] Arc<rusqlite::Error>),
-    /// A read failed.
-    #[error("failed to read the event log: {0}")]
-    Read(#[source] Arc<rusqlite::Error>),
-    /// PostgreSQL refused or was lost; whether the last write is stored is not known.
-    #[error(
-        "failed to use the event log in PostgreSQL: {0}; check that the server runs, has room and accepts this account"
-    )]
-    Database(#[source] Arc<tokio_postgres::Error>),
-    /// PostgreSQL does not answer.
-    #[error("failed to reach PostgreSQL in time: check that the server of DATABASE_URL runs and can be reached")]
-    Silent,
-    /// Its address cannot be one. The text is not repeated: it may have a password.
-    #[error("failed to understand DATABASE_URL: {0}; give it as postgresql://user:password@host/database")]
-    Url(#[source] Arc<tokio_postgres::Error>),
-    /// It does not keep what it is told to keep.
-    #[error("failed to open the event log in PostgreSQL: the server has fsync off; set `fsync = on`")]
-    Fsync,
-    /// The database was written by a newer gateway.
-    #[error(
-        "failed to open the event log in PostgreSQL: it has the layout {0}, which this gateway does not know; run the newer gateway"
-    )]
-    TooNewDatabase(String),
-    /// Its layout cannot be brought up to date.
-    #[error(
-        "failed to bring the event log in PostgreSQL to this gateway's layout: {0}; the account must own the schema"
-    )]
-    DatabaseLayout(#[source] Arc<refinery::Error>),
-    /// A session did not arrive as it was sent.
-    #[error("failed to move session {0} to PostgreSQL: what arrived differs, and was taken back; run the move again")]
-    Differs(String),
-    /// The log's thread has ended.
-    #[error("failed to reach the event log: it has stopped; restart the gateway")]
-    Stopped,
-}
-
-impl From<tokio_postgres::Error> for StoreError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::Database(Arc::new(error))
-    }
-}
 
 /// A pod asks to be the session's writer.
 ///
@@ -146,77 +69,6 @@ pub struct State {
     pub progress: Progress,
 }
 
-/// How far a session's log goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Last seq without a hole before it, holes that a `gap` record declares apart; 0: none. Readers are shown no more than
-    /// this.
-    pub acked: u64,
-    /// Last seq stored.
-    pub last: u64,
-    /// Highest attempt whose `end` record is stored; 0: none.
-    pub ended: u32,
-    /// Records up to this seq were removed to make room, but for `end` records; 0: none.
-    pub removed: u64,
-}
-
-impl Progress {
-    /// The farther of two views of one log.
-    #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        Self {
-            acked: self.acked.max(other.acked),
-            last: self.last.max(other.last),
-            ended: self.ended.max(other.ended),
-            removed: self.removed.max(other.removed),
-        }
-    }
-
-    /// Takes a newly stored record into account. `true`: a hole may have been filled, look at what is stored behind it.
-    fn add(&mut self, head: &RecordHead) -> bool {
-        self.last = self.last.max(head.seq);
-        if head.kind == Kind::End {
-            self.ended = self.ended.max(head.attempt);
-        }
-        if head.seq == self.acked + 1 {
-            self.acked = head.seq;
-        }
-        self.acked < self.last
-    }
-
-    /// Moves `acked` over the seqs that follow it, given those stored behind it in order. Whether it moved.
-    fn pass_stored<E>(&mut self, stored: impl IntoIterator<Item = Result<u64, E>>) -> Result<bool, E> {
-        let before = self.acked;
-        for seq in stored {
-            if seq? != self.acked + 1 {
-                break;
-            }
-            self.acked += 1;
-        }
-        Ok(self.acked > before)
-    }
-
-    /// Moves `acked` over seqs that will never come, given those said to be missing. Whether it moved.
-    fn pass_missing(&mut self, missing: impl IntoIterator<Item = Missing>) -> bool {
-        let next = self.acked + 1;
-        let around = missing
-            .into_iter()
-            .filter(|missing| missing.first <= next && next <= missing.last);
-        let last = around.map(|missing| missing.last).max();
-        self.acked = last.unwrap_or(self.acked);
-        last.is_some()
-    }
-}
-
-/// Seqs that a `gap` record says will never come: acknowledgements pass over them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Missing {
-    /// The first.
-    pub first: u64,
-    /// The last.
-    pub last: u64,
-}
-
 /// A record on its way into the log.
 #[derive(Clone, Debug)]
 pub struct NewRecord {
@@ -245,6 +97,18 @@ pub struct Batch {
     pub answers: Vec<(String, commands::Answer)>,
 }
 
+impl Batch {
+    /// What storing it begins with; `None`: its writer is none any more.
+    fn begin(&self, found: Option<(i64, State)>) -> Option<(i64, Receipt)> {
+        let (id, State { epoch, progress, .. }) = found?;
+        let receipt = Receipt {
+            progress,
+            ..Receipt::default()
+        };
+        (epoch == self.epoch).then_some((id, receipt))
+    }
+}
+
 /// Answer to a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Appended {
@@ -265,6 +129,8 @@ pub struct Receipt {
     pub equal: usize,
     /// Seqs that hold other bytes.
     pub conflicts: Vec<u64>,
+    /// The log goes farther than it is said to: an empty batch says how far.
+    pub more: bool,
 }
 
 /// A record as readers get it.
@@ -418,51 +284,4 @@ pub trait Peer: Send + Sync {
     fn answer(&self, question: &str) -> Option<String>;
     /// Whether an answer is that of the gateway at this address.
     fn is_answer(&self, address: &str, question: &str, answer: &str) -> bool;
-}
-
-/// Where the log is kept.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Location {
-    /// In memory: for tests and trials; acknowledged records die with the process.
-    Memory,
-    /// In an SQLite file.
-    File(PathBuf),
-    /// In PostgreSQL, for any number of gateways.
-    Database {
-        /// The database, which may have a password in it.
-        url: String,
-        /// Where other gateways find this one.
-        address: Option<String>,
-    },
-}
-
-impl std::fmt::Debug for Location {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Memory => write!(f, "memory"),
-            Self::File(path) => write!(f, "{}", path.display()),
-            Self::Database { .. } => write!(f, "PostgreSQL"),
-        }
-    }
-}
-
-impl std::str::FromStr for Location {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text == ":memory:" {
-            Self::Memory
-        } else {
-            Self::File(PathBuf::from(text))
-        })
-    }
-}
-
-/// Opens the log.
-pub async fn open(location: Location) -> Result<Arc<dyn EventLog>, StoreError> {
-    Ok(match location {
-        Location::Memory => Arc::new(memory::MemoryLog::default()),
-        Location::File(path) => Arc::new(sqlite::SqliteLog::open(&path)?),
-        Location::Database { url, address } => Arc::new(postgres::PostgresLog::open(&url, address).await?),
-    })
 }

@@ -6,10 +6,12 @@ use jiff::Timestamp;
 use tokio_postgres::{Error, Row};
 
 use super::{commands, pool::Connection};
-use crate::store::{Admission, Admitted, Appended, Batch, Epoch, Missing, NewRecord, Progress, Receipt, State};
+use crate::store::{
+    Admission, Admitted, Appended, Batch, Epoch, Missing, NewRecord, Progress, Receipt, State, progress::PASSED,
+};
 
-/// Seqs looked at at once behind a hole.
-const LOOK: i64 = 10_000;
+/// Rows looked at first behind a hole; each further look is at so many times as many.
+const LOOK: i64 = 16;
 
 /// Columns of records as arrays; the seqs that were new.
 pub(super) const INSERT: &str = "INSERT INTO records (session, seq, kind, attempt, turn, ts, checksum, bytes)
@@ -74,23 +76,17 @@ pub(super) async fn admit(
 }
 
 pub(super) async fn append(connection: &mut Connection, batch: &Batch) -> Result<Appended, Error> {
-    let Some((id, state)) = lock(connection, &batch.session).await? else {
+    let Some((id, mut receipt)) = batch.begin(lock(connection, &batch.session).await?) else {
         return Ok(Appended::Superseded);
     };
-    if state.epoch != batch.epoch {
-        return Ok(Appended::Superseded);
-    }
-    let mut receipt = Receipt {
-        progress: state.progress,
-        ..Receipt::default()
-    };
+    let before = receipt.progress;
     for (command, answer) in &batch.answers {
         commands::set(connection, &batch.session, command, answer).await?;
     }
     // What was removed is not stored again.
     let removed = batch
         .records
-        .partition_point(|record| record.head.seq <= state.progress.removed);
+        .partition_point(|record| record.head.seq <= before.removed);
     let (old, rest) = batch.records.split_at(removed);
     let new = insert(connection, id, rest).await?;
     let is_new = |record: &&NewRecord| new.contains(&(record.head.seq as i64));
@@ -99,11 +95,11 @@ pub(super) async fn append(connection: &mut Connection, batch: &Batch) -> Result
     if !known.is_empty() {
         conflicts = compare(connection, id, &known, &mut receipt).await?;
     }
-    let (mut holes, mut bytes) = (false, conflicts);
+    let mut bytes = conflicts;
     for record in rest.iter().filter(is_new) {
         receipt.new += 1;
         bytes += record.bytes.len() as i64;
-        holes = receipt.progress.add(&record.head);
+        receipt.progress.add(&record.head);
         if let Some(Missing { first, last }) = record.missing {
             let insert = "INSERT INTO missing (session, first, last) VALUES ($1, $2, $3)";
             connection
@@ -111,16 +107,16 @@ pub(super) async fn append(connection: &mut Connection, batch: &Batch) -> Result
                 .await?;
         }
     }
-    if holes {
-        close_holes(connection, id, &mut receipt.progress).await?;
+    if receipt.progress.has_hole() {
+        receipt.more = pass(connection, id, &mut receipt.progress).await?;
     }
+    let Progress {
+        acked,
+        last,
+        ended,
+        removed: _,
+    } = receipt.progress;
     if receipt.new > 0 {
-        let Progress {
-            acked,
-            last,
-            ended,
-            removed: _,
-        } = receipt.progress;
         let update = "UPDATE sessions SET spool = $2, acked = $3, last = $4, ended = $5, bytes = bytes + $6, touched = $7 WHERE id = $1";
         let now = Timestamp::now().as_second();
         connection
@@ -137,9 +133,9 @@ pub(super) async fn append(connection: &mut Connection, batch: &Batch) -> Result
                 ],
             )
             .await?;
-    } else if conflicts > 0 {
-        let update = "UPDATE sessions SET bytes = bytes + $2 WHERE id = $1";
-        connection.change(update, &[&id, &conflicts]).await?;
+    } else if conflicts > 0 || acked > before.acked {
+        let update = "UPDATE sessions SET acked = $2, bytes = bytes + $3 WHERE id = $1";
+        connection.change(update, &[&id, &(acked as i64), &conflicts]).await?;
     }
     Ok(Appended::Stored(receipt))
 }
@@ -197,26 +193,42 @@ async fn compare(
     Ok(kept)
 }
 
-async fn close_holes(connection: &mut Connection, id: i64, progress: &mut Progress) -> Result<(), Error> {
-    let rows = connection
-        .all("SELECT first, last FROM missing WHERE session = $1", &[&id])
-        .await?;
-    let missing: Vec<_> = rows
-        .iter()
-        .map(|row| Missing {
-            first: row.get::<_, i64>(0) as u64,
-            last: row.get::<_, i64>(1) as u64,
-        })
-        .collect();
-    loop {
-        let select = "SELECT seq FROM records WHERE session = $1 AND seq > $2 AND seq <= $3 ORDER BY seq LIMIT $4";
-        let rows = connection
-            .all(select, &[&id, &(progress.acked as i64), &(progress.last as i64), &LOOK])
-            .await?;
-        let stored = rows.iter().map(|row| Ok::<_, Error>(row.get::<_, i64>(0) as u64));
-        let moved = progress.pass_stored(stored)?;
-        if !progress.pass_missing(missing.iter().copied()) && !moved {
-            return Ok(());
-        }
+/// See [`Progress::pass`]; what is passed need not be known as missing any more.
+async fn pass(connection: &mut Connection, id: i64, progress: &mut Progress) -> Result<bool, Error> {
+    let before = progress.acked;
+    let mut look = LOOK;
+    let mut more = true;
+    while more && look < PASSED as i64 {
+        more = pass_some(connection, id, progress, look).await?;
+        // Mostly the first look finds the hole.
+        look *= LOOK;
     }
+    if progress.acked > before {
+        let delete = "DELETE FROM missing WHERE session = $1 AND first <= $2 AND last <= $2";
+        connection.change(delete, &[&id, &(progress.acked as i64)]).await?;
+    }
+    Ok(more)
+}
+
+/// Passes what the next `look` rows of each sort say. Whether there may be more.
+async fn pass_some(connection: &mut Connection, id: i64, progress: &mut Progress, look: i64) -> Result<bool, Error> {
+    let select = "SELECT seq FROM records WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+    let acked = progress.acked as i64;
+    let stored = connection.all(select, &[&id, &acked, &look]).await?;
+    let select = "SELECT first, last FROM missing WHERE session = $1 AND last > $2 ORDER BY first LIMIT $3";
+    let missing = connection.all(select, &[&id, &acked, &look]).await?;
+    let number = |row: &Row, column| row.get::<_, i64>(column) as u64;
+    let seqs = stored.iter().map(|row| Ok(number(row, 0)));
+    let gaps = missing.iter().map(|row| {
+        Ok(Missing {
+            first: number(row, 0),
+            last: number(row, 1),
+        })
+    });
+    let more = progress.pass::<Error>(seqs, gaps)?;
+    let is_over = |rows: &[Row]| {
+        let last = rows.last().map(|row| number(row, 0));
+        rows.len() as i64 == look && last.is_some_and(|last| last <= progress.acked + 1)
+    };
+    Ok(more || is_over(&stored) || is_over(&missing))
 }

@@ -64,8 +64,6 @@ pub(super) async fn trim(connection: &mut Connection, session: &str, bytes: u64)
         .change(delete, &[&id, &first, &reached, &Kind::End.as_str()])
         .await?;
     let conflicts = delete_conflicts(connection, id, first, reached).await?;
-    let delete = "DELETE FROM missing WHERE session = $1 AND last <= $2";
-    connection.change(delete, &[&id, &reached]).await?;
     let update = "UPDATE sessions SET removed = $2, bytes = bytes - $3 WHERE id = $1";
     connection
         .change(update, &[&id, &reached, &(removed.bytes as i64 + conflicts)])

@@ -4,7 +4,10 @@ use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
-use super::{Job, SqliteLog, Task, find, key};
+use super::{
+    Job, SqliteLog, Task,
+    append::{find, key},
+};
 use crate::store::{
     StoreError,
     commands::{Accepted, Answer, Command, CommandLog, KEPT_SECONDS, MAX_PENDING, NewCommand, Waiting},

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use protocol::Kind;
 use rusqlite::{Connection, Transaction, params};
 
-use super::{MAX_SEQ, find, key, seq};
-use crate::store::{Kept, Removed, STEP, SessionKept};
+use super::append::{find, key, seq};
+use crate::store::{Kept, MAX_SEQ, Removed, STEP, SessionKept};
 
 /// What to do.
 pub(super) enum Removal {
@@ -89,8 +89,6 @@ fn trim(tx: &Transaction<'_>, session: &str, bytes: u64) -> rusqlite::Result<Rem
     tx.prepare_cached("DELETE FROM records WHERE key > ?1 AND key <= ?2 AND kind <> ?3")?
         .execute(params![first, reached, Kind::End.as_str()])?;
     let conflicts = delete_conflicts(tx, first, reached)?;
-    tx.prepare_cached("DELETE FROM missing WHERE session = ?1 AND last <= ?2")?
-        .execute([id, seq(reached) as i64])?;
     tx.prepare_cached("UPDATE sessions SET removed = ?2, bytes = bytes - ?3 WHERE id = ?1")?
         .execute([id, seq(reached) as i64, removed.bytes as i64 + conflicts])?;
     Ok(removed)
