@@ -7,6 +7,7 @@ use crate::{
     backoff::Backoff,
     events::Events,
     metrics::Metrics,
+    network::Network,
     pods::Leaving,
     project_settings::Projects,
     session::{Gate, Memory},
@@ -39,6 +40,8 @@ pub struct Context {
     pub gate: Gate,
     /// What the watches have told.
     pub memory: Memory,
+    /// What the pods of sessions may reach.
+    pub network: Network,
     /// Pods that may have to be freed.
     pub leaving: Leaving,
     /// Reconciles under way: a token each.

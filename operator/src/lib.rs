@@ -6,6 +6,7 @@ mod context;
 mod events;
 mod lease;
 mod metrics;
+mod network;
 mod nodes;
 mod pods;
 mod preflight;
@@ -17,5 +18,6 @@ mod settings;
 pub mod uninstall;
 mod writes;
 
+pub use network::Egress;
 pub use run::{Error, run};
 pub use settings::{LeaseSettings, PodSettings, PullPolicy, RunAs, Settings, TimingSettings};

@@ -13,6 +13,8 @@ use crate::{
     events::Events,
     lease,
     metrics::Metrics,
+    network,
+    network::Network,
     nodes, pods,
     pods::Leaving,
     preflight, project_settings,
@@ -62,6 +64,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         projects: Projects::default(),
         gate: Gate::default(),
         memory: Memory::default(),
+        network: Network::default(),
         leaving: Leaving::default(),
         under_way,
         client: client.clone(),
@@ -105,6 +108,7 @@ async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Err
             controller::run(context.clone(), work.clone()),
             pods::run(context.clone(), work.clone()),
             project_settings::run(context.clone(), work.clone()),
+            network::run(context.clone(), work.clone()),
             nodes::run(context.clone(), work.clone())
         )
     };

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, str::FromStr};
 
 use protocol::names::USER_ID;
 
+use crate::network::Egress;
+
 /// Turns `AgenticSession`s into Jobs and records what became of them.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "agentic-operator", version)]
@@ -20,6 +22,10 @@ pub struct Settings {
     /// Most sessions that are reconciled at once; also bounds the connections to the API server.
     #[arg(long, env = "CONCURRENCY", default_value_t = 16)]
     pub concurrency: u16,
+    /// What the pods of sessions may reach: the list of a `NetworkPolicy`'s `spec.egress` as JSON. The operator keeps such a policy in
+    /// each namespace with sessions. Absent: it keeps none.
+    #[arg(long, env = "SESSION_EGRESS")]
+    pub session_egress: Option<Egress>,
     /// How long things last.
     #[command(flatten)]
     pub timing: TimingSettings,
@@ -55,6 +61,9 @@ pub struct TimingSettings {
     /// How long a deleted pod is held for a session that cannot be read.
     #[arg(long, hide = true, default_value_t = 600)]
     pub hold_unreadable: u32,
+    /// How long a namespace's `NetworkPolicy` stays behind its last session.
+    #[arg(long, hide = true, default_value_t = 60)]
+    pub network_kept: u32,
 }
 
 impl Default for TimingSettings {
@@ -68,6 +77,7 @@ impl Default for TimingSettings {
             drain_bound: 86_400,
             node_loss: 300,
             hold_unreadable: 600,
+            network_kept: 60,
         }
     }
 }

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, coordination::v1::Lease, core::v1::Pod};
+use k8s_openapi::api::{
+    apps::v1::Deployment, batch::v1::Job, coordination::v1::Lease, core::v1::Pod, networking::v1::NetworkPolicy,
+};
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
@@ -13,6 +15,8 @@ use kube::{
 use protocol::names::{REPORT_FINALIZER, label};
 use serde_json::json;
 use tokio::time::Instant;
+
+use crate::network;
 
 /// How often pods are looked at while they end.
 const POLL: Duration = Duration::from_millis(500);
@@ -97,6 +101,7 @@ pub async fn run(client: Client, args: Args) -> Result<(), Error> {
     stop_operator(&client, &args, deadline).await?;
     delete_unfinished_jobs(&client, args.scope()).await?;
     free_pods(&client, &args, deadline).await?;
+    delete_policies(&client, args.scope()).await?;
     delete_lease(&client, &args).await
 }
 
@@ -210,6 +215,38 @@ async fn free(client: &Client, pod: &Pod) -> Result<bool, Error> {
     }
 }
 
+/// The pods that they were for have ended.
+async fn delete_policies(client: &Client, scope: Option<&str>) -> Result<(), Error> {
+    let of_our_name = ListParams::default().fields(&format!("metadata.name={}", network::NAME));
+    let policies = list(
+        &api::<NetworkPolicy>(client, scope),
+        &of_our_name,
+        "NetworkPolicies of sessions",
+    )
+    .await?;
+    for policy in policies.iter().filter(|policy| network::is_ours(policy)) {
+        let namespace = policy.namespace().unwrap_or_default();
+        let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), &namespace);
+        let as_seen = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: policy.uid(),
+                resource_version: policy.resource_version(),
+            }),
+            ..DeleteParams::default()
+        };
+        match policies.delete(network::NAME, &as_seen).await {
+            Err(error) if !is_not_found(&error) && !is_conflict(&error) => {
+                return Err(Error::Delete {
+                    what: format!("NetworkPolicy {namespace}/{}", network::NAME),
+                    source: error,
+                });
+            }
+            _ => tracing::info!(namespace, policy = network::NAME, "deleted"),
+        }
+    }
+    Ok(())
+}
+
 async fn delete_lease(client: &Client, args: &Args) -> Result<(), Error> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), &args.namespace);
     match leases.delete(&args.deployment, &DeleteParams::default()).await {
@@ -317,7 +354,9 @@ mod tests {
                 );
             }
             match path {
-                "/api/v1/namespaces/agents/pods" => (StatusCode::OK, list_of(&[])),
+                "/api/v1/namespaces/agents/pods" | "/apis/networking.k8s.io/v1/networkpolicies" => {
+                    (StatusCode::OK, list_of(&[]))
+                }
                 "/apis/batch/v1/jobs" => (
                     StatusCode::OK,
                     list_of(&[job("live-job", &json!([])), job("done-job", &complete())]),

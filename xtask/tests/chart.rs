@@ -174,6 +174,64 @@ fn what_is_applied_without_helm_runs_no_uninstall() {
     }
 }
 
+/// What the operator is told that pods of sessions may reach.
+fn session_egress(values: &[&str]) -> Value {
+    let objects = rendered(values);
+    let deployment = objects
+        .iter()
+        .find(|object| object["kind"] == "Deployment" && object["metadata"]["name"] == "agentic-operator")
+        .unwrap();
+    let variables = &deployment["spec"]["template"]["spec"]["containers"][0]["env"];
+    let variable = variables
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|variable| variable["name"] == "SESSION_EGRESS");
+    variable.map_or(Value::Null, |variable| {
+        serde_json::from_str(&text(&variable["value"]).replace("$$", "$")).unwrap()
+    })
+}
+
+#[test]
+fn pods_of_sessions_reach_dns_the_gateway_public_addresses_and_what_values_add() {
+    let rules = session_egress(&[]);
+    let rules = rules.as_array().unwrap();
+    assert_eq!(rules.len(), 3, "{rules:#?}");
+    let ports: BTreeSet<_> = rules[0]["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(Value::to_string)
+        .collect();
+    assert!(ports.contains(r#"{"port":53,"protocol":"UDP"}"#) && ports.contains(r#"{"port":53,"protocol":"TCP"}"#));
+    let gateway = &rules[1];
+    assert_eq!(gateway["ports"], json!([{"protocol": "TCP", "port": 8080}]));
+    let gateway_pods = rendered(&[])
+        .into_iter()
+        .find(|object| object["kind"] == "StatefulSet")
+        .unwrap();
+    assert_eq!(
+        gateway["to"][0]["podSelector"]["matchLabels"], gateway_pods["spec"]["selector"]["matchLabels"],
+        "the pods that are named are the gateway's"
+    );
+    for (block, everything, metadata) in [(0, "0.0.0.0/0", "169.254.0.0/16"), (1, "::/0", "fc00::/7")] {
+        let block = &rules[2]["to"][block]["ipBlock"];
+        assert_eq!(block["cidr"], everything);
+        assert!(
+            block["except"].as_array().unwrap().contains(&metadata.into()),
+            "{block}"
+        );
+    }
+    assert_eq!(rules[2].get("ports"), None);
+
+    assert_eq!(session_egress(&["gateway.enabled=false"]).as_array().unwrap().len(), 2);
+    assert_eq!(session_egress(&["networkPolicy.enabled=false"]), Value::Null);
+    let more = session_egress(&[r#"networkPolicy.egress=[{"to":[{"ipBlock":{"cidr":"10.1.2.3/32"}}]}]"#]);
+    assert_eq!(more[3]["to"][0]["ipBlock"]["cidr"], "10.1.2.3/32");
+    let odd = session_egress(&[r#"networkPolicy.egress=[{"to":[{"podSelector":{"matchLabels":{"a":"'$(HOME)"}}}]}]"#]);
+    assert_eq!(odd[3]["to"][0]["podSelector"]["matchLabels"]["a"], "'$(HOME)");
+}
+
 /// A value other than the default for every value that there is.
 const CHANGES: &[&str] = &[
     r#"image.registry="r.example.com/a""#,
@@ -202,6 +260,11 @@ const CHANGES: &[&str] = &[
     r#"runner.image.tag="t-4""#,
     r#"runner.image.digest="sha256:2222222222222222222222222222222222222222222222222222222222222222""#,
     r#"runner.image.pullPolicy="Always""#,
+    "networkPolicy.enabled=false",
+    r#"networkPolicy.dns.to=[{"ipBlock":{"cidr":"10.96.0.10/32"}}]"#,
+    r#"networkPolicy.dns.ports=[{"protocol":"UDP","port":53}]"#,
+    r#"networkPolicy.blocked=["10.0.0.0/8"]"#,
+    r#"networkPolicy.egress=[{"to":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"langfuse"}}}]}]"#,
     "gateway.enabled=false",
     r#"gateway.image.repository="g""#,
     r#"gateway.image.tag="t-5""#,
@@ -319,6 +382,7 @@ fn a_value_that_does_not_exist_or_cannot_work_is_refused() {
         (r#"image.pullPolicy="Sometimes""#, "pullPolicy"),
         (r#"watchNamespace="a,b""#, "watchNamespace"),
         (r#"gateway.persistence.size="big""#, "size"),
+        (r#"networkPolicy.blocked=["10.0.0.1"]"#, "blocked"),
         ("gateway.replicas=2", "Set gateway.database.secretName to a Secret"),
     ] {
         let refusal = refusal(value);
@@ -380,7 +444,16 @@ fn a_real_api_server_takes_the_chart_its_pods_and_the_examples_and_gives_users_t
     assert!(may("admin", "delete") && !may("nobody", "get"));
 
     let examples = paths::workspace().join("docs/examples");
-    for file in ["hello.yaml", "full.yaml", "network-policy.yaml"] {
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "of-the-values"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": session_egress(&[])}});
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), policy.to_string()).unwrap();
+    kubectl(&format!(
+        "create --dry-run=server --namespace=agents -f {}",
+        file.path().display()
+    ))
+    .unwrap();
+    for file in ["hello.yaml", "full.yaml"] {
         kubectl(&format!(
             "create --namespace=agents --as=edit-user -f {}",
             examples.join(file).display()

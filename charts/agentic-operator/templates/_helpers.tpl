@@ -111,3 +111,23 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
       name: {{ .database.secretName }}
       key: {{ .database.secretKey }}
 {{- end }}
+
+{{/* What the pods of sessions may reach: rules of a NetworkPolicy's spec.egress. */}}
+{{- define "agentic.sessionEgress" -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- $rules := list (dict "to" $policy.dns.to "ports" $policy.dns.ports) -}}
+{{- if .Values.gateway.enabled -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
+{{- $pods := dict "matchLabels" (include "agentic.selector" (dict "root" . "component" "agentic-gateway") | fromYaml) -}}
+{{- $gateway := dict "namespaceSelector" $namespace "podSelector" $pods -}}
+{{- $rules = append $rules (dict "to" (list $gateway) "ports" (list (dict "protocol" "TCP" "port" 8080))) -}}
+{{- end -}}
+{{- $four := list -}}
+{{- $six := list -}}
+{{- range $policy.blocked -}}
+{{- if contains ":" . }}{{ $six = append $six . }}{{ else }}{{ $four = append $four . }}{{ end -}}
+{{- end -}}
+{{- $public := list (dict "ipBlock" (dict "cidr" "0.0.0.0/0" "except" $four)) (dict "ipBlock" (dict "cidr" "::/0" "except" $six)) -}}
+{{- $rules = append $rules (dict "to" $public) -}}
+{{- toJson (concat $rules $policy.egress) -}}
+{{- end }}

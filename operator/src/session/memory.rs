@@ -162,9 +162,26 @@ impl Memory {
         let _ = tokio::time::timeout(patience, complete).await;
     }
 
+    /// Whether the first lists are complete.
+    pub fn is_listed(&self) -> bool {
+        *self.listed.borrow() == 0b111
+    }
+
+    /// Namespaces with sessions, or with what is left of them.
+    pub fn occupied(&self) -> HashSet<String> {
+        let inner = self.locked();
+        let mut occupied = HashSet::new();
+        for (namespace, _) in inner.sessions.keys().chain(inner.children.keys()) {
+            if !occupied.contains(namespace) {
+                occupied.insert(namespace.clone());
+            }
+        }
+        occupied
+    }
+
     /// What is remembered of a session.
     pub fn look(&self, namespace: &str, name: &str) -> Look {
-        if *self.listed.borrow() != 0b111 {
+        if !self.is_listed() {
             return Look::Unknown;
         }
         let key = (namespace.to_owned(), name.to_owned());

@@ -39,14 +39,14 @@ use memory::Look;
 use observed::Observed;
 use validate::{Invalid, Request};
 
-pub use apply::{Error as ApplyError, release};
+pub use apply::{Error as ApplyError, create, release};
 pub use gate::Gate;
 pub use lean::Lean;
 pub use memory::Memory;
 pub use observe::{Error as ObserveError, Found, session as find};
 pub use status::Error as StatusError;
 
-use crate::context::Context;
+use crate::{context::Context, network};
 
 /// What a reconcile came to.
 #[derive(Debug)]
@@ -180,7 +180,13 @@ async fn carry_out(
     let Decided { request, plan, .. } = decide(context, session, observed, now).await?;
     let settings = &context.settings.pod;
     let mut made = Vec::new();
-    let plan = match apply::apply(&context.client, session, &plan, request.as_ref().ok(), settings).await {
+    let applied = async {
+        if plan.create_job.is_some() || plan.create_drain.is_some() {
+            network::ensure(context, &session.namespace().unwrap_or_default()).await?;
+        }
+        apply::apply(&context.client, session, &plan, request.as_ref().ok(), settings).await
+    };
+    let plan = match applied.await {
         Ok(()) => {
             let job = |attempt: decide::Attempt| build::job_name(&session.name_any(), attempt.number);
             made.extend(plan.create_job.map(job));

@@ -16,6 +16,7 @@ mod faults;
 mod life;
 mod loss;
 mod metrics;
+mod network;
 mod outcomes;
 mod plane;
 mod random;

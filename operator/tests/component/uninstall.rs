@@ -1,6 +1,6 @@
 //! The chart's pre-delete hook, with the rights that the chart gives it.
 
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod, networking::v1::NetworkPolicy};
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use operator::uninstall::{self, Args};
 use protocol::{Outcome, names::REPORT_FINALIZER};
@@ -54,7 +54,9 @@ async fn hook() -> (Client, Args) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn uninstalling_stops_what_runs_and_leaves_no_pod_that_waits_for_an_operator() {
-    let mut world = World::new(NAMESPACE).await;
+    let mut world = World::without_operator(NAMESPACE).await;
+    world.egress = Some("[]".parse().unwrap());
+    world.start_operator().await;
     for name in ["running", "waiting", "done"] {
         world.create(name, json!({"prompt": "p"})).await;
     }
@@ -74,6 +76,8 @@ async fn uninstalling_stops_what_runs_and_leaves_no_pod_that_waits_for_an_operat
     .await
     .unwrap();
 
+    let policies: Api<NetworkPolicy> = Api::namespaced(world.client.clone(), NAMESPACE);
+    assert!(policies.get_opt("agentic-sessions").await.unwrap().is_some());
     let (client, args) = hook().await;
     let stopped = report(Outcome::Stopped, 1);
     let (uninstalled, ()) = tokio::join!(
@@ -85,6 +89,10 @@ async fn uninstalling_stops_what_runs_and_leaves_no_pod_that_waits_for_an_operat
     let deployments: Api<Deployment> = Api::namespaced(world.client.clone(), NAMESPACE);
     let operator = deployments.get("agentic-operator").await.unwrap();
     assert_eq!(operator.spec.replicas, Some(0));
+    assert!(
+        policies.get_opt("agentic-sessions").await.unwrap().is_none(),
+        "nobody would take it away"
+    );
     for pod in [&running, &waiting] {
         until("the pod to be gone", async || {
             world.pod_now(pod).await.is_none().then_some(())

@@ -30,6 +30,8 @@ pub struct World {
     pub metrics: std::net::SocketAddr,
     /// How long things last; tests shorten them before they start an operator.
     pub timing: TimingSettings,
+    /// What the pods of sessions may reach; no policy when absent.
+    pub egress: Option<operator::Egress>,
     operator: Option<(JoinHandle<()>, CancellationToken)>,
 }
 
@@ -70,6 +72,7 @@ impl World {
             namespace: name.to_owned(),
             metrics: port,
             timing: TimingSettings::default(),
+            egress: None,
             operator: None,
         }
     }
@@ -86,6 +89,7 @@ impl World {
             watch_namespace: Some(self.namespace.clone()),
             metrics_address: self.metrics,
             concurrency: 4,
+            session_egress: self.egress.clone(),
             timing: self.timing,
             lease: LeaseSettings {
                 name: "agentic-operator".into(),
@@ -236,6 +240,7 @@ impl World {
                 namespace,
                 metrics: ([127, 0, 0, 1], 0).into(),
                 timing: TimingSettings::default(),
+                egress: None,
                 operator: None,
             };
             loop {

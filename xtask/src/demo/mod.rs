@@ -104,6 +104,9 @@ fn install(target: &Target, kubectl: &Kubectl<'_>) -> Result<()> {
         &chart.to_string_lossy(),
         "--set",
         &images,
+        // The mock model and the trace collector are in the cluster.
+        "--set-json",
+        r#"networkPolicy.egress=[{"to":[{"namespaceSelector":{}}]}]"#,
         "--wait",
         "--timeout",
         "180s",

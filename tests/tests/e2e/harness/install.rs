@@ -60,6 +60,9 @@ async fn install() -> Result<()> {
         SYSTEM,
         "--set",
         "image.registry=localhost,image.tag=dev",
+        // Models, repositories and collectors of the tests are in the cluster.
+        "--set-json",
+        r#"networkPolicy.egress=[{"to":[{"namespaceSelector":{}}]}]"#,
         "--wait",
         "--timeout",
         "120s",
