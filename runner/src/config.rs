@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use protocol::NanoUsd;
@@ -16,6 +17,7 @@ use crate::address::Allowed;
 use crate::agent::Place;
 use crate::cli::options::{Options, OptionsError};
 use crate::langfuse::{self, LangfuseConfig};
+use crate::last_word::LastWord;
 use crate::proxy::mcp::Around;
 use crate::proxy::{Credential, Upstream, Vertex};
 use crate::redact::{Held, Vault};
@@ -98,6 +100,8 @@ pub struct Config {
     pub vault: Vault,
     /// What is cloned and pushed.
     pub repos: Repos,
+    /// Told what to say if the runtime comes to nothing any more.
+    pub last_word: Arc<LastWord>,
 }
 
 /// The gateway.
@@ -363,6 +367,7 @@ impl Session {
             agent,
             folders,
             repos: Repos::default(),
+            last_word: Arc::default(),
         }
     }
 }

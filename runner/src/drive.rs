@@ -11,6 +11,7 @@ mod volume;
 mod written;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use protocol::record::{LogLevel, SessionBody, UserBody};
 use protocol::{Outcome, identity, names};
@@ -27,6 +28,7 @@ use crate::control::Control;
 use crate::history::History;
 use crate::journal::Journal;
 use crate::langfuse::Exporter;
+use crate::last_word::LastWord;
 use crate::limits::Amount;
 use crate::plan::{Plan, messages_again, plan};
 use crate::proxy::mcp::Servers;
@@ -135,7 +137,8 @@ pub async fn drive(config: Config, mut stop: watch::Receiver<bool>) -> Outcome {
 struct Attempt {
     journal: Journal,
     keeper: Keeper,
-    report: Option<ReportFile>,
+    report: Option<Arc<ReportFile>>,
+    last_word: Arc<LastWord>,
     uplink: Option<Uplink>,
     uid: String,
     run: u32,
@@ -187,7 +190,8 @@ impl Attempt {
         let guard = Guard::take(state, config.attempt.unwrap_or(0), &config.pod_uid).await?;
         let report = ReportFile::open(report)
             .inspect_err(|error| tracing::error!(error = %chain(error), "there will be no report"))
-            .ok();
+            .ok()
+            .map(Arc::new);
         let mut journal = open_journal(config)?;
         let uplink = config.gateway.as_ref().map(|gateway| {
             let hello = hello(config, &journal);
@@ -231,6 +235,7 @@ impl Attempt {
             journal,
             keeper: guard.keep(),
             report,
+            last_word: Arc::clone(&config.last_word),
             uplink,
             uid: config.uid.clone(),
             run: config.run,
@@ -465,6 +470,7 @@ impl Attempt {
             let said = format!("This machine lacks {missing}: the agent will miss it.");
             self.journal.log(LogLevel::Warning, said)?;
         }
+        self.last_word.agent(agent.line());
         self.agent = Some(agent);
         Ok(())
     }

@@ -15,6 +15,7 @@ pub mod history;
 pub mod journal;
 pub mod kill_point;
 pub mod langfuse;
+pub mod last_word;
 pub mod limits;
 pub mod log;
 pub mod outlet;

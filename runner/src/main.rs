@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use protocol::Outcome;
 use protocol::names::{env, path};
 use runner::agent::shim::{self, Door};
 use runner::config::{Config, LocalArgs, held_in_pod};
 use runner::control::client::{self, Word};
 use runner::drain::{DrainConfig, drain};
 use runner::drive::{drive, refuse};
+use runner::last_word::LastWord;
 use runner::log;
 use runner::secrets::held_in_files;
 use runner::watchdog;
@@ -132,16 +133,20 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
             }
         }
     };
-    watchdog::start(STANDS_STILL, || {
-        // Nothing may be waited for: whoever reads stderr may stand still as well.
-        std::thread::spawn(|| {
-            eprintln!(
-                "the runner stood still for {} s: a volume or a file does not answer",
-                STANDS_STILL.as_secs()
-            );
+    let last_word = Arc::new(LastWord::of(config.folders.report.clone(), config.attempt.unwrap_or(0)));
+    let config = Config {
+        last_word: Arc::clone(&last_word),
+        ..config
+    };
+    watchdog::start(STANDS_STILL, move |cause| {
+        // Nothing may be waited for: the report may be on the volume, and whoever reads stderr may stand still as well.
+        std::thread::spawn(move || {
+            let message = cause.message(STANDS_STILL);
+            last_word.say(cause, &message);
+            eprintln!("{message}");
         });
         std::thread::sleep(LAST_WORD);
-        std::process::exit(i32::from(Outcome::VolumeUnavailable.exit_code()));
+        std::process::exit(i32::from(cause.outcome().exit_code()));
     })
     .context("failed to start the watchdog")?;
     let outcome = Box::pin(drive(config, stop()?)).await;

@@ -1,15 +1,70 @@
 //! Ends a process whose runtime stands still, as on a volume that hangs in the middle of a read: its lease expires, and the
 //! agent must not go on without it. The agent's shim ends with the connection.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use protocol::Outcome;
+
 /// Between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Watches the runtime that this is called in; `give_up` is called on a thread when it has stood still for `patience`.
-pub fn start(patience: Duration, give_up: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+/// Why a runtime stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its thread waits: for a volume, or for a file that is none.
+    Waits,
+    /// Its thread works on one thing, or waits for a processor to do so.
+    Works,
+}
+
+impl Cause {
+    /// Outcome of the attempt.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::Waits => Outcome::VolumeUnavailable,
+            Self::Works => Outcome::RunnerError,
+        }
+    }
+
+    /// For people.
+    pub fn message(self, patience: Duration) -> String {
+        let seconds = patience.as_secs();
+        match self {
+            Self::Waits => format!("the runner stood still for {seconds} s: a volume or a file does not answer"),
+            Self::Works => format!(
+                "the runner came to nothing else for {seconds} s: it had too much to do at once, or too little of the processor"
+            ),
+        }
+    }
+}
+
+/// Time that a thread has worked or waited for a processor.
+struct Work(PathBuf);
+
+impl Work {
+    fn of_this_thread() -> Self {
+        let thread = rustix::thread::gettid().as_raw_nonzero();
+        Self(format!("/proc/self/task/{thread}/schedstat").into())
+    }
+
+    /// Where the kernel does not count it, nothing.
+    fn so_far(&self) -> Duration {
+        let counted = std::fs::read_to_string(&self.0).unwrap_or_default();
+        let nanoseconds = counted
+            .split_ascii_whitespace()
+            .take(2)
+            .filter_map(|text| text.parse::<u64>().ok());
+        Duration::from_nanos(nanoseconds.sum())
+    }
+}
+
+/// Watches the runtime that this is called in, which has one thread; `give_up` is called on another when it has stood still
+/// for `patience`.
+pub fn start(patience: Duration, give_up: impl FnOnce(Cause) + Send + 'static) -> std::io::Result<()> {
+    let work = Work::of_this_thread();
     let beats = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&beats);
     tokio::spawn(async move {
@@ -19,15 +74,16 @@ pub fn start(patience: Duration, give_up: impl FnOnce() + Send + 'static) -> std
         }
     });
     let watch = move || {
-        let (mut last, mut at) = (0, Instant::now());
+        let (mut last, mut at, mut worked) = (0, Instant::now(), work.so_far());
         // With the runtime's end the count is ours alone.
         while Arc::strong_count(&seen) > 1 {
             std::thread::sleep(BEAT.min(patience / 4));
             let now = seen.load(Ordering::Relaxed);
             if now != last {
-                (last, at) = (now, Instant::now());
+                (last, at, worked) = (now, Instant::now(), work.so_far());
             } else if at.elapsed() >= patience {
-                give_up();
+                let works = work.so_far().saturating_sub(worked) >= patience / 2;
+                give_up(if works { Cause::Works } else { Cause::Waits });
                 return;
             }
         }
@@ -47,10 +103,26 @@ mod tests {
     #[tokio::test]
     async fn a_runtime_that_stands_still_is_given_up_and_one_that_goes_on_is_not() {
         let (told, given_up) = mpsc::channel();
-        start(Duration::from_secs(3), move || told.send(()).unwrap()).unwrap();
+        start(Duration::from_secs(3), move |cause| told.send(cause).unwrap()).unwrap();
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(given_up.try_recv().is_err(), "it goes on");
         // The runtime's only thread waits here.
-        given_up.recv_timeout(Duration::from_mins(1)).unwrap();
+        assert_eq!(given_up.recv_timeout(Duration::from_mins(1)), Ok(Cause::Waits));
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_has_too_much_to_do_is_told_from_one_that_waits() {
+        let (told, given_up) = mpsc::channel();
+        start(Duration::from_secs(2), move |cause| told.send(cause).unwrap()).unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let begun = Instant::now();
+        let cause = loop {
+            if let Ok(cause) = given_up.try_recv() {
+                break cause;
+            }
+            assert!(begun.elapsed() < Duration::from_mins(1), "it is given up");
+            std::hint::spin_loop();
+        };
+        assert_eq!(cause, Cause::Works);
     }
 }

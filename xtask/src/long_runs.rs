@@ -29,6 +29,21 @@ pub fn no_record_lost(records: u64, kills: u32, seed: u64) -> Result<()> {
     })
 }
 
+/// The CLI's lines as the tests read them, anew.
+pub fn record_cli() -> Result<()> {
+    progress::step("recording the CLI", || {
+        command::run(Command::new(env_cargo()).current_dir(paths::workspace()).args([
+            "run",
+            "--locked",
+            "--quiet",
+            "--package",
+            "runner",
+            "--example",
+            "record",
+        ]))
+    })
+}
+
 /// The runner dies behind each of its writes, syncs, renames and sends, and the next one comes to the same end.
 pub fn kill_points(seed: u64) -> Result<()> {
     progress::step(&format!("killing the runner at every point, seed {seed}"), || {

@@ -66,6 +66,8 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Record the pinned CLI against the mock model, for the tests that read its lines.
+    RecordCli,
     /// Kill the runner at every point of a run, and the next one at another, and look how the session ends.
     KillPoints {
         /// Chooses where the next one dies.
@@ -139,6 +141,7 @@ fn run() -> Result<()> {
             e2e::run(if keep { Afterwards::Keep } else { Afterwards::Remove }, &arguments)
         }
         Command::NoRecordLost { records, kills, seed } => long_runs::no_record_lost(records, kills, seed),
+        Command::RecordCli => long_runs::record_cli(),
         Command::KillPoints { seed } => long_runs::kill_points(seed),
         Command::Fuzz { times, seed } => long_runs::fuzz(times, seed),
         Command::KubernetesVersions => long_runs::kubernetes_versions(),

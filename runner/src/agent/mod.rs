@@ -7,7 +7,9 @@ pub mod remote;
 pub mod shim;
 mod words;
 
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -74,6 +76,8 @@ pub enum Place {
 
 /// A connection to a shim.
 pub struct Agent {
+    /// The connection itself, for who must end it from outside the runtime.
+    line: Arc<OwnedFd>,
     hello: Hello,
     frames: SplitStream<Framed<UnixStream, LengthDelimitedCodec>>,
     words: Words,
@@ -93,12 +97,14 @@ impl Agent {
     }
 
     async fn greet(stream: UnixStream, child: Option<tokio::process::Child>) -> Result<Self, AgentError> {
+        let line = stream.as_fd().try_clone_to_owned().map_err(AgentError::Launch)?;
         let (sink, mut frames) = Framed::new(stream, frame::codec()).split();
         let first = timeout(GREETING, frames.next())
             .await
             .map_err(|_| AgentError::Lost("it did not greet in time".to_owned()))?;
         match decode(first)? {
             FromShim::Hello(hello) => Ok(Self {
+                line: Arc::new(line),
                 hello,
                 frames,
                 words: Words::carried_by(sink),
@@ -106,6 +112,11 @@ impl Agent {
             }),
             other => Err(AgentError::Lost(format!("it began with {}", other.name()))),
         }
+    }
+
+    /// The connection, as long as there is one.
+    pub fn line(&self) -> Weak<OwnedFd> {
+        Arc::downgrade(&self.line)
     }
 
     /// What the shim said of itself.
@@ -129,13 +140,18 @@ impl Agent {
     }
 
     /// Has everything that is left running killed, so that another process can be started; returns whether that went well.
+    /// Where it did not, a child's shim is put down with all that is below it.
     pub async fn clear(&mut self, patience: Duration) -> bool {
         let cleared = async {
             self.send(&ToShim::KillAll)?;
             while self.next().await? != FromShim::Killed {}
             Ok::<_, AgentError>(())
         };
-        matches!(timeout(patience, cleared).await, Ok(Ok(())))
+        let cleared = matches!(timeout(patience, cleared).await, Ok(Ok(())));
+        if !cleared && let Some(child) = &mut self.child {
+            local::put_down(child).await;
+        }
+        cleared
     }
 
     /// Has everything that the agent runs killed; waits at most `patience`, and returns whether that sufficed. A child's
@@ -157,6 +173,10 @@ impl Agent {
         let ended = timeout(patience, killed).await.is_ok();
         if !ended {
             tracing::warn!("the agent's processes did not end in time");
+            if let Some(child) = &mut self.child {
+                local::put_down(child).await;
+                return true;
+            }
         }
         ended
     }

@@ -3,7 +3,7 @@
 //! Agent processes run under the same user, so nothing may remain here that they could use: the socket is gone before the
 //! first of them starts, and the shim cannot be traced.
 
-mod kill;
+pub(super) mod kill;
 mod memory;
 mod stdin;
 

@@ -193,5 +193,6 @@ impl Attempt {
         if let Err(error) = file.write(&report) {
             tracing::error!(%error, "the report could not be written");
         }
+        self.last_word.reported(file, report);
     }
 }

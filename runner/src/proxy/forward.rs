@@ -164,6 +164,20 @@ impl Shared {
             .build()
     }
 
+    /// Whether an answer says that the credential is no good, and not only for what was asked.
+    ///
+    /// A key that may not use one model is told 403 for it, as is one that may not use any. The agent's tools choose models
+    /// as they like, so 403 counts only where no call went well, and none is on its way that may. Who was told 403 for the
+    /// session's own model ends with that, and the witness knows why.
+    fn refuses(&self, status: StatusCode, route: Route) -> bool {
+        match status {
+            StatusCode::UNAUTHORIZED => true,
+            // A gateway may forbid one of the other paths; that says nothing of model calls.
+            StatusCode::FORBIDDEN => route == Route::Messages && !self.seen.accepted() && self.calls.len() <= 1,
+            _ => false,
+        }
+    }
+
     fn route(&self, method: &http::Method, path: &str) -> Option<(Route, Option<String>)> {
         match &self.vertex {
             None => route(method, path).map(|route| (route, None)),
@@ -394,8 +408,7 @@ async fn failed(shared: &Shared, route: Route, (response, used): (reqwest::Respo
     let wait = retry_after(response.headers(), Timestamp::now());
     let body = shared.cut.run_until_cancelled(bounded(response, MAX_ERROR)).await;
     let body = used.taken_out_of(body.and_then(Result::ok).unwrap_or_default());
-    // A gateway may forbid one of the other paths; that says nothing of model calls.
-    if status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && route == Route::Messages) {
+    if shared.refuses(status, route) {
         shared.seen.refused(Refusal {
             status,
             body: body.clone(),

@@ -17,7 +17,7 @@ pub struct Witness {
     pub last_status: Option<u16>,
     /// `retry-after` of the last answer, seconds.
     pub retry_after: Option<u64>,
-    /// The API refused the credential (401, 403); nothing more is forwarded.
+    /// The API refused the credential (401; 403 as long as it has answered no call well); nothing more is forwarded.
     pub credential_refused: bool,
 }
 
@@ -37,24 +37,38 @@ pub struct Refusal {
 
 /// What was seen so far, shared by all requests.
 #[derive(Debug, Default)]
-pub struct Seen(Mutex<(Witness, Option<Refusal>)>);
+pub struct Seen(Mutex<Sight>);
+
+#[derive(Debug, Default)]
+struct Sight {
+    witness: Witness,
+    refusal: Option<Refusal>,
+    /// A model call was answered well.
+    accepted: bool,
+}
 
 impl Seen {
     /// What was seen so far.
     pub fn witness(&self) -> Witness {
-        self.lock().0
+        self.lock().witness
     }
 
     /// The refusal, when there was one.
     pub fn refusal(&self) -> Option<Refusal> {
-        self.lock().1.clone()
+        self.lock().refusal.clone()
     }
 
     /// A model call was answered.
     pub fn answered(&self, status: u16, retry_after: Option<u64>) {
         let mut seen = self.lock();
-        seen.0.last_status = Some(status);
-        seen.0.retry_after = retry_after;
+        seen.witness.last_status = Some(status);
+        seen.witness.retry_after = retry_after;
+        seen.accepted |= (200..300).contains(&status);
+    }
+
+    /// Whether the credential was good for a model call.
+    pub fn accepted(&self) -> bool {
+        self.lock().accepted
     }
 
     /// The API could not be reached, or the connection broke.
@@ -65,12 +79,12 @@ impl Seen {
     /// The API refused the credential.
     pub fn refused(&self, refusal: Refusal) {
         let mut seen = self.lock();
-        seen.0.credential_refused = true;
-        seen.0.last_status = Some(refusal.status.as_u16());
-        seen.1.get_or_insert(refusal);
+        seen.witness.credential_refused = true;
+        seen.witness.last_status = Some(refusal.status.as_u16());
+        seen.refusal.get_or_insert(refusal);
     }
 
-    fn lock(&self) -> MutexGuard<'_, (Witness, Option<Refusal>)> {
+    fn lock(&self) -> MutexGuard<'_, Sight> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

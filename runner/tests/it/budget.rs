@@ -3,7 +3,7 @@
 use protocol::{Kind, Outcome};
 use serde_json::{Value, json};
 
-use crate::common::{Session, bash, script, text};
+use crate::common::{Session, asks_the_model, bash, script, text};
 
 /// Tokens of a response of [`costly`].
 const EACH: u64 = 1_010;
@@ -21,27 +21,7 @@ fn endless(marker: &str) -> String {
 
 /// Shell commands by which a tool of the agent asks the model for something itself.
 fn ask() -> String {
-    let body = json!({
-        "model": "claude-opus-5-5", "max_tokens": 1_000, "stream": true,
-        "messages": [{ "role": "user", "content": script("TOOL", &[costly(text("ok"))]) }],
-    })
-    .to_string();
-    let head = [
-        "POST /v1/messages HTTP/1.1",
-        "host: x",
-        "x-api-key: %s",
-        "anthropic-version: 2023-06-01",
-        "content-type: application/json",
-        "connection: close",
-    ]
-    .join(r"\r\n");
-    format!(
-        r#"address=${{ANTHROPIC_BASE_URL#http://}}
-exec 3<>/dev/tcp/${{address%:*}}/${{address#*:}}
-printf '{head}\r\ncontent-length: {}\r\n\r\n%s' "$ANTHROPIC_API_KEY" '{body}' >&3
-cat <&3 >/dev/null"#,
-        body.len(),
-    )
+    format!("{} >/dev/null", asks_the_model(&script("TOOL", &[costly(text("ok"))])))
 }
 
 /// Tokens of all responses, as they were metered.

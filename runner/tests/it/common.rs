@@ -264,6 +264,31 @@ pub fn text(text: &str) -> Value {
     json!({ "text": text })
 }
 
+/// Shell commands by which a tool of the agent asks the model for something itself; they print the answer.
+pub fn asks_the_model(prompt: &str) -> String {
+    let body = json!({
+        "model": "claude-opus-5-5", "max_tokens": 1_000, "stream": true,
+        "messages": [{ "role": "user", "content": prompt }],
+    })
+    .to_string();
+    let head = [
+        "POST /v1/messages HTTP/1.1",
+        "host: x",
+        "x-api-key: %s",
+        "anthropic-version: 2023-06-01",
+        "content-type: application/json",
+        "connection: close",
+    ]
+    .join(r"\r\n");
+    format!(
+        r#"address=${{ANTHROPIC_BASE_URL#http://}}
+exec 3<>/dev/tcp/${{address%:*}}/${{address#*:}}
+printf '{head}\r\ncontent-length: {}\r\n\r\n%s' "$ANTHROPIC_API_KEY" '{body}' >&3
+cat <&3"#,
+        body.len(),
+    )
+}
+
 /// Runs the test again in a mount namespace of its own, with a disk of so few bytes; there it gives the disk's folder.
 pub fn on_a_small_disk(test: &str, size: &str) -> Option<PathBuf> {
     const FOLDER: &str = "SMALL_DISK";

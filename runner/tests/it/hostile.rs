@@ -174,3 +174,17 @@ async fn the_log_shows_no_credential_whatever_is_asked_of_it() {
         assert!(!ended.stderr.contains(secret), "{}", ended.stderr);
     }
 }
+
+/// Where the shim is not the first process of a container, its processes may send it any signal.
+#[tokio::test]
+async fn a_shim_that_the_agent_stopped_is_put_down_with_all_that_it_had() {
+    let session = Session::new().await;
+    let stop = "setsid sleep 300 >/dev/null 2>&1 & touch began; kill -STOP $(awk '/^PPid/ {print $2}' /proc/$PPID/status); sleep 100";
+    let child = session.start(&script("MARK", &[bash(stop)]), &[]);
+    let began = session.workspace().join("began");
+    eventually("the tool runs", || began.exists()).await;
+    signal(&child, Signal::TERM);
+    let ended = ended(child).await;
+    assert_eq!((ended.code, session.report().outcome), (Some(143), Outcome::Stopped));
+    session.assert_nothing_left().await;
+}

@@ -1,6 +1,6 @@
 //! A session from its prompt to its end, with the real CLI.
 
-use crate::common::{Session, bash, eventually, script, text};
+use crate::common::{Session, asks_the_model, bash, eventually, script, text};
 use protocol::record::EndBody;
 use protocol::{Kind, Outcome};
 use serde_json::json;
@@ -113,6 +113,32 @@ async fn a_refused_key_ends_it_at_once() {
     assert_eq!(report.outcome, Outcome::InvalidCredentials);
     assert!(report.message.contains("ambient-runner-secrets"), "{}", report.message);
     assert!(ended.took.as_secs() < 40, "{:?}", ended.took);
+}
+
+#[tokio::test]
+async fn a_model_that_a_tool_may_not_use_is_the_tools_own_matter() {
+    let session = Session::new().await;
+    let forbidden = asks_the_model(&script("TOOL", &[json!({ "error": { "status": 403 } })]));
+    let steps = [bash(&format!("{forbidden} > told.txt")), bash("echo on"), text("Done.")];
+    let ended = session.run(&script("MARK", &steps), &[]).await;
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(session.report().result, "Done.");
+    let told = std::fs::read_to_string(session.workspace().join("told.txt")).unwrap();
+    assert!(
+        told.starts_with("HTTP/1.1 403") && told.contains("permission_error"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn a_credential_that_is_forbidden_the_sessions_own_model_later_ends_it() {
+    let session = Session::new().await;
+    let steps = [bash("echo on"), json!({ "error": { "status": 403 } })];
+    let ended = session.run(&script("MARK", &steps), &[]).await;
+    assert_eq!(
+        (ended.code, session.report().outcome),
+        (Some(2), Outcome::InvalidCredentials)
+    );
 }
 
 #[tokio::test]

@@ -88,6 +88,7 @@ pub fn config_at(state: PathBuf, workspace: &Path, model: String, prompt: &str) 
         secrets: Vec::new(),
         vault: runner::redact::Vault::default(),
         repos: runner::workspace::git::Repos::default(),
+        last_word: Arc::default(),
     }
 }
 

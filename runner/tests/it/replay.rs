@@ -1,15 +1,10 @@
-//! Recordings of the real CLI, run again through everything that reads its lines.
-//!
-//! `RUNNER_RECORD=1 cargo test -p runner --test it record_the_cli -- --ignored` makes the recordings anew, against the mock model.
+//! Recordings of the real CLI, run again through everything that reads its lines. `cargo xtask record-cli` makes them anew.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use protocol::record::{SessionBody, UserBody};
 use protocol::{Kind, Outcome, Record};
 use rand::{Rng as _, SeedableRng as _};
-use runner::cli::command::{Conversation, Start, spawn};
-use runner::cli::options::Options;
 use runner::cli::{Event, Lines, RawLine, Turn, outcome, wire};
 use runner::history::History;
 use runner::journal::Journal;
@@ -18,216 +13,12 @@ use runner::proxy::Witness;
 use runner::redact::Vault;
 use runner::spool::Spool;
 use runner::transcript::{Format, Transcript};
-use secrecy::SecretString;
-use serde_json::{Value, json};
-use tests::model::{FAKE_KEY, MockModel};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
-use tokio::time::{Duration, Instant, timeout};
+use serde_json::Value;
+use tokio::time::Instant;
 use uuid::Uuid;
-
-use crate::common::{DEADLINE, bash, script, text};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings")
-}
-
-/// What is said to the CLI, and when.
-enum Say {
-    /// A message of this number.
-    Message(u128, String),
-    /// Stop the turn.
-    Interrupt,
-    /// Wait until a line has this in it.
-    Until(&'static str),
-}
-
-fn scenarios() -> Vec<(&'static str, Options, Vec<Say>)> {
-    let message = |n, steps: &[Value]| Say::Message(n, script("MARK", steps));
-    let asking = Options {
-        interactive: true,
-        tools: protocol::spec::Tools {
-            permission_mode: protocol::spec::PermissionMode::Default,
-            ..protocol::spec::Tools::default()
-        },
-        ..Options::default()
-    };
-    let idle = || Say::Until(r#""state":"idle""#);
-    let write = json!({ "tools": [{ "name": "Write", "input": { "file_path": "out.txt", "content": "x" } }] });
-    let agent = json!({ "tools": [{ "name": "Agent", "input": {
-        "description": "look", "subagent_type": "general-purpose", "run_in_background": false,
-        "prompt": script("SUB", &[bash("echo below"), text("Looked.")]),
-    } }] });
-    vec![
-        (
-            "tools",
-            Options::default(),
-            vec![message(1, &[bash("echo hi"), bash("exit 3"), text("Done.")]), idle()],
-        ),
-        (
-            "subagent",
-            Options::default(),
-            vec![message(1, &[agent, text("Done.")]), idle()],
-        ),
-        (
-            "interrupt",
-            Options::default(),
-            vec![
-                message(1, &[bash("sleep 100"), text("Not said.")]),
-                Say::Until("tool_use"),
-                Say::Interrupt,
-                idle(),
-                message(2, &[text("Next.")]),
-                idle(),
-            ],
-        ),
-        (
-            "folded",
-            Options::default(),
-            vec![
-                message(1, &[bash("sleep 1"), text("Done."), text("Done.")]),
-                Say::Until("tool_use"),
-                Say::Message(2, "FOLLOW".into()),
-                idle(),
-            ],
-        ),
-        (
-            "question",
-            asking,
-            vec![
-                message(1, &[write, text("Done.")]),
-                Say::Until("can_use_tool"),
-                Say::Interrupt,
-                idle(),
-            ],
-        ),
-        (
-            "clear",
-            Options::default(),
-            vec![
-                message(1, &[text("One.")]),
-                idle(),
-                Say::Message(2, "/clear".into()),
-                idle(),
-                message(3, &[text("Two.")]),
-                idle(),
-            ],
-        ),
-        (
-            "overloaded",
-            Options::default(),
-            vec![message(1, &[json!({ "error": { "status": 529 } })]), idle()],
-        ),
-        (
-            "background",
-            Options::default(),
-            vec![
-                message(
-                    1,
-                    &[
-                        json!({ "tools": [{ "name": "Bash", "input": { "command": "sleep 1; echo late", "description": "t", "run_in_background": true } }] }),
-                        text("Started."),
-                        text("Heard."),
-                    ],
-                ),
-                Say::Until("task_notification"),
-                idle(),
-            ],
-        ),
-    ]
-}
-
-#[tokio::test]
-#[ignore = "writes the recordings, by the command above"]
-async fn record_the_cli() {
-    assert!(std::env::var_os("RUNNER_RECORD").is_some(), "set RUNNER_RECORD=1");
-    std::fs::create_dir_all(folder()).unwrap();
-    for (name, options, says) in scenarios() {
-        let lines = recorded(&options, says).await;
-        std::fs::write(folder().join(format!("{name}.jsonl")), lines).unwrap();
-    }
-}
-
-async fn recorded(options: &Options, says: Vec<Say>) -> String {
-    let dir = tempfile::tempdir().unwrap();
-    let work = dir.path().join("work");
-    std::fs::create_dir_all(&work).unwrap();
-    let model = MockModel::start().await.unwrap();
-    let url = model.url();
-    let cli = xtask::claude_cli().unwrap().display().to_string();
-    let start = Start {
-        cli: &cli,
-        workspace: work.to_str().unwrap(),
-        home: dir.path().to_str().unwrap(),
-        config_dir: dir.path().to_str().unwrap(),
-        options,
-        deltas: false,
-        conversation: Conversation::New(Uuid::from_u128(0xc0)),
-        proxy: url.trim_start_matches("http://").parse().unwrap(),
-        token: &SecretString::from(FAKE_KEY),
-        vertex: None,
-    };
-    let spawn = spawn(&start);
-    let mut child: Child = Command::new(&spawn.argv[0])
-        .args(&spawn.argv[1..])
-        .env_clear()
-        .envs(spawn.env)
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .current_dir(&work)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut kept = String::new();
-    for say in says {
-        match say {
-            Say::Message(n, text) => write(&mut stdin, &wire::user_message(Uuid::from_u128(n), &text)).await,
-            Say::Interrupt => write(&mut stdin, &wire::interrupt("i", false)).await,
-            Say::Until(part) => loop {
-                let line = timeout(DEADLINE, out.next_line())
-                    .await
-                    .unwrap()
-                    .unwrap()
-                    .expect("a line");
-                kept += &scrubbed(&line, dir.path());
-                kept.push('\n');
-                if line.contains(part) {
-                    break;
-                }
-            },
-        }
-    }
-    drop(stdin);
-    while let Ok(Some(line)) = timeout(Duration::from_secs(10), out.next_line()).await.unwrap() {
-        kept += &scrubbed(&line, dir.path());
-        kept.push('\n');
-    }
-    kept
-}
-
-async fn write(stdin: &mut ChildStdin, line: &[u8]) {
-    stdin.write_all(line).await.unwrap();
-    stdin.flush().await.unwrap();
-}
-
-/// Without this machine's folders, and without the long lists of a beginning.
-fn scrubbed(line: &str, dir: &Path) -> String {
-    let line = line.replace(dir.to_str().unwrap(), "/scratch");
-    let mut value: Value = serde_json::from_str(&line).unwrap();
-    if value["subtype"] == "init" {
-        for list in ["tools", "slash_commands", "skills", "agents", "plugins", "capabilities"] {
-            if let Some(list) = value[list].as_array_mut() {
-                list.truncate(2);
-            }
-        }
-        value["memory_paths"] = json!({});
-        value["messaging_socket_path"] = json!("");
-        return value.to_string();
-    }
-    line
 }
 
 pub fn recordings() -> Vec<(String, Vec<u8>)> {
@@ -241,7 +32,7 @@ pub fn recordings() -> Vec<(String, Vec<u8>)> {
         })
         .collect();
     recordings.sort();
-    assert_eq!(recordings.len(), scenarios().len());
+    assert!(!recordings.is_empty());
     recordings
 }
 

@@ -101,5 +101,12 @@ async fn a_runner_that_stands_still_in_a_read_ends_though_nobody_reads_what_it_s
     std::fs::rename(&fifo, &limits).unwrap();
     let status = timeout(2 * DEADLINE, child.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(75));
+    let report = session.report();
+    assert_eq!(
+        (report.outcome, report.turns),
+        (Outcome::VolumeUnavailable, 1),
+        "{report:?}"
+    );
+    assert!(report.message.contains("does not answer"), "{}", report.message);
     session.assert_nothing_left().await;
 }

@@ -21,7 +21,7 @@ impl Binaries {
             // Dockerfiles' own builds do it.
             .env("CARGO_PROFILE_RELEASE_LTO", "false")
             .args(["build", "--release", "--locked", "--quiet"]);
-        let built = linked_as_shipped(&mut cargo)?;
+        let built = linked_as_shipped(&mut cargo, "release")?;
         for package in ["operator", "gateway", "runner", "tests"] {
             cargo.args(["--package", package]);
         }
@@ -38,15 +38,18 @@ impl Binaries {
     }
 }
 
-/// Has `cargo build --release` link statically: the runner is copied into images of users, whose C library may be another one
+/// The profile that the runner is shipped in.
+pub(crate) const SMALL_PROFILE: &str = "small";
+
+/// Has `cargo build` link statically: the runner is copied into images of users, whose C library may be another one
 /// or none. Returns where in the target folder the binaries are.
-pub(crate) fn linked_as_shipped(cargo: &mut Command) -> Result<PathBuf> {
+pub(crate) fn linked_as_shipped(cargo: &mut Command, profile: &str) -> Result<PathBuf> {
     let host = host()?;
     // With a target named, the flags are not for procedural macros, which cannot be static.
     cargo
         .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
         .args(["--target", &host]);
-    Ok(PathBuf::from(host).join("release"))
+    Ok(PathBuf::from(host).join(profile))
 }
 
 /// What this machine's compiler builds for when it is not told.

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-pub(crate) use self::binaries::{Binaries, linked_as_shipped};
+pub(crate) use self::binaries::{Binaries, SMALL_PROFILE, linked_as_shipped};
 use self::{
     buildah::Build,
     roots::{AGENT, BARE, Root, SMALL},
@@ -192,6 +192,12 @@ mod tests {
         let dockerfile = fs::read_to_string(paths::workspace().join("Dockerfile.runner")).unwrap();
         assert!(dockerfile.contains(&format!("ARG CLAUDE_CODE_VERSION={}\n", claude_cli::VERSION)));
         assert!(dockerfile.contains(&format!("ARG CLAUDE_CODE_SHA256={}\n", claude_cli::SHA256)));
+    }
+
+    #[test]
+    fn the_runner_is_measured_as_its_dockerfile_builds_it() {
+        let dockerfile = fs::read_to_string(paths::workspace().join("Dockerfile.runner")).unwrap();
+        assert!(dockerfile.contains(&format!("cargo build --profile {SMALL_PROFILE} ")));
     }
 
     #[test]

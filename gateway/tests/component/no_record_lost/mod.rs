@@ -2,7 +2,9 @@
 //!
 //! A scripted agent writes numbered lines; runner and gateway, both real processes, are killed and the network between
 //! them is cut at random. At the end the gateway's log is compared with the runner's spool byte for byte, and the spool with
-//! what the agent wrote. `NO_RECORD_LOST=<records>,<kills>[,<seed>]` makes it long: `cargo xtask no-record-lost`.
+//! what the agent wrote. `NO_RECORD_LOST=<records>,<kills>[,<seed>]` makes it long: `cargo xtask no-record-lost`. Records and
+//! kills are then those of several sessions, each with a gateway of its own, some of them at a time: a runner reads its whole
+//! spool when it starts, so that in one long session it would be killed before it writes anything.
 
 mod network;
 mod truth;
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use gateway::store;
 use protocol::Report;
 use protocol::report::Delivery;
@@ -21,6 +24,12 @@ use uuid::Uuid;
 
 use crate::support::{cluster::Cluster, process::Process};
 use network::Network;
+use truth::Truth;
+
+/// Records of a session, more or less.
+const RECORDS: u64 = 50_000;
+/// Sessions at a time.
+const AT_A_TIME: usize = 3;
 
 /// How much is done at least.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +63,17 @@ impl Extent {
             kills: numbers.next().map_or(short.kills, |kills| kills as u32),
             seed: numbers.next().unwrap_or(short.seed),
         }
+    }
+
+    /// The same in sessions of a bearable length.
+    fn sessions(self) -> Vec<Self> {
+        let count = self.records.div_ceil(RECORDS).max(1);
+        let session = |seed| Self {
+            records: self.records.div_ceil(count),
+            kills: u64::from(self.kills).div_ceil(count) as u32,
+            seed,
+        };
+        (0..count).map(|at| session(self.seed + at)).collect()
     }
 }
 
@@ -216,13 +236,34 @@ async fn no_record_is_lost_or_doubled_whatever_dies() {
     let extent = Extent::wanted();
     let binary = runner_binary();
     let begun = Instant::now();
+    let sessions = extent.sessions();
+    let count = sessions.len();
+    let compared: Vec<(Truth, u32)> = futures::stream::iter(sessions)
+        .map(|extent| session(extent, &binary))
+        .buffer_unordered(AT_A_TIME)
+        .collect()
+        .await;
+    let records: u64 = compared.iter().map(|(truth, _)| truth.records).sum();
+    let kills: u32 = compared.iter().map(|(_, kills)| kills).sum();
+    let attempts: usize = compared.iter().map(|(truth, _)| truth.attempts()).sum();
+    assert!(records >= extent.records && kills >= extent.kills);
+    eprintln!(
+        "seed {}: {records} records of {attempts} attempts in {count} sessions, {kills} kills and cuts, none lost or doubled, in {:?}",
+        extent.seed,
+        begun.elapsed()
+    );
+}
+
+/// A session with so many records through so many kills; gives what was compared, and how often something died.
+async fn session(extent: Extent, binary: &Path) -> (Truth, u32) {
+    let begun = Instant::now();
     let mut dice = StdRng::seed_from_u64(extent.seed);
     let mut world = World::new(extent.burst()).await;
-    world.start_runner(&binary);
+    world.start_runner(binary);
     let mut kills = 0;
     while kills < extent.kills || world.spooled() < extent.records * RECORD_BYTES {
         sleep(Duration::from_millis(dice.random_range(20..600))).await;
-        world.wreck(&mut dice, &binary).await;
+        world.wreck(&mut dice, binary).await;
         kills += 1;
         // A runner may only be over by our doing.
         let ended = world.runner.as_mut().unwrap().try_wait().unwrap();
@@ -252,10 +293,11 @@ async fn no_record_is_lost_or_doubled_whatever_dies() {
     truth.check(&world.path("last"));
     assert!(truth.records >= extent.records, "{} records", truth.records);
     eprintln!(
-        "seed {}: {} records of {} attempts, {kills} kills and cuts, none lost or doubled, in {:?}",
+        "a session of seed {}: {} records of {} attempts, {kills} kills and cuts, none lost or doubled, in {:?}",
         extent.seed,
         truth.records,
         truth.attempts(),
         begun.elapsed()
     );
+    (truth, kills)
 }

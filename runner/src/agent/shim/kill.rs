@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Kills everything below this process and reaps it.
-pub(super) async fn everything() {
+pub(in crate::agent) async fn everything() {
     everything_but(None).await;
 }
 

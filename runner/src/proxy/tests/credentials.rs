@@ -66,6 +66,58 @@ async fn a_key_that_is_gone_is_a_refusal_and_not_an_outage() {
     assert!(rig.asked().is_empty() && rig.proxy.witness().credential_refused);
 }
 
+fn forbidden() -> Response {
+    (StatusCode::FORBIDDEN, "not this model").into_response()
+}
+
+#[tokio::test]
+async fn a_model_that_is_forbidden_once_another_was_not_is_the_askers_matter() {
+    let mut rig = Rig::new(|number| async move { if number == 2 { forbidden() } else { fine() } }).await;
+    for status in [200, 403, 200] {
+        let call = rig.call();
+        let answered = async {
+            let answer = call.send().await.unwrap();
+            let told = answer.status();
+            answer.text().await.unwrap();
+            told
+        };
+        let told = if status == 200 {
+            tokio::join!(answered, rig.records()).0
+        } else {
+            answered.await
+        };
+        assert_eq!(told, status);
+        assert_eq!(rig.proxy.witness().last_status, Some(status));
+        assert!(!rig.proxy.witness().credential_refused);
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_is_forbidden_while_another_is_still_asked_decides_nothing() {
+    let second = Arc::new(tokio::sync::Notify::new());
+    let told = Arc::clone(&second);
+    let mut rig = Rig::new(move |number| {
+        let told = Arc::clone(&told);
+        async move {
+            if number == 2 {
+                return forbidden();
+            }
+            told.notified().await;
+            fine()
+        }
+    })
+    .await;
+    let first = tokio::spawn(rig.call().send());
+    while rig.asked().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rig.call().send().await.unwrap().status(), 403);
+    assert!(!rig.proxy.witness().credential_refused);
+    second.notify_one();
+    let first = async { first.await.unwrap().unwrap().text().await.unwrap() };
+    assert_eq!(tokio::join!(first, rig.records()).0, streamed());
+}
+
 /// A token endpoint that numbers its tokens; from the second on they are good ones.
 async fn tokens(status: StatusCode, expires_in: u64) -> (String, Arc<Mutex<Vec<String>>>) {
     let forms = Arc::new(Mutex::new(Vec::new()));

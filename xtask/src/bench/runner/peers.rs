@@ -61,14 +61,7 @@ impl Drop for Bench {
 impl Bench {
     pub(super) fn prepare() -> Result<Self> {
         let scratch = tools::Scratch::new(&format!("bench-{}", std::process::id()))?;
-        let built = build()?;
-        // Copies: another clone may build over them while this runs.
-        let copy = |name: &str| -> Result<PathBuf> {
-            let to = scratch.path().join(name);
-            fs::copy(built.join(name), &to).with_context(|| format!("failed to copy {name}"))?;
-            Ok(to)
-        };
-        let (runner, mock) = (copy("runner")?, copy("mock-model")?);
+        let [runner, mock] = build(scratch.path())?;
         let python = python()?;
         let python_version =
             output(Command::new(&python).args(["-c", "import platform; print(platform.python_version())"]))?;
@@ -187,28 +180,27 @@ fn user_line(prompt: &str) -> String {
 }
 
 /// The runner as it is shipped, optimised across crates, and the mock.
-fn build() -> Result<PathBuf> {
+/// Builds the runner as its Dockerfile does, and the mock; copies both.
+fn build(to: &Path) -> Result<[PathBuf; 2]> {
     let target = paths::cache()?.join("target");
-    let mut cargo = Command::new(crate::e2e::env_cargo());
-    cargo
-        .current_dir(paths::workspace())
-        .env("CARGO_TARGET_DIR", &target)
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "--quiet",
-            "--package",
-            "runner",
-            "--package",
-            "tests",
-        ])
-        .args(["--bin", "runner", "--bin", "mock-model"]);
-    let built = crate::images::linked_as_shipped(&mut cargo)?;
-    progress::step("building the runner as it is shipped", || {
-        crate::command::run(&mut cargo)
-    })?;
-    Ok(target.join(built))
+    let build = |package: &str, name: &str, profile: &str| {
+        let mut cargo = Command::new(crate::e2e::env_cargo());
+        cargo
+            .current_dir(paths::workspace())
+            .env("CARGO_TARGET_DIR", &target)
+            .args(["build", "--locked", "--quiet", "--profile", profile])
+            .args(["--package", package, "--bin", name]);
+        let built = crate::images::linked_as_shipped(&mut cargo, profile)?;
+        progress::step(&format!("building {name}"), || crate::command::run(&mut cargo))?;
+        // Another clone may build over it while this runs.
+        let copy = to.join(name);
+        fs::copy(target.join(built).join(name), &copy).with_context(|| format!("failed to copy {name}"))?;
+        Ok::<_, anyhow::Error>(copy)
+    };
+    Ok([
+        build("runner", "runner", crate::images::SMALL_PROFILE)?,
+        build("tests", "mock-model", "release")?,
+    ])
 }
 
 /// A Python with the SDK, in the cache.
