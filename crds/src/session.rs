@@ -174,15 +174,17 @@ pub struct AgenticSessionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_push_on_complete: Option<bool>,
 
-    /// Environment variables of the agent and its tools. They are visible to the agent: no secrets. Names that the product sets
-    /// keep the product's value. Example: `{"CI": "true"}`
+    /// Environment variables of the agent and its tools, 131,072 bytes together. They are visible to the agent: no secrets. Names that
+    /// the product sets keep the product's value. Example: `{"CI": "true"}`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 64))]
     #[x_kube(
         validation = Rule::new("self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$') && name.size() <= 128)")
             .message("names in spec.environmentVariables must be letters, digits and underscores, at most 128 characters, and not begin with a digit"),
         validation = Rule::new("self.all(name, !self[name].contains('\\u0000') && self[name].size() <= 8192)")
-            .message("values in spec.environmentVariables must have at most 8192 characters and not contain the NUL character")
+            .message("values in spec.environmentVariables must have at most 8192 characters and not contain the NUL character"),
+        validation = Rule::new("self.map(name, bytes(name).size() + bytes(self[name]).size()).sum() <= 131072")
+            .message("spec.environmentVariables must have at most 131072 bytes together: put long material into the workspace")
     )]
     pub environment_variables: Option<BTreeMap<String, EnvironmentValue>>,
 

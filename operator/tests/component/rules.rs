@@ -38,6 +38,7 @@ async fn namespace() -> &'static str {
 #[case::more_than_a_week(json!({"prompt": "p", "timeout": 604_801}), "spec.timeout must be 1 to 604800 seconds")]
 #[case::name_of_a_variable(json!({"prompt": "p", "environmentVariables": {"1ST": "x"}}), "names in spec.environmentVariables must be letters, digits and underscores")]
 #[case::nul_in_a_variable(json!({"prompt": "p", "environmentVariables": {"X": "\u{0}"}}), "not contain the NUL character")]
+#[case::variables_of_too_many_bytes(json!({"prompt": "p", "environmentVariables": (0..9).map(|n| (format!("V{n}"), json!("é".repeat(8_000)))).collect::<serde_json::Map<_, _>>()}), "spec.environmentVariables must have at most 131072 bytes together")]
 #[case::no_size(json!({"prompt": "p", "workspace": {"size": "0"}}), "spec.workspace.size must be a positive quantity")]
 #[case::negative_size(json!({"prompt": "p", "workspace": {"size": "-1Gi"}}), "spec.workspace.size must be a positive quantity")]
 #[case::not_a_size(json!({"prompt": "p", "workspace": {"size": "big"}}), "spec.workspace.size")]
