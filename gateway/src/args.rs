@@ -43,6 +43,10 @@ pub(crate) struct Args {
     /// gateways may share it.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub(crate) database_url: Option<String>,
+    /// PEM file of the authorities that may have issued the database's certificate, which is then required; whom the system trusts
+    /// when absent, if `sslmode` of the URL asks for TLS.
+    #[arg(long, env = "GATEWAY_DATABASE_CA")]
+    pub(crate) database_ca: Option<PathBuf>,
     /// Where other gateways on the same database find this one's API, such as `10.0.0.7:8080`; when absent, where it
     /// listens, unless that is everywhere.
     #[arg(long, env = "GATEWAY_ADVERTISE")]
@@ -118,13 +122,21 @@ impl Args {
     pub(crate) fn location(&self, listening: SocketAddr) -> anyhow::Result<store::Location> {
         let given = self.advertise.clone().filter(|address| !address.is_empty());
         let own = || (!listening.ip().is_unspecified()).then(|| listening.to_string());
-        match self.database_url.clone().filter(|url| !url.is_empty()) {
-            Some(url) => Ok(store::Location::Database {
-                url,
+        match self.database() {
+            Some(database) => Ok(store::Location::Database {
+                database,
                 address: given.or_else(own),
             }),
             None => self.data(),
         }
+    }
+
+    /// The database, if there is one.
+    pub(crate) fn database(&self) -> Option<store::postgres::Database> {
+        Some(store::postgres::Database {
+            url: self.database_url.clone().filter(|url| !url.is_empty())?,
+            authorities: self.database_ca.clone(),
+        })
     }
 
     fn data(&self) -> anyhow::Result<store::Location> {

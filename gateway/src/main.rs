@@ -125,10 +125,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn migrate(args: &Args) -> anyhow::Result<()> {
-    let (Some(url), store::Location::File(file)) = (&args.database_url, &args.data) else {
+    let (Some(database), store::Location::File(file)) = (args.database(), &args.data) else {
         bail!("failed to move the event log: give the file with --data and the database with DATABASE_URL");
     };
-    let moved = store::postgres::migrate(file, url).await?;
+    let moved = store::postgres::migrate(file, &database).await?;
     if file.exists() {
         let mut name = file.clone().into_os_string();
         name.push(".moved");

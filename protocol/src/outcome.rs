@@ -207,6 +207,8 @@ pub enum Reason {
     WaitingForVolume,
     /// The volume is bound.
     VolumeBound,
+    /// There is no claim: the workspace goes with the pod.
+    Ephemeral,
     /// All records are acknowledged.
     Delivered,
     /// Something was not delivered in time; the message has the numbers.
@@ -260,6 +262,7 @@ impl Reason {
             Self::Retrying => "Retrying",
             Self::WaitingForVolume => "WaitingForVolume",
             Self::VolumeBound => "VolumeBound",
+            Self::Ephemeral => "Ephemeral",
             Self::Delivered => "Delivered",
             Self::Undelivered => "Undelivered",
             Self::Lost => "Lost",

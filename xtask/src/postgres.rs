@@ -2,6 +2,8 @@
 
 use std::{
     fs::{self, File},
+    io::Write as _,
+    net::TcpListener,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -22,6 +24,8 @@ const ROOT_OF_ALL: &str = "/usr/lib/postgresql";
 const PREFIX: &str = "agentic-postgres-";
 /// `nobody` and `nogroup`: the server refuses to run as root.
 const NOBODY: u32 = 65_534;
+/// Of the socket's name, where nobody listens on a network.
+const PORT: u16 = 5432;
 /// How long it may take to start or to end.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -32,6 +36,7 @@ pub struct Postgres {
     requests: Option<mpsc::Sender<Request>>,
     keeper: Option<thread::JoinHandle<()>>,
     databases: AtomicU32,
+    port: u16,
     _lock: File,
 }
 
@@ -43,21 +48,35 @@ enum Request {
 impl Postgres {
     /// Starts one; takes about two seconds. Installs Debian's when it is missing and we are root.
     pub fn start() -> Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// One that also listens on the loopback interface, and there speaks nothing but TLS with this certificate and key, both PEM.
+    pub fn start_with_tls(certificate: &str, key: &str) -> Result<Self> {
+        Self::start_with(Some((certificate, key)))
+    }
+
+    fn start_with(tls: Option<(&str, &str)>) -> Result<Self> {
         packages::ensure_postgres()?;
         sweep();
         let (folder, lock) = claim()?;
         initialise(&folder)?;
+        let port = match tls {
+            Some((certificate, key)) => allow_tls(&folder.join("data"), certificate, key)?,
+            None => PORT,
+        };
         let (sender, requests) = mpsc::channel();
         let keeper = thread::Builder::new().name("postgres".into()).spawn({
             let folder = folder.clone();
             // The server is killed by the kernel when the thread that started it ends, so one thread keeps it.
-            move || keep(&folder, &requests)
+            move || keep(&folder, port, &requests)
         })?;
         let server = Self {
             folder,
             requests: Some(sender),
             keeper: Some(keeper),
             databases: AtomicU32::new(0),
+            port,
             _lock: lock,
         };
         server.resume()?;
@@ -69,6 +88,13 @@ impl Postgres {
         let name = format!("test{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.say("postgres", &format!("CREATE DATABASE {name}"))?;
         Ok(self.url(&name))
+    }
+
+    /// A new, empty database as the words by which it is reached over the network, under this name of its host.
+    pub fn database_at(&self, host: &str) -> Result<String> {
+        let database = self.database()?;
+        let (_, name) = database.rsplit_once("dbname=").context("a database without a name")?;
+        Ok(format!("postgresql://agentic@{host}:{}/{name}", self.port))
     }
 
     /// Runs a statement in a database of [`Self::database`] or in `postgres`; what it says, without headings.
@@ -83,6 +109,7 @@ impl Postgres {
             "--username=agentic",
         ])
         .arg(format!("--host={}", self.folder.display()))
+        .arg(format!("--port={}", self.port))
         .args(["--command", statement, name])
         .env("LC_ALL", "C");
         command::output(&mut psql)
@@ -99,7 +126,11 @@ impl Postgres {
     }
 
     fn url(&self, name: &str) -> String {
-        format!("host={} user=agentic dbname={name}", self.folder.display())
+        format!(
+            "host={} port={} user=agentic dbname={name}",
+            self.folder.display(),
+            self.port
+        )
     }
 
     fn ask(&self, request: impl FnOnce(mpsc::Sender<Result<()>>) -> Request) -> Result<()> {
@@ -121,12 +152,12 @@ impl Drop for Postgres {
     }
 }
 
-fn keep(folder: &Path, requests: &mpsc::Receiver<Request>) {
+fn keep(folder: &Path, port: u16, requests: &mpsc::Receiver<Request>) {
     let mut running: Option<Child> = None;
     while let Ok(request) = requests.recv() {
         let (reply, result) = match request {
             Request::Kill(reply) => (reply, running.take().map_or(Ok(()), kill)),
-            Request::Start(reply) => (reply, serve(folder).map(|child| running = Some(child))),
+            Request::Start(reply) => (reply, serve(folder, port).map(|child| running = Some(child))),
         };
         let _ = reply.send(result);
     }
@@ -182,10 +213,42 @@ fn initialise(folder: &Path) -> Result<()> {
         ])
         .arg(folder.join("data"));
     command::output(&mut initdb).context("failed to make a PostgreSQL database")?;
-    Ok(())
+    // Nobody listens on a network, unless what is appended later says so.
+    append(
+        &folder.join("data/postgresql.conf"),
+        "listen_addresses = ''\nmax_connections = 200\n",
+    )
 }
 
-fn serve(folder: &Path) -> Result<Child> {
+fn append(file: &Path, text: &str) -> Result<()> {
+    let mut opened = File::options().append(true).open(file)?;
+    opened
+        .write_all(text.as_bytes())
+        .with_context(|| format!("failed to write {}", file.display()))
+}
+
+/// Has the server of this folder listen on the loopback interface, with TLS alone; the port.
+fn allow_tls(data: &Path, certificate: &str, key: &str) -> Result<u16> {
+    for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+        let file = data.join(name);
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        if packages::is_root() {
+            chown(&file, Some(NOBODY), Some(NOBODY))?;
+        }
+    }
+    // Free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let conf = format!("listen_addresses = '127.0.0.1'\nport = {port}\nssl = on\n");
+    append(&data.join("postgresql.conf"), &conf)?;
+    fs::write(
+        data.join("pg_hba.conf"),
+        "local all all trust\nhostssl all all 127.0.0.1/32 trust\n",
+    )?;
+    Ok(port)
+}
+
+fn serve(folder: &Path, port: u16) -> Result<Child> {
     let log = folder.join("log");
     let file = File::options().create(true).append(true).open(&log)?;
     let mut server = as_nobody(&programs()?.join("postgres"));
@@ -193,8 +256,6 @@ fn serve(folder: &Path) -> Result<Child> {
         .current_dir("/")
         .arg("-D")
         .arg(folder.join("data"))
-        // Nobody listens on a network.
-        .args(["-c", "listen_addresses=", "-c", "max_connections=200"])
         .arg("-c")
         .arg(format!("unix_socket_directories={}", folder.display()))
         .stdin(Stdio::null())
@@ -205,7 +266,14 @@ fn serve(folder: &Path) -> Result<Child> {
     loop {
         let mut child = server.spawn().context("failed to start PostgreSQL")?;
         while child.try_wait()?.is_none() {
-            if command::output(Command::new(&ready).arg("--host").arg(folder)).is_ok() {
+            if command::output(
+                Command::new(&ready)
+                    .arg("--host")
+                    .arg(folder)
+                    .arg(format!("--port={port}")),
+            )
+            .is_ok()
+            {
                 return Ok(child);
             }
             if begun.elapsed() > PATIENCE {

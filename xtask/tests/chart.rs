@@ -275,6 +275,7 @@ const CHANGES: &[&str] = &[
     "gateway.replicas=3",
     r#"gateway.database.secretName="database""#,
     r#"gateway.database.secretKey="uri""#,
+    r#"gateway.database.caKey="ca.crt""#,
     r#"gateway.compat.apis=["claude-code"]"#,
     r#"gateway.compat.namespace="team-b""#,
     "gateway.compat.authEnabled=false",
@@ -289,6 +290,7 @@ const CHANGES: &[&str] = &[
     "gateway.compat.sessionRetentionSeconds=86401",
     "gateway.compat.claudeCodeTimeoutSeconds=601",
     "gateway.compat.claudeCodeKeepSeconds=61",
+    "gateway.compat.claudeCodeEphemeral=false",
     "gateway.compat.port=8000",
     r#"gateway.retention.age="91d""#,
     r#"gateway.retention.deleted="8d""#,
@@ -362,7 +364,7 @@ fn every_value_acts() {
     for change in CHANGES {
         let acts = if change.starts_with("gateway.compat.") {
             rendered(&[compat[0], compat[1], change]) != with_compat
-        } else if ["gateway.replicas=3", r#"gateway.database.secretKey="uri""#].contains(change) {
+        } else if change.starts_with("gateway.database.") && *change != database || *change == "gateway.replicas=3" {
             rendered(&[database, change]) != with_database
         } else if change.contains("serviceMonitor.") && *change != monitored {
             rendered(&[monitored, change]) != with_monitor

@@ -110,6 +110,17 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
     secretKeyRef:
       name: {{ .database.secretName }}
       key: {{ .database.secretKey }}
+{{- if .database.caKey }}
+- name: GATEWAY_DATABASE_CA
+  value: /etc/agentic/database/ca.pem
+{{- end }}
+{{- end }}
+
+{{/* Where the authorities of its certificate are. */}}
+{{- define "agentic.databaseAuthorities" -}}
+- name: database-ca
+  mountPath: /etc/agentic/database
+  readOnly: true
 {{- end }}
 
 {{/* What the pods of sessions may reach: rules of a NetworkPolicy's spec.egress. */}}

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.existingClaim) || (!has(self.size) && !has(self.storageClassName) && !has(self.retention))")
-        .message("spec.workspace.existingClaim is used as it is and always kept: leave out size, storageClassName and retention")
+        .message("spec.workspace.existingClaim is used as it is and always kept: leave out size, storageClassName and retention"),
+    validation = Rule::new("!has(self.ephemeral) || !self.ephemeral || (!has(self.existingClaim) && !has(self.storageClassName) && !has(self.retention))")
+        .message("a workspace with spec.workspace.ephemeral has no claim: leave out existingClaim, storageClassName and retention")
 )]
 pub struct Workspace {
-    /// Size of the volume; 5Gi when absent.
+    /// Size of the volume; 5Gi when absent. With `ephemeral`, how much the workspace may use of the node's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(
         validation = Rule::new("!(type(self) == string) || (self.size() <= 32 && isQuantity(self) && quantity(self).isGreaterThan(quantity('0')))")
@@ -36,6 +38,13 @@ pub struct Workspace {
     /// What becomes of the claim when the session is deleted; `Delete` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
+
+    /// `true`: no claim; the workspace is on the disk of the pod's node and goes with the pod. It starts faster, and is for sessions
+    /// that are thrown away. A pod that uses more than `size` is evicted. What goes with the pod: files and conversation, so that no
+    /// attempt follows one whose agent may have begun, and no start request or `suspend: false` goes on with one that ended; and
+    /// records that no gateway has acknowledged when the pod ends, which `EventsDelivered` then counts as `Lost`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<bool>,
 }
 
 /// What becomes of a session's claim when the session is deleted.

@@ -10,7 +10,7 @@ use axum::{
 };
 use crds::{
     AgenticSession, AgenticSessionSpec,
-    session::{Limits, LlmSettings},
+    session::{Limits, LlmSettings, Workspace},
 };
 use http::{
     HeaderMap, Method,
@@ -239,6 +239,10 @@ impl NewQuery {
             limits: Some(Limits {
                 max_turns: Some(max_turns),
                 ..Limits::default()
+            }),
+            workspace: settings.request_ephemeral.then(|| Workspace {
+                ephemeral: Some(true),
+                ..Workspace::default()
             }),
             user_context: Some(user(&who.caller.identity)),
             ..AgenticSessionSpec::default()

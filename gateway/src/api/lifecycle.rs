@@ -7,10 +7,14 @@ use axum::{
     extract::State,
     response::{IntoResponse as _, Response},
 };
+use crds::condition;
 use http::StatusCode;
 use jiff::Timestamp;
 use kube::{Resource as _, ResourceExt as _, api::DynamicObject, core::ObjectMeta};
-use protocol::names::{RESERVED, annotation};
+use protocol::{
+    Reason,
+    names::{RESERVED, annotation},
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -132,11 +136,25 @@ async fn start(
     // Another value than that of any earlier request.
     let request = format!("{}/{}", Timestamp::now(), uuid::Uuid::new_v4());
     let mut change = json!({"metadata": {"annotations": {annotation::START_REQUESTED_AT: request}}});
-    if existing(&gateway, &target).await?.data["spec"]["suspend"] == true {
+    let session = existing(&gateway, &target).await?;
+    let spec = &session.data["spec"];
+    if spec["workspace"]["ephemeral"] == true && View::from(&session).phase.is_terminal() && !was_suspended(&session) {
+        return Err(ApiError::conflict(
+            "the session has ended, and its workspace went with its pod (spec.workspace.ephemeral): clone it",
+        ));
+    }
+    if spec["suspend"] == true {
         change["spec"] = json!({"suspend": false});
     }
     let session = patched(&gateway, &target, change).await?;
     Ok((StatusCode::ACCEPTED, Json(session)).into_response())
+}
+
+/// Whether it ended by `spec.suspend` in a way that it can go on.
+fn was_suspended(session: &DynamicObject) -> bool {
+    let conditions = session.data["status"]["conditions"].as_array();
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|c| c["type"] == condition::FINISHED && c["reason"] == Reason::Suspended.as_str())
 }
 
 async fn stop(

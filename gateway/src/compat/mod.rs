@@ -21,6 +21,7 @@ pub const CLIENT: &str = "task-api";
 
 /// What these APIs do, fixed at the start.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Settings {
     /// The task API is served.
     pub tasks: bool,
@@ -50,6 +51,8 @@ pub struct Settings {
     pub request_seconds: u32,
     /// Seconds that its session stays after its end.
     pub request_keep_seconds: u32,
+    /// Its workspace goes with its pod.
+    pub request_ephemeral: bool,
 }
 
 /// What these APIs know while they run.

@@ -83,6 +83,9 @@ pub struct Options {
     /// Seconds that the session of such a request stays after its end.
     #[arg(long, env = "CLAUDE_CODE_KEEP_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=31_536_000))]
     claude_code_keep_seconds: u32,
+    /// `false`: the workspace of such a session is a claim, where a cluster's nodes have no disk to spare.
+    #[arg(long, env = "CLAUDE_CODE_EPHEMERAL", default_value_t = true, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    claude_code_ephemeral: bool,
     /// Refused: the model's key does not belong to the gateway.
     #[arg(long, env = "CLAUDE_API_KEY", hide = true, hide_env_values = true)]
     claude_api_key: Option<String>,
@@ -125,6 +128,7 @@ impl Options {
             keep_ended: Duration::from_secs(self.session_retention_seconds),
             request_seconds: self.claude_code_timeout_seconds,
             request_keep_seconds: self.claude_code_keep_seconds,
+            request_ephemeral: self.claude_code_ephemeral,
         })
     }
 }

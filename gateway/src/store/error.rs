@@ -60,6 +60,26 @@ pub enum StoreError {
     /// Its address cannot be one. The text is not repeated: it may have a password.
     #[error("failed to understand DATABASE_URL: {0}; give it as postgresql://user:password@host/database")]
     Url(#[source] Arc<tokio_postgres::Error>),
+    /// Nobody knows how to check whom it is.
+    #[error(
+        "failed to understand what DATABASE_URL says of TLS: sslmode is disable, require, verify-ca or verify-full, and sslrootcert a file"
+    )]
+    TlsMode,
+    /// Those who may have issued its certificate cannot be read.
+    #[error(
+        "failed to read the authorities {path} of the database's certificate: {why}; it must be a PEM file of certificates"
+    )]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// There is nobody to trust.
+    #[error(
+        "failed to check the database's certificate: this system trusts no authority; give one with --database-ca (GATEWAY_DATABASE_CA)"
+    )]
+    NoAuthorities,
     /// It does not keep what it is told to keep.
     #[error("failed to open the event log in PostgreSQL: the server has fsync off; set `fsync = on`")]
     Fsync,

@@ -13,8 +13,8 @@ pub enum Location {
     File(PathBuf),
     /// In PostgreSQL, for any number of gateways.
     Database {
-        /// The database, which may have a password in it.
-        url: String,
+        /// The database.
+        database: postgres::Database,
         /// Where other gateways find this one.
         address: Option<String>,
     },
@@ -47,6 +47,6 @@ pub async fn open(location: Location) -> Result<Arc<dyn EventLog>, StoreError> {
     Ok(match location {
         Location::Memory => Arc::new(memory::MemoryLog::default()),
         Location::File(path) => Arc::new(sqlite::SqliteLog::open(&path)?),
-        Location::Database { url, address } => Arc::new(postgres::PostgresLog::open(&url, address).await?),
+        Location::Database { database, address } => Arc::new(postgres::PostgresLog::open(&database, address).await?),
     })
 }

@@ -7,21 +7,22 @@ mod migrate;
 mod peers;
 mod pool;
 mod removal;
+mod tls;
 
 use std::{
     collections::HashSet,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use serde::de::{IntoDeserializer as _, value::Error as NameError};
 use tokio::sync::mpsc;
-use tokio_postgres::{Config, Row};
+use tokio_postgres::Row;
 
 use self::{
     link::{Link, Teller},
@@ -39,10 +40,27 @@ mod layout {
     refinery::embed_migrations!("src/store/postgres/migrations");
 }
 
-/// How long a server may say nothing.
-const SILENCE: Duration = Duration::from_secs(20);
 /// Two gateways that start at once change the layout one after the other. Any number that nobody else uses.
 const LAYOUT_LOCK: &str = "SELECT pg_advisory_lock(7020317654020)";
+
+/// Where it is, and whom to believe that it is there.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Database {
+    /// URL or words of `libpq`; may have a password. With `sslmode=require` or a stricter one the server is spoken with over TLS, and
+    /// its certificate and name are checked.
+    pub url: String,
+    /// PEM file of the authorities that may have issued its certificate; whom the system trusts when absent.
+    pub authorities: Option<PathBuf>,
+}
+
+impl From<&str> for Database {
+    fn from(url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            authorities: None,
+        }
+    }
+}
 
 /// Keeps records in a PostgreSQL database.
 pub struct PostgresLog {
@@ -56,13 +74,9 @@ pub struct PostgresLog {
 }
 
 impl PostgresLog {
-    /// Opens the database of this URL and brings it to the newest layout. `address` is where other gateways find this one.
-    pub async fn open(url: &str, address: Option<String>) -> Result<Self, StoreError> {
-        let mut config: Config = url.parse().map_err(|error| StoreError::Url(Arc::new(error)))?;
-        config.application_name("agentic-gateway");
-        // A server that is gone without a word is found.
-        config.keepalives_idle(SILENCE).tcp_user_timeout(SILENCE);
-        let pool = Pool::new(config);
+    /// Opens the database and brings it to the newest layout. `address` is where other gateways find this one.
+    pub async fn open(database: &Database, address: Option<String>) -> Result<Self, StoreError> {
+        let pool = Pool::new(database)?;
         let secret = prepare(&pool).await?;
         let Link { teller, heard, removes } = link::open(pool.clone());
         Ok(Self {

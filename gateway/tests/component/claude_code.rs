@@ -65,7 +65,7 @@ async fn the_documented_request_is_answered_as_one_object_by_a_session_of_its_ow
         session["spec"],
         json!({
             "prompt": "What is 7 * 6?", "interactive": false, "timeout": 600, "ttlSecondsAfterFinished": 60,
-            "llmSettings": {"model": "openrouter/qwen/qwen3-coder"}, "limits": {"maxTurns": 3},
+            "llmSettings": {"model": "openrouter/qwen/qwen3-coder"}, "limits": {"maxTurns": 3}, "workspace": {"ephemeral": true},
             "userContext": {"userId": "anonymous"},
         })
     );

@@ -10,6 +10,7 @@
 mod api;
 mod claude_code;
 mod commands;
+mod database_tls;
 mod durable;
 mod follower;
 mod guide;

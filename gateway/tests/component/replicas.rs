@@ -373,7 +373,7 @@ async fn whichever_gateway_dies_and_when_the_database_does_nothing_is_lost_doubl
             spool.records.len()
         );
     }
-    let log = PostgresLog::open(&database, None).await.unwrap();
+    let log = PostgresLog::open(&database.as_str().into(), None).await.unwrap();
     let (mut stored, page) = (
         Vec::new(),
         PageSize {
@@ -470,7 +470,7 @@ async fn a_log_in_a_file_is_moved_to_postgresql_by_one_command_with_all_that_is_
     assert!(migrate().await.contains(r#""known":1"#), "what is there stays");
 
     let process = Process::start_on(&cluster, folder.path(), &database).await;
-    let moved = PostgresLog::open(&database, None).await.unwrap();
+    let moved = PostgresLog::open(&database.as_str().into(), None).await.unwrap();
     let state = moved.state("u").await.unwrap();
     assert_eq!((state.progress.acked, state.epoch), (2001, 1));
     assert_eq!(moved.kept().await.unwrap().sessions.len(), 1);

@@ -344,7 +344,7 @@ pub(crate) async fn all(folder: &Path) -> [Arc<dyn EventLog>; 3] {
     [
         Arc::new(MemoryLog::default()),
         Arc::new(SqliteLog::open(&folder.join("events.db")).unwrap()),
-        Arc::new(PostgresLog::open(&database(), None).await.unwrap()),
+        Arc::new(PostgresLog::open(&database().as_str().into(), None).await.unwrap()),
     ]
 }
 
@@ -391,7 +391,7 @@ proptest! {
             let folder = tempfile::tempdir().unwrap();
             let memory = MemoryLog::default();
             let file = SqliteLog::open(&folder.path().join("events.db")).unwrap();
-            let database = PostgresLog::open(DATABASE.get_or_init(database), None).await.unwrap();
+            let database = PostgresLog::open(&DATABASE.get_or_init(database).as_str().into(), None).await.unwrap();
             let others: [&dyn EventLog; 2] = [&file, &database];
             let case = uuid::Uuid::new_v4();
             for step in steps {

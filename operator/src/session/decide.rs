@@ -408,7 +408,7 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
         );
     }
     match seen.claim {
-        ClaimSeen::Missing | ClaimSeen::Ours { .. } => {}
+        ClaimSeen::Missing | ClaimSeen::Ours { .. } | ClaimSeen::Ephemeral => {}
         ClaimSeen::Going => {
             return Some(Hindrance {
                 reason: reason_so_far,
@@ -451,12 +451,14 @@ fn holders(seen: &Observed) -> Vec<Target> {
 
 /// An ended run stays ended until a start is asked for, or what `suspend` stopped is no longer suspended.
 fn ended(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
-    if seen.session.suspend {
+    let suspended = transition::was_suspended(&seen.session.status);
+    // What went with the pod is not gone on with.
+    let over = seen.claim == ClaimSeen::Ephemeral && !suspended;
+    if seen.session.suspend || over {
         plan.status = transition::note_start_request(plan.status, &seen.session);
     } else {
         let asked = transition::start_request_is_new(&seen.session);
-        let resumes = transition::was_suspended(&seen.session.status);
-        if asked || resumes {
+        if asked || suspended {
             plan.status = transition::next_run(&plan.status, &seen.session, !asked);
             return plan;
         }

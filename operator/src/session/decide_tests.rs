@@ -9,7 +9,7 @@ use rstest::rstest;
 use super::{
     decide::{Plan, decide},
     decide_model::{Happening, Model, TIMEOUT, happenings},
-    observed::RunnerSeen,
+    observed::{ClaimSeen, RunnerSeen},
     validate::Invalid,
 };
 
@@ -68,6 +68,33 @@ proptest! {
     }
 
     #[test]
+    fn no_attempt_follows_one_whose_workspace_went_with_its_pod(
+        gateway in any::<bool>(),
+        happenings in prop::collection::vec(happenings(), 0..60),
+    ) {
+        let mut model = Model { gateway, claim: ClaimSeen::Ephemeral, ..Model::new() };
+        let mut begun = None;
+        let mut check = |model: &Model| {
+            let started = model.pods.iter().find(|pod| pod.runner != RunnerSeen::Waiting);
+            begun = begun.or(started.map(|pod| pod.attempt));
+            // Of a pod that was taken away, finalizers and all, before anybody looked, nothing tells.
+            model.forced > 0 || begun.is_none_or(|begun| model.made.iter().all(|made| *made <= begun))
+        };
+        for happening in happenings {
+            model.happen(happening);
+            prop_assert!(check(&model), "{:?} after {:?}", model.made, model.status);
+        }
+        model.happen(Happening::Suspend(false));
+        model.settle();
+        prop_assert!(check(&model), "{:?} after {:?}", model.made, model.status);
+        prop_assert!(model.status.phase.is_terminal(), "{:#?}", model.status);
+        prop_assert!(model.pods.iter().all(|pod| !pod.held), "a settled session holds no pod");
+        prop_assert_eq!(model.status.drains, None, "there is nothing to deliver from");
+        let delivered = model.status.conditions.iter().find(|c| c.type_ == crds::condition::EVENTS_DELIVERED).unwrap();
+        prop_assert!(delivered.reason != "Undelivered", "{delivered:?}");
+    }
+
+    #[test]
     fn a_success_is_never_lost(crashes in prop::collection::vec(any::<bool>(), 30)) {
         let mut model = Model::new();
         for lives in crashes {
@@ -85,7 +112,11 @@ proptest! {
 }
 
 fn running() -> Model {
-    let mut model = Model::new();
+    running_with(ClaimSeen::Missing)
+}
+
+fn running_with(claim: ClaimSeen) -> Model {
+    let mut model = Model { claim, ..Model::new() };
     model.look(true);
     model.happen(Happening::JobController);
     model.look(true);
@@ -118,6 +149,55 @@ fn a_runner_that_outlives_its_timeout_is_stopped_two_minutes_later() {
         (model.status.phase, model.status.reason.as_deref()),
         (Phase::Failed, Some("Timeout"))
     );
+}
+
+#[test]
+fn a_workspace_that_went_with_its_pod_is_not_gone_on_with() {
+    let mut model = Model {
+        gateway: true,
+        ..running_with(ClaimSeen::Ephemeral)
+    };
+    let ready = model.status.conditions.iter().find(|c| c.type_ == "WorkspaceReady");
+    assert_eq!(ready.map(|c| (&*c.status, &*c.reason)), Some(("True", "Ephemeral")));
+    model.end_runner(Some(Outcome::ModelUnavailable));
+    model.happen(Happening::PodTurnsTerminal);
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("ModelUnavailable"))
+    );
+    assert!(
+        model.status.message.as_ref().unwrap().contains("went with the pod"),
+        "{:?}",
+        model.status.message
+    );
+    model.happen(Happening::StartRequested(7));
+    model.settle();
+    assert_eq!((model.status.phase, model.status.run), (Phase::Failed, Some(1)));
+    assert_eq!(
+        model.status.handled_start_request.as_deref(),
+        Some("7"),
+        "it is answered by an Event"
+    );
+    assert_eq!(model.made, vec![1]);
+}
+
+#[test]
+fn a_workspace_that_went_with_its_pod_does_not_come_back_after_a_stop() {
+    let mut model = running_with(ClaimSeen::Ephemeral);
+    model.happen(Happening::Suspend(true));
+    model.look(true);
+    model.look(true);
+    model.end_runner(Some(Outcome::Stopped));
+    model.happen(Happening::PodTurnsTerminal);
+    model.look(true);
+    model.happen(Happening::Suspend(false));
+    model.settle();
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref(), model.status.run),
+        (Phase::Stopped, Some("StoppedByUser"), Some(1))
+    );
+    assert_eq!(model.made, vec![1]);
 }
 
 #[test]

@@ -111,7 +111,10 @@ fn ended_for(status: &AgenticSessionStatus, now: Timestamp) -> SignedDuration {
 }
 
 fn begin(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) {
-    if matches!(seen.claim, ClaimSeen::Missing | ClaimSeen::Absent) {
+    if matches!(
+        seen.claim,
+        ClaimSeen::Missing | ClaimSeen::Absent | ClaimSeen::Ephemeral
+    ) {
         plan.status = transition::lost(&plan.status, "the session's volume is gone", now);
         return;
     }

@@ -81,10 +81,11 @@ pub async fn children(
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
     let live = is_live(&seen);
     let existing = session.spec.workspace.as_ref().and_then(|w| w.existing_claim.clone());
-    let claim_name = existing.clone().unwrap_or_else(|| build::own_claim_name(&name));
+    let own = || (!is_ephemeral(session)).then(|| build::own_claim_name(&name));
+    let claim_name = existing.clone().or_else(own);
     let (mut jobs, claim) = tokio::try_join!(
         jobs(client, &namespace, session, &seen, live),
-        get(&claims, Some(&claim_name))
+        get(&claims, claim_name.as_deref())
     )
     .map_err(failed("the Jobs or the claim"))?;
     let found = self::pods(client, &namespace, &uid).await.map_err(failed("the pods"))?;
@@ -109,6 +110,7 @@ pub async fn children(
     Ok(Observed {
         claim: match existing {
             Some(_) => ClaimSeen::existing(claim.as_ref()),
+            None if claim_name.is_none() => ClaimSeen::Ephemeral,
             None => ClaimSeen::of(claim.as_ref(), &session.metadata),
         },
         session: seen,
@@ -139,7 +141,11 @@ pub fn remembered(
     let (pods, drain_pods) = sort_pods(pods.into_iter(), &jobs.current, &seen);
     let bound = pods.iter().any(|pod| pod.runner != RunnerSeen::Waiting);
     Observed {
-        claim: ClaimSeen::Ours { bound },
+        claim: if is_ephemeral(session) {
+            ClaimSeen::Ephemeral
+        } else {
+            ClaimSeen::Ours { bound }
+        },
         session: seen,
         job: jobs.current,
         next_job: jobs.next,
@@ -152,12 +158,14 @@ pub fn remembered(
     }
 }
 
-/// A session that was seen to be made, whose claim we have just made: it has nothing else.
+/// A session that was seen to be made, whose claim we have just made if it has one: it has nothing else.
 pub fn newborn(session: &AgenticSession, policy: Policy) -> Observed {
-    Observed {
-        claim: ClaimSeen::Ours { bound: false },
-        ..remembered(session, Vec::new(), Vec::new(), policy)
-    }
+    remembered(session, Vec::new(), Vec::new(), policy)
+}
+
+fn is_ephemeral(session: &AgenticSession) -> bool {
+    let workspace = session.spec.workspace.as_ref();
+    workspace.and_then(|workspace| workspace.ephemeral).unwrap_or_default()
 }
 
 /// Whether something of the attempt that is observed should have come further by now, and Events may say why it has not.

@@ -145,6 +145,8 @@ pub enum ClaimSeen {
     Foreign,
     /// The session names one that must exist, and it does not, or not for long any more.
     Absent,
+    /// The session has none (`workspace.ephemeral`): the workspace goes with the pod.
+    Ephemeral,
 }
 
 impl ClaimSeen {

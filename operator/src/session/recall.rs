@@ -6,8 +6,12 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::{
-    Decided, Error, Found, Settled, apply, build, carry_out, decide, decide::Plan, gate, memory::Known, observe,
-    observed, record, validate::Request,
+    Decided, Error, Found, Settled, apply, build, carry_out, decide,
+    decide::Plan,
+    gate,
+    memory::Known,
+    observe, observed, record,
+    validate::{Claim, Request},
 };
 use crate::context::Context;
 
@@ -102,7 +106,7 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
     Ok(Some(Settled::Live { wake: plan.wake }))
 }
 
-/// Begins a session that was seen to be made and has nothing yet: its claim is made while it is read once more.
+/// Begins a session that was seen to be made and has nothing yet: its claim, if it has one, is made while it is read once more.
 async fn begin(
     context: &Context,
     remembered: &AgenticSession,
@@ -110,13 +114,21 @@ async fn begin(
     now: Timestamp,
 ) -> Result<Option<Settled>, Error> {
     let (namespace, name) = (remembered.namespace().unwrap_or_default(), remembered.name_any());
-    let Some(claim) = build::claim(request).filter(|claim| claim.metadata.owner_references.is_some()) else {
-        return Ok(None);
+    let claim = match &request.claim {
+        Claim::Ephemeral { .. } => None,
+        Claim::Own { .. } | Claim::Existing(_) => {
+            let claim = build::claim(request).filter(|claim| claim.metadata.owner_references.is_some());
+            let Some(claim) = claim else { return Ok(None) };
+            Some(claim)
+        }
     };
-    let (claim, session) = tokio::join!(
-        apply::create(&context.client, &namespace, "claim", &claim),
-        observe::session(&context.client, &namespace, &name)
-    );
+    let create = async {
+        match &claim {
+            Some(claim) => apply::create(&context.client, &namespace, "claim", claim).await,
+            None => Ok(()),
+        }
+    };
+    let (claim, session) = tokio::join!(create, observe::session(&context.client, &namespace, &name));
     let Found::Live(session) = session? else {
         return Ok(None);
     };

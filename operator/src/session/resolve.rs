@@ -76,6 +76,9 @@ pub fn claim(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Claim
     let size = asked
         .size
         .unwrap_or_else(|| lowered(default.size.unwrap_or_else(built_in), ceiling.as_ref()));
+    if asked.ephemeral.unwrap_or_default() {
+        return Claim::Ephemeral { size };
+    }
     Claim::Own {
         size,
         storage_class: asked.storage_class_name.or(default.storage_class_name),

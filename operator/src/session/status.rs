@@ -96,7 +96,7 @@ pub fn notes(old: &AgenticSessionStatus, next: &AgenticSessionStatus) -> Vec<Not
             warning: false,
             reason: "StartRequestIgnored".to_owned(),
             text: format!(
-                "A start was asked for while the session was {} or suspended: nothing was done.",
+                "A start was asked for while the session was {} or suspended, or its workspace was gone: nothing was done.",
                 old.phase
             ),
             action: "Start",

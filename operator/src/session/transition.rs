@@ -18,6 +18,9 @@ const LONGEST_WAIT: u64 = 300;
 /// Longest that the model API's own word is taken for.
 const LONGEST_RETRY_AFTER: u64 = 3_600;
 
+/// Why what is missing will not come.
+const GONE: &str = "the rest went with the pod (spec.workspace.ephemeral)";
+
 /// Nothing runs, for this reason.
 pub fn waiting(status: &AgenticSessionStatus, reason: Reason, message: &str) -> AgenticSessionStatus {
     says(status, Phase::Pending, reason, message)
@@ -49,26 +52,20 @@ pub fn creating(
         // What is still missing stays said until an attempt has delivered it.
         conditions::remove(&mut next, &[condition::EVENTS_DELIVERED]);
     }
-    if claim == (ClaimSeen::Ours { bound: true }) {
-        conditions::set(
-            &mut next,
-            condition::WORKSPACE_READY,
+    let (ready, reason, message) = match claim {
+        ClaimSeen::Ours { bound: true } => ("True", Reason::VolumeBound, "The volume is bound."),
+        ClaimSeen::Ephemeral => (
             "True",
-            Reason::VolumeBound,
-            "The volume is bound.",
-            now,
-        );
-    } else {
-        let message = "The volume is bound when the pod has a node.";
-        conditions::set(
-            &mut next,
-            condition::WORKSPACE_READY,
+            Reason::Ephemeral,
+            "There is no claim: the workspace goes with the pod.",
+        ),
+        _ => (
             "False",
             Reason::WaitingForVolume,
-            message,
-            now,
-        );
-    }
+            "The volume is bound when the pod has a node.",
+        ),
+    };
+    conditions::set(&mut next, condition::WORKSPACE_READY, ready, reason, message, now);
     conditions::set(
         &mut next,
         condition::RUNNER_STARTED,
@@ -272,12 +269,16 @@ pub fn record(
         None if runner_started(&next).is_some() => conditions::events(&mut next, None, gateway, now),
         None => conditions::no_events(&mut next, gateway, now),
     }
+    let (end, reason, message) = match claim {
+        ClaimSeen::Ephemeral => last(&mut next, (end, reason, message), pod, now),
+        _ => (end, reason, message),
+    };
     match end {
         End::Completed => finish(&next, Phase::Completed, reason, &message, until),
         End::Failed => finish(&next, Phase::Failed, reason, &message, until),
         End::Stopped => {
             let mut next = finish(&next, Phase::Stopped, reason, &message, until);
-            if was_stopping && reason == Reason::StoppedByUser {
+            if was_stopping && reason == Reason::StoppedByUser && claim != ClaimSeen::Ephemeral {
                 // Tells a stop by `suspend`, which ends with it, from an interrupt, which does not.
                 conditions::set(
                     &mut next,
@@ -301,6 +302,30 @@ pub fn record(
         }
         End::Queued => queued(next, &message, now),
     }
+}
+
+/// The workspace was the pod's: what has not arrived will not, and no attempt follows one whose agent may have begun.
+fn last(
+    next: &mut AgenticSessionStatus,
+    (end, reason, message): (End, Reason, String),
+    pod: Option<&PodSeen>,
+    now: Timestamp,
+) -> (End, Reason, String) {
+    // What happened on a node that was lost nobody knows.
+    let waited = pod.is_some_and(|pod| pod.runner == RunnerSeen::Waiting) && reason != Reason::NodeLost;
+    if waited && runner_started(next).is_none() {
+        return (end, reason, message);
+    }
+    if undelivered(next) {
+        conditions::lost(next, GONE, now);
+    }
+    let reason = match end {
+        End::Again { .. } => reason,
+        End::Queued => Reason::Preempted,
+        End::Completed | End::Stopped | End::Failed => return (end, reason, message),
+    };
+    let message = format!("{message} No attempt follows, as the workspace went with the pod: create another session.");
+    (End::Failed, reason, message)
 }
 
 /// Whoever admits Jobs took the place away: the attempt is not counted at all, and the next waits to be admitted.

@@ -99,6 +99,11 @@ pub enum Claim {
     },
     /// One that exists.
     Existing(String),
+    /// None: the workspace is the pod's, and may use so much of the node's disk.
+    Ephemeral {
+        /// How much.
+        size: Quantity,
+    },
 }
 
 /// A Secret of the runner.

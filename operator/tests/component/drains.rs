@@ -1,15 +1,15 @@
 //! What a run left on its volume is delivered by drain Jobs, never beside an attempt.
 
 use crds::{AgenticSessionStatus, Phase, condition};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
-    ResourceExt as _,
+    Api, ResourceExt as _,
     api::{DeleteParams, ListParams},
 };
 use operator::TimingSettings;
 use protocol::{
     Outcome, Report,
-    names::{component, label},
+    names::{annotation, component, label},
     report::Delivery,
 };
 use serde_json::json;
@@ -126,6 +126,48 @@ async fn records_that_a_run_left_are_delivered_by_drains_until_all_are_there() {
         jobs_created(&world.namespace),
         ["ledger-drain-1", "ledger-drain-2", "ledger-job"]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_went_with_an_ephemeral_workspace_is_said_to_be_lost_and_nothing_goes_on_with_it() {
+    let world = world("thrown-away", quick()).await;
+    let spec =
+        json!({"prompt": "write", "workspace": {"ephemeral": true, "size": "1Gi"}, "ttlSecondsAfterFinished": 600});
+    world.create("note", spec).await;
+    let pod = world.pod("note", 1).await;
+    let volumes = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap();
+    let workspace = volumes.iter().find(|volume| volume.name == "workspace").unwrap();
+    assert_eq!(
+        workspace.empty_dir.as_ref().unwrap().size_limit.as_ref().unwrap().0,
+        "1Gi"
+    );
+    world.start(&pod).await;
+    world
+        .end(&pod, 75, Some(&undelivered(Outcome::ModelUnavailable, 1, 4)))
+        .await;
+    let ended = world.phase("note", Phase::Failed).await;
+    assert_eq!(
+        ended.reason.as_deref(),
+        Some("ModelUnavailable"),
+        "no attempt follows: {ended:?}"
+    );
+    let (is, reason, message) = delivered(&ended);
+    assert_eq!((&*is, &*reason), ("False", "Lost"));
+    assert!(message.contains("Acknowledged to 4 of 17"), "{message}");
+    let ask = json!({"metadata": {"annotations": {annotation::START_REQUESTED_AT: "again"}}});
+    world.patch("note", ask).await;
+    let answered = world
+        .status_when("note", |s| s.handled_start_request.as_deref() == Some("again"))
+        .await;
+    assert_eq!((answered.phase, answered.run), (Phase::Failed, Some(1)));
+    until("the pod to be let go", async || {
+        let held = world.pod_now(&pod).await;
+        held.is_none_or(|pod| pod.finalizers().is_empty()).then_some(())
+    })
+    .await;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), &world.namespace);
+    assert!(claims.list(&ListParams::default()).await.unwrap().items.is_empty());
+    assert_eq!(jobs_created(&world.namespace), ["note-job"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

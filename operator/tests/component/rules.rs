@@ -78,6 +78,8 @@ async fn namespace() -> &'static str {
 #[case::the_third_of_two(json!({"prompt": "p", "repos": [{"url": "https://a.example/r"}], "mainRepoIndex": 1}), "spec.mainRepoIndex must be the position of an entry")]
 #[case::a_secret_twice(json!({"prompt": "p", "runnerSecrets": ["a", "a"]}), "must not name a Secret twice")]
 #[case::size_of_a_claim_that_exists(json!({"prompt": "p", "workspace": {"existingClaim": "c", "size": "1Gi"}}), "leave out size, storageClassName and retention")]
+#[case::a_claim_of_an_ephemeral_workspace(json!({"prompt": "p", "workspace": {"existingClaim": "c", "ephemeral": true}}), "leave out existingClaim, storageClassName and retention")]
+#[case::an_ephemeral_workspace_to_keep(json!({"prompt": "p", "workspace": {"retention": "Retain", "ephemeral": true}}), "leave out existingClaim, storageClassName and retention")]
 #[case::blank_in_an_image(json!({"prompt": "p", "pod": {"image": "a b"}}), "spec.pod.image")]
 #[case::no_such_effect(json!({"prompt": "p", "pod": {"tolerations": [{"key": "a", "effect": "Never"}]}}), "spec.pod.tolerations[0].effect")]
 #[case::a_label_of_no_form(json!({"prompt": "p", "pod": {"nodeSelector": {"a b": "c"}}}), "pod.nodeSelector must have labels of Kubernetes' form")]

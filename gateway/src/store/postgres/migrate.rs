@@ -10,6 +10,7 @@ use rusqlite::{Connection as File, Row, params};
 use tokio_postgres::Error;
 
 use super::{
+    Database,
     append::INSERT,
     pool::{Connection, Pool},
     prepare,
@@ -37,7 +38,7 @@ struct Session {
 }
 
 /// Moves all that is in `file` into the database. No gateway may write to either meanwhile; the file is left as it is.
-pub async fn migrate(file: &Path, url: &str) -> Result<Moved, StoreError> {
+pub async fn migrate(file: &Path, database: &Database) -> Result<Moved, StoreError> {
     let mut moved = Moved::default();
     if !file.exists() {
         return Ok(moved);
@@ -45,7 +46,7 @@ pub async fn migrate(file: &Path, url: &str) -> Result<Moved, StoreError> {
     let read = |source| StoreError::Read(Arc::new(source));
     let file = sqlite::exclusive(file)?;
     let sessions = sessions(&file).map_err(read)?;
-    let pool = Pool::new(url.parse().map_err(|error| StoreError::Url(Arc::new(error)))?);
+    let pool = Pool::new(database)?;
     prepare(&pool).await?;
     let file = Arc::new(Mutex::new(file));
     for session in sessions {

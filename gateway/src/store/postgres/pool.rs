@@ -11,9 +11,13 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-use tokio_postgres::{Client, Config, NoTls, Row, Statement, types::ToSql};
+use tokio_postgres::{Client, Config, Row, Socket, Statement, types::ToSql};
 
-use super::super::StoreError;
+use super::{
+    super::StoreError,
+    Database,
+    tls::{self, Stream, Tls},
+};
 
 /// Connections at once; a transaction has one to itself.
 const PLACES: usize = 16;
@@ -22,6 +26,9 @@ const DONE_WITHIN: Duration = Duration::from_secs(90);
 /// How long a connection may take to be made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long a server may say nothing.
+const SILENCE: Duration = Duration::from_secs(20);
+
 /// Parameters of a statement.
 pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 type Result<T, E = tokio_postgres::Error> = std::result::Result<T, E>;
@@ -29,6 +36,7 @@ type Result<T, E = tokio_postgres::Error> = std::result::Result<T, E>;
 /// See the module.
 pub(super) struct Pool {
     config: Config,
+    tls: Tls,
     places: Arc<Semaphore>,
     idle: Mutex<Vec<Connection>>,
 }
@@ -42,23 +50,26 @@ pub(super) struct Connection {
 }
 
 /// A connection outside the pool, whose messages the caller polls.
-pub(super) type Raw = (
-    Client,
-    tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>,
-);
+pub(super) type Raw = (Client, tokio_postgres::Connection<Socket, Stream<Socket>>);
 
 impl Pool {
-    pub(super) fn new(config: Config) -> Arc<Self> {
-        Arc::new(Self {
+    /// Of connections to this database, which begin when they are needed.
+    pub(super) fn new(database: &Database) -> Result<Arc<Self>, StoreError> {
+        let (mut config, tls) = tls::configuration(database)?;
+        config.application_name("agentic-gateway");
+        // A server that is gone without a word is found.
+        config.keepalives_idle(SILENCE).tcp_user_timeout(SILENCE);
+        Ok(Arc::new(Self {
             config,
+            tls,
             places: Arc::new(Semaphore::new(PLACES)),
             idle: Mutex::default(),
-        })
+        }))
     }
 
     /// A new connection.
     pub(super) async fn connect(&self) -> Result<Raw, StoreError> {
-        let connected = timeout(CONNECT_WITHIN, self.config.connect(NoTls)).await;
+        let connected = timeout(CONNECT_WITHIN, self.config.connect(self.tls.clone())).await;
         let (client, connection) = connected.map_err(|_| StoreError::Silent)??;
         Ok((client, connection))
     }

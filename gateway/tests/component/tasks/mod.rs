@@ -36,6 +36,7 @@ pub fn open() -> Settings {
         keep_ended: Duration::from_hours(24),
         request_seconds: 600,
         request_keep_seconds: 60,
+        request_ephemeral: true,
         ..Settings::default()
     }
 }

@@ -147,6 +147,21 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_workspace_that_goes_with_the_pod_has_a_bound_and_no_claim() {
+        let spec = json!({"prompt": "p", "workspace": {"ephemeral": true, "size": "3Gi"}});
+        let request = checked(spec).unwrap();
+        assert_eq!(build::claim(&request), None);
+        let job = job(&request, SECOND, &settings());
+        let pod = job.spec.unwrap().template.spec.unwrap();
+        let volumes = serde_json::to_value(pod.volumes).unwrap();
+        assert_eq!(
+            volumes[0],
+            json!({"name": "workspace", "emptyDir": {"sizeLimit": "3Gi"}})
+        );
+        assert!(!volumes.to_string().contains("persistentVolumeClaim"), "{volumes}");
+    }
+
+    #[test]
     fn without_a_gateway_there_is_neither_address_nor_token() {
         let with = job(&request(), SECOND, &settings());
         let without = job(

@@ -15,7 +15,7 @@ use protocol::names::label;
 pub use drain::{drain, drain_name};
 pub(super) use job::json;
 pub use job::{deadline, job, job_name};
-pub use pvc::{claim, claim_name, own_claim_name};
+pub use pvc::{claim, own_claim_name};
 
 use super::validate::Request;
 

@@ -11,15 +11,7 @@ pub fn own_claim_name(session: &str) -> String {
     format!("ambient-workspace-{session}")
 }
 
-/// Name of the claim that a session uses.
-pub fn claim_name(request: &Request) -> String {
-    match &request.claim {
-        Claim::Own { .. } => own_claim_name(&request.name),
-        Claim::Existing(name) => name.clone(),
-    }
-}
-
-/// A session's own claim; `None` when it uses one that exists.
+/// A session's own claim; `None` when it uses one that exists, or none.
 pub fn claim(request: &Request) -> Option<PersistentVolumeClaim> {
     let Claim::Own {
         size,

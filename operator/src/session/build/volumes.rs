@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 use protocol::names::{GATEWAY_AUDIENCE, annotation, path};
 
-use super::{Request, claim_name};
+use super::{Request, own_claim_name};
 use crate::{session::validate::Claim, settings::PodSettings};
 
 const CLAIM: &str = "workspace";
@@ -29,7 +29,7 @@ const TOKEN_SECONDS: i64 = 3_600;
 /// What the agent container sees. Nothing of it holds a secret.
 pub fn of_agent(request: &Request) -> Vec<VolumeMount> {
     let workspace = match &request.claim {
-        Claim::Own { .. } => path::workspace_dir(&request.uid),
+        Claim::Own { .. } | Claim::Ephemeral { .. } => path::workspace_dir(&request.uid),
         Claim::Existing(_) => path::SHARED_WORKSPACE.to_owned(),
     };
     let mut mounts = vec![
@@ -78,14 +78,7 @@ pub fn of_copy(at: &str) -> Vec<VolumeMount> {
 /// The volumes.
 pub fn volumes(request: &Request, settings: &PodSettings) -> Vec<Volume> {
     let mut volumes = vec![
-        Volume {
-            name: CLAIM.to_owned(),
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: claim_name(request),
-                ..PersistentVolumeClaimVolumeSource::default()
-            }),
-            ..Volume::default()
-        },
+        data(request),
         Volume {
             empty_dir: Some(EmptyDirVolumeSource {
                 medium: Some("Memory".to_owned()),
@@ -119,6 +112,32 @@ pub fn volumes(request: &Request, settings: &PodSettings) -> Vec<Volume> {
         volumes.push(mcp_credentials(request));
     }
     volumes
+}
+
+/// Workspace, conversation and spool.
+fn data(request: &Request) -> Volume {
+    let claimed = |claim_name| Volume {
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+            claim_name,
+            ..PersistentVolumeClaimVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    let volume = match &request.claim {
+        Claim::Own { .. } => claimed(own_claim_name(&request.name)),
+        Claim::Existing(name) => claimed(name.clone()),
+        Claim::Ephemeral { size } => Volume {
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(size.clone()),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+    };
+    Volume {
+        name: CLAIM.to_owned(),
+        ..volume
+    }
 }
 
 /// The annotation on the pod as a file that follows its changes.
