@@ -12,6 +12,7 @@ use crate::{
     project_settings::Projects,
     session::{Gate, Memory},
     settings::Settings,
+    strays::Strays,
 };
 
 /// Seconds after which a watch is begun anew where it was. One that ends without a word is noticed then; bookmarks make it cheap.
@@ -44,6 +45,8 @@ pub struct Context {
     pub network: Network,
     /// Pods that may have to be freed.
     pub leaving: Leaving,
+    /// Pods that left the watch, and may be there.
+    pub strays: Strays,
     /// Reconciles under way: a token each.
     pub under_way: TaskTracker,
 }

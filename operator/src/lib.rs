@@ -15,6 +15,7 @@ mod run;
 mod server;
 mod session;
 mod settings;
+mod strays;
 pub mod uninstall;
 mod writes;
 

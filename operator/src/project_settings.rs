@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crds::{ProjectSettings, ProjectSettingsSpec, project_settings::NAME};
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::{
-    ResourceExt as _,
+    Api, Client, ResourceExt as _,
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt as _,
@@ -54,6 +54,16 @@ impl Projects {
             Some(DeserializeGuard(Err(unreadable))) => Err(unreadable.error.clone()),
         }
     }
+}
+
+/// The settings of a namespace as the API server has them now: the watch may be behind the session that was made after them.
+pub async fn read(client: &Client, namespace: &str) -> kube::Result<Result<Arc<ProjectSettingsSpec>, String>> {
+    let settings: Api<Guarded> = Api::namespaced(client.clone(), namespace);
+    Ok(match settings.get_opt(NAME).await? {
+        None => Ok(Arc::default()),
+        Some(DeserializeGuard(Ok(settings))) => Ok(Arc::new(settings.spec)),
+        Some(DeserializeGuard(Err(unreadable))) => Err(unreadable.error),
+    })
 }
 
 impl Projects {

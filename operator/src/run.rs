@@ -22,6 +22,8 @@ use crate::{
     server,
     session::{Gate, Memory, controller},
     settings::Settings,
+    strays,
+    strays::Strays,
 };
 
 /// Why the operator ends other than by being told to.
@@ -66,6 +68,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         memory: Memory::default(),
         network: Network::default(),
         leaving: Leaving::default(),
+        strays: Strays::default(),
         under_way,
         client: client.clone(),
         settings,
@@ -107,6 +110,7 @@ async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Err
         tokio::join!(
             controller::run(context.clone(), work.clone()),
             pods::run(context.clone(), work.clone()),
+            strays::run(context.clone(), work.clone()),
             project_settings::run(context.clone(), work.clone()),
             network::run(context.clone(), work.clone()),
             nodes::run(context.clone(), work.clone())

@@ -64,7 +64,10 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let (memory, leaving) = (context.clone(), context.clone());
     let pods = watcher(context.api::<Lean<Pod>>(), watching().labels(label::SESSION_UID))
         .default_backoff()
-        .inspect_ok(move |event| leaving.leaving.see(event))
+        .inspect_ok(move |event| {
+            leaving.leaving.see(event);
+            leaving.strays.see(event);
+        })
         .map(move |event| concerned("pods", event, |event| memory.memory.pod_event(event)))
         .flat_map(stream::iter);
     Controller::for_stream(trigger, reader)

@@ -199,24 +199,14 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
     }
     let in_a_run = status.attempt.is_some_and(|a| a >= status.first_attempt.unwrap_or(a));
     plan.status = transition::note_start_request(plan.status, &seen.session);
-    let request = match request {
-        Ok(request) => request,
-        // The admin's word, which may change; nothing is held meanwhile.
-        Err(invalid) if invalid.heals() => {
-            plan.status = transition::waiting(&plan.status, Reason::ConfigError, &invalid.to_string());
-            return plan;
-        }
-        Err(invalid) => {
-            plan.status = transition::finish(
-                &plan.status,
-                Phase::Failed,
-                Reason::ConfigError,
-                &invalid.to_string(),
-                now,
-            );
-            return plan;
-        }
-    };
+    if let Err(invalid) = request
+        && !invalid.heals()
+    {
+        let why = invalid.to_string();
+        plan.status = transition::finish(&plan.status, Phase::Failed, Reason::ConfigError, &why, now);
+        return plan;
+    }
+    // What it asks for matters when it may go on; until then the condition alone says that it may not have it.
     if seen.session.suspend {
         plan.status = if in_a_run {
             transition::suspended_between_attempts(&plan.status, now)
@@ -229,6 +219,14 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         };
         return plan;
     }
+    let request = match request {
+        Ok(request) => request,
+        // The admin's word, which may change; nothing is held meanwhile.
+        Err(invalid) => {
+            plan.status = transition::waiting(&plan.status, Reason::ConfigError, &invalid.to_string());
+            return plan;
+        }
+    };
     if let Some(wait) = status
         .next_attempt_time
         .as_ref()

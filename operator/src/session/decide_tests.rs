@@ -518,3 +518,33 @@ fn a_timeout_that_is_raised_moves_the_backstop_and_tells_job_and_pod_once() {
     }
     assert_eq!(model.look(true).tune, [], "what was told is not told again");
 }
+
+#[test]
+fn a_suspended_session_says_so_whatever_it_asks_for_and_what_it_may_not_have_when_it_goes_on() {
+    let not_here = Invalid::NotAllowed {
+        field: "runnerSecrets",
+        asked: "theirs".into(),
+        list: "allowedSecrets",
+        allowed: "none".into(),
+    };
+    let mut model = Model::new();
+    model.request = Err(not_here);
+    let says = |model: &Model| (model.status.phase, model.status.reason.clone().unwrap());
+    model.look(true);
+    assert_eq!(says(&model), (Phase::Pending, "ConfigError".into()));
+    model.happen(Happening::Suspend(true));
+    model.look(true);
+    assert_eq!(says(&model), (Phase::Pending, "Suspended".into()));
+    let why = model
+        .status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == crds::condition::SPEC_ACCEPTED);
+    assert!(
+        why.unwrap().message.contains("theirs"),
+        "what is wrong is said all the same"
+    );
+    model.happen(Happening::Suspend(false));
+    model.look(true);
+    assert_eq!(says(&model), (Phase::Pending, "ConfigError".into()));
+}

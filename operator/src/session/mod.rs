@@ -30,7 +30,9 @@ mod decide_model;
 #[cfg(test)]
 mod decide_tests;
 
-use crds::AgenticSession;
+use std::sync::Arc;
+
+use crds::{AgenticSession, ProjectSettingsSpec};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource as _, ResourceExt as _};
 
@@ -46,7 +48,7 @@ pub use memory::Memory;
 pub use observe::{Error as ObserveError, Found, session as find};
 pub use status::Error as StatusError;
 
-use crate::{context::Context, network};
+use crate::{context::Context, network, project_settings};
 
 /// What a reconcile came to.
 #[derive(Debug)]
@@ -71,6 +73,9 @@ pub enum Error {
     /// A write of the plan failed.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// The settings of the namespace could not be read.
+    #[error("failed to read the ProjectSettings of the namespace")]
+    Settings(#[source] kube::Error),
     /// The namespace's sessions could not be read for their places.
     #[error("failed to read which sessions of the namespace run")]
     Gate(#[source] kube::Error),
@@ -86,7 +91,7 @@ impl Error {
     /// Somebody was faster: to be observed again at once.
     pub fn is_race(&self) -> bool {
         match self {
-            Self::Observe(_) | Self::Gate(_) | Self::TimedOut => false,
+            Self::Observe(_) | Self::Settings(_) | Self::Gate(_) | Self::TimedOut => false,
             Self::Apply(error) => error.is_race(),
             Self::Status(error) => error.is_race(),
         }
@@ -97,6 +102,7 @@ impl Error {
         match self {
             _ if self.is_race() => "race",
             Self::Observe(_) => "observe",
+            Self::Settings(_) => "settings",
             Self::Gate(_) => "gate",
             Self::Apply(_) => "apply",
             Self::Status(_) => "status",
@@ -150,20 +156,39 @@ struct Decided {
     plan: Plan,
 }
 
+/// How far what is decided on may be behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Basis {
+    /// As far as the watches are.
+    Remembered,
+    /// Not at all.
+    Live,
+}
+
 async fn decide(
     context: &Context,
     session: &AgenticSession,
     observed: &Observed,
+    basis: Basis,
     now: Timestamp,
 ) -> Result<Decided, Error> {
     let namespace = session.namespace().unwrap_or_default();
-    let settings = context.projects.of(&namespace).await.map_err(Invalid::Settings);
-    let limit = settings
-        .as_ref()
-        .ok()
-        .and_then(|settings| settings.max_concurrent_sessions);
-    let request = settings.and_then(|settings| validate::validate(session, &settings));
-    let plan = decide::decide(observed, &request, now);
+    let judge = |settings: Result<Arc<ProjectSettingsSpec>, String>| {
+        let settings = settings.map_err(Invalid::Settings);
+        let limit = settings
+            .as_ref()
+            .ok()
+            .and_then(|settings| settings.max_concurrent_sessions);
+        let request = settings.and_then(|settings| validate::validate(session, &settings));
+        let plan = decide::decide(observed, &request, now);
+        (request, limit, plan)
+    };
+    let (mut request, mut limit, mut plan) = judge(context.projects.of(&namespace).await);
+    if basis == Basis::Live && plan.create_job.is_some() {
+        // What an attempt begins with it keeps: nothing would tell it of what the admin decided before.
+        let read = project_settings::read(&context.client, &namespace).await;
+        (request, limit, plan) = judge(read.map_err(Error::Settings)?);
+    }
     let plan = gate::pass(context, session, plan, observed, &request, limit, now)
         .await
         .map_err(Error::Gate)?;
@@ -177,7 +202,7 @@ async fn carry_out(
     observed: &Observed,
     now: Timestamp,
 ) -> Result<Settled, Error> {
-    let Decided { request, plan, .. } = decide(context, session, observed, now).await?;
+    let Decided { request, plan, .. } = decide(context, session, observed, Basis::Live, now).await?;
     let settings = &context.settings.pod;
     let mut made = Vec::new();
     let applied = async {

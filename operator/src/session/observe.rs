@@ -13,7 +13,8 @@ use super::{
     build,
     decide::next_attempt,
     observed::{
-        ClaimSeen, JobFor, JobSeen, Observed, OurJob, PodSeen, Policy, RunnerSeen, SessionSeen, pod_of, trouble_of,
+        ClaimSeen, JobFor, JobSeen, Observed, OurJob, PodSeen, Policy, RunnerSeen, SessionSeen, pod_of, pod_of_job,
+        trouble_of,
     },
 };
 
@@ -89,8 +90,10 @@ pub async fn children(
     )
     .map_err(failed("the Jobs or the claim"))?;
     let found = self::pods(client, &namespace, &uid).await.map_err(failed("the pods"))?;
-    let found = found.iter().filter_map(|pod| pod_of(pod, &name));
-    let (pods, drain_pods) = sort_pods(found, &jobs.current, &seen);
+    let mut found: Vec<_> = found.iter().filter_map(|pod| pod_of(pod, &name)).collect();
+    let strays = strays(client, &namespace, &name, &jobs, &found).await;
+    found.extend(strays.map_err(failed("the pods"))?);
+    let (pods, drain_pods) = sort_pods(found.into_iter(), &jobs.current, &seen);
     if let Some(job) = jobs.current.ours().filter(|job| !live && !job.finished && !job.counted)
         && pods.iter().all(|pod| pod.job_uid != job.uid)
     {
@@ -283,6 +286,34 @@ async fn pods(client: &Client, namespace: &str, uid: &str) -> kube::Result<Vec<P
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let ours = ListParams::default().labels(&format!("{}={uid}", label::SESSION_UID));
     Ok(pods.list(&ours).await?.items)
+}
+
+/// Pods of the session's Jobs that the label does not find: somebody took it off. A pod that lives must not pass for one that is gone.
+async fn strays(
+    client: &Client,
+    namespace: &str,
+    session: &str,
+    jobs: &Jobs,
+    found: &[(JobFor, PodSeen)],
+) -> kube::Result<Vec<(JobFor, PodSeen)>> {
+    let ours = jobs.current.ours().into_iter().chain(jobs.next.ours());
+    let ours = ours
+        .chain(&jobs.earlier)
+        .chain(jobs.drains.iter().map(|(_, job)| job))
+        .filter(|job| found.iter().all(|(_, pod)| pod.job_uid != job.uid));
+    let ours: Vec<_> = ours.collect();
+    if ours.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<_> = ours.iter().map(|job| &*job.name).collect();
+    // Kubernetes' own label, by which the Job's controller finds its pods.
+    let of_jobs = ListParams::default().labels(&format!("batch.kubernetes.io/job-name in ({})", names.join(",")));
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let listed = pods.list(&of_jobs).await?.items;
+    let strays = listed.iter().filter_map(|pod| pod_of_job(pod, session));
+    Ok(strays
+        .filter(|(_, pod)| ours.iter().any(|job| job.uid == pod.job_uid))
+        .collect())
 }
 
 /// UID of what should have come further by now and does not say in its status why it has not: the Job that has no pod, or the

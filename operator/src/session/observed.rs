@@ -355,17 +355,23 @@ impl JobFor {
 
 /// Reads a pod as one of the session's, by the Job that controls it: labels anybody can write on a pod of their own.
 pub fn pod_of(pod: &Pod, session: &str) -> Option<(JobFor, PodSeen)> {
+    let (job, seen) = pod_of_job(pod, session)?;
+    let part = match job {
+        JobFor::Attempt(_) => component::ATTEMPT,
+        JobFor::Drain(_) => component::DRAIN,
+    };
+    (pod.labels().get(label::COMPONENT).map(String::as_str) == Some(part)).then_some((job, seen))
+}
+
+/// Reads a pod as one of the session's by its Job alone: for those of a Job that is known to be the session's.
+pub fn pod_of_job(pod: &Pod, session: &str) -> Option<(JobFor, PodSeen)> {
     let owner = pod.owner_references().iter().find(|o| o.controller == Some(true))?;
     if owner.kind != "Job" || owner.api_version != "batch/v1" {
         return None;
     }
     let job = JobFor::of(&owner.name, session)?;
-    let (part, number) = match job {
-        JobFor::Attempt(n) => (component::ATTEMPT, n),
-        JobFor::Drain(n) => (component::DRAIN, n),
-    };
-    (pod.labels().get(label::COMPONENT).map(String::as_str) == Some(part))
-        .then(|| (job, PodSeen::of(pod, number, &owner.uid)))
+    let (JobFor::Attempt(number) | JobFor::Drain(number)) = job;
+    Some((job, PodSeen::of(pod, number, &owner.uid)))
 }
 
 /// The kubelet's words for a volume of a Secret or `ConfigMap` that is not there (`pkg/volume`).

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::{
-    Decided, Error, Found, Settled, apply, build, carry_out, decide,
+    Basis, Decided, Error, Found, Settled, apply, build, carry_out, decide,
     decide::Plan,
     gate,
     memory::Known,
@@ -76,7 +76,7 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     let alone = jobs.is_empty() && pods.is_empty();
     let observed = observe::remembered(&session, jobs, pods, observed::Policy::of(&context.settings));
-    let Decided { request, limit, plan } = decide(context, &session, &observed, now).await?;
+    let Decided { request, limit, plan } = decide(context, &session, &observed, Basis::Remembered, now).await?;
     let ground = Ground {
         cut,
         // Who waits for a place has no claim yet.

@@ -23,6 +23,7 @@ mod random;
 mod rules;
 mod runs;
 mod settings;
+mod strays;
 mod two;
 mod uninstall;
 mod wire;

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 use crate::{
     life::environment,
+    plane::operator_config,
+    wire::{self, Fate, Wire, is_watch},
     world::{World, report, until},
 };
 
@@ -162,4 +164,44 @@ async fn a_retained_claim_has_no_owner_is_found_again_and_is_not_a_namesakes() {
         .status_when("poem", |s| s.reason.as_deref() == Some("NameConflict"))
         .await;
     assert!(conflict.message.unwrap().contains("spec.workspace.existingClaim"));
+}
+
+/// The watch of settings tells nothing after its first list.
+#[derive(Clone)]
+struct DeafToSettings;
+
+impl Wire for DeafToSettings {
+    fn fate(&self, request: &http::Request<kube::client::Body>) -> Fate {
+        if is_watch(request) && request.uri().path().ends_with("/projectsettings") {
+            Fate::Silence
+        } else {
+            Fate::Pass
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_admin_decided_before_a_session_was_made_holds_for_it_however_far_behind_the_watch_is() {
+    let mut world = World::without_operator("settings-first").await;
+    let client = wire::client(operator_config("settings-first").await, DeafToSettings);
+    world.start_operator_with(client);
+    world.create("before", json!({"prompt": "p"})).await;
+    world.pod("before", 1).await;
+    world
+        .settings_of_the_namespace(
+            json!({"timeout": 77, "allowedPrivateHosts": ["git.internal"], "allowedSecrets": ["mine"]}),
+        )
+        .await;
+    world.create("poem", json!({"prompt": "p"})).await;
+    let pod = world.pod("poem", 1).await;
+    assert_eq!(environment(&pod, "TIMEOUT"), "77");
+    let spec: Value = serde_json::from_str(&environment(&pod, "AGENTIC_SPEC_JSON")).unwrap();
+    assert_eq!(spec["allowedPrivateHosts"], json!(["git.internal"]));
+    // What is forbidden by now is not begun either.
+    world
+        .settings_of_the_namespace(json!({"ceilings": {"timeout": 60}}))
+        .await;
+    world.create("ode", json!({"prompt": "p", "timeout": 61})).await;
+    let waits = world.status_when("ode", |s| s.reason.is_some()).await;
+    assert!(waits.message.unwrap().contains("above the ceiling"));
 }

@@ -31,8 +31,11 @@ use self::{
 
 /// Operations of a sequence.
 const LENGTH: usize = 20;
-/// Sequences at once.
+/// Sequences at once, when a part is tried and when a number is given: they wait more than they work.
 const AT_ONCE: usize = 6;
+const MANY_AT_ONCE: usize = 16;
+/// Operations after which a long run tells how far it is.
+const TELL: usize = 250;
 /// Operations that are tried when no number is given, and for how long others are begun then.
 const DRAWN: usize = 160;
 const DRAWN_BY: u64 = 1_795_253_975;
@@ -169,9 +172,17 @@ async fn whatever_is_done_to_sessions_they_settle_as_they_would_have_on_a_clean_
     }));
     again
         .chain(drawn)
-        .for_each_concurrent(AT_ONCE, async |(name, operations, new)| {
-            match worlds.run(&operations).await {
-                Ok(tally) => total.lock().unwrap().add(&tally),
+        .for_each_concurrent(
+            if asked.is_some() { MANY_AT_ONCE } else { AT_ONCE },
+            async |(name, operations, new)| match worlds.run(&operations).await {
+                Ok(tally) => {
+                    let mut total = total.lock().unwrap();
+                    let before = total.done();
+                    total.add(&tally);
+                    if total.done() / TELL > before / TELL {
+                        println!("{} operations in {:.0?}", total.done(), began.elapsed());
+                    }
+                }
                 Err(why) => {
                     println!(
                         "sequence {name} failed: {why}\n{}",
@@ -193,8 +204,8 @@ async fn whatever_is_done_to_sessions_they_settle_as_they_would_have_on_a_clean_
                         failures.lock().unwrap()
                     );
                 }
-            }
-        })
+            },
+        )
         .await;
     let total = total.into_inner().unwrap();
     let tried: BTreeSet<Mutation> = total.tried.clone();

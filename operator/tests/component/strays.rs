@@ -1,0 +1,108 @@
+//! Pods that somebody took their session's label off.
+
+use crds::Phase;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use protocol::{Outcome, names::label};
+use serde_json::json;
+
+use crate::{
+    plane::jobs_created,
+    world::{World, report, until},
+};
+
+async fn unlabel(world: &World, pod: &Pod) {
+    let bare = Patch::Merge(json!({"metadata": {"labels": {label::SESSION_UID: null}}}));
+    world
+        .pods()
+        .patch(&pod.name_any(), &PatchParams::default(), &bare)
+        .await
+        .unwrap();
+}
+
+async fn running(world: &World, name: &str) -> Pod {
+    let pod = world.pod(name, 1).await;
+    world.start(&pod).await;
+    world.phase(name, Phase::Running).await;
+    pod
+}
+
+async fn labelled_again(world: &World, pod: &Pod) {
+    let expected = pod.labels()[label::SESSION_UID].clone();
+    until("the label", async || {
+        let now = world.pod_now(pod).await.unwrap();
+        (now.labels().get(label::SESSION_UID) == Some(&expected)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_lost_its_label_is_still_the_sessions_and_gets_it_back() {
+    let mut world = World::new("strays").await;
+    world.create("poem", json!({"prompt": "p"})).await;
+    let pod = running(&world, "poem").await;
+    unlabel(&world, &pod).await;
+    labelled_again(&world, &pod).await;
+
+    // Also when it happens while no operator is there; the next one must not take the attempt for lost before it has looked.
+    world.kill_operator().await;
+    unlabel(&world, &pod).await;
+    world.metrics.set_port(0);
+    world.start_operator().await;
+    labelled_again(&world, &pod).await;
+    world.end(&pod, 3, Some(&report(Outcome::Succeeded, 1))).await;
+    let status = world.phase("poem", Phase::Completed).await;
+    assert_eq!(status.attempt, Some(1));
+    assert_eq!(jobs_created("strays"), ["poem-job"], "it was never taken for gone");
+    until("the report to be let go", async || {
+        world
+            .pod_now(&pod)
+            .await
+            .unwrap()
+            .finalizers()
+            .iter()
+            .all(|f| !f.contains("report"))
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_lost_its_label_does_not_stay_behind_its_session() {
+    let mut world = World::new("strays-deleted").await;
+    let kubelet = world.kubelet();
+    world.create("poem", json!({"prompt": "p"})).await;
+    world.create("ode", json!({"prompt": "p"})).await;
+    let (poem, ode) = (running(&world, "poem").await, running(&world, "ode").await);
+    // At work: the label goes in the middle of the deletion.
+    let hold = Patch::Merge(json!({"metadata": {"labels": {label::SESSION_UID: null}}}));
+    world.sessions().delete("ode", &DeleteParams::default()).await.unwrap();
+    let _ = world
+        .pods()
+        .patch(&ode.name_any(), &PatchParams::default(), &hold)
+        .await;
+    // And while nobody is there.
+    world.kill_operator().await;
+    unlabel(&world, &poem).await;
+    world.sessions().delete("poem", &DeleteParams::default()).await.unwrap();
+    until("the deletion of the pod", async || {
+        world.pod_now(&poem).await?.metadata.deletion_timestamp
+    })
+    .await;
+    until("the Job to go", async || {
+        world.jobs().get_opt("poem-job").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    world.metrics.set_port(0);
+    world.start_operator().await;
+    for pod in [&poem, &ode] {
+        until("the pod to go", async || {
+            world.pod_now(pod).await.is_none().then_some(())
+        })
+        .await;
+    }
+    drop(kubelet);
+}
