@@ -26,7 +26,7 @@ pub enum Error {
     Namespace,
     /// A key of the model where it is of no use.
     #[error(
-        "CLAUDE_API_KEY is set for the gateway, which calls no model: put it as ANTHROPIC_API_KEY into the Secret ambient-runner-secrets of the namespace {0:?}, and CLAUDE_BASE_URL as ANTHROPIC_BASE_URL"
+        "CLAUDE_API_KEY or CLAUDE_BASE_URL is set for the gateway, which calls no model: put the key as ANTHROPIC_API_KEY into the Secret ambient-runner-secrets of the namespace {0:?}, and CLAUDE_BASE_URL as ANTHROPIC_BASE_URL"
     )]
     ModelKey(String),
     /// Authentication without a key.
@@ -89,6 +89,9 @@ pub struct Options {
     /// Refused: the model's key does not belong to the gateway.
     #[arg(long, env = "CLAUDE_API_KEY", hide = true, hide_env_values = true)]
     claude_api_key: Option<String>,
+    /// Refused: nor does its address.
+    #[arg(long, env = "CLAUDE_BASE_URL", hide = true, hide_env_values = true)]
+    claude_base_url: Option<String>,
 }
 
 impl Options {
@@ -107,7 +110,8 @@ impl Options {
         if !is_namespace(&self.compat_namespace) {
             return Err(Error::Namespace);
         }
-        if self.claude_api_key.as_deref().is_some_and(|key| !key.is_empty()) {
+        let of_the_model = [&self.claude_api_key, &self.claude_base_url];
+        if of_the_model.into_iter().flatten().any(|value| !value.is_empty()) {
             return Err(Error::ModelKey(self.compat_namespace.clone()));
         }
         if self.key().is_some_and(|key| key.len() < 16) {

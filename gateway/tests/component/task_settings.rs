@@ -95,6 +95,7 @@ async fn the_environment_of_the_task_api_acts_and_log_lines_have_its_shape() {
 #[case(&[("STORAGE_TYPE", "redis")], "PostgreSQL")]
 #[case(&[("STORAGE_TYPE", "memory"), ("GATEWAY_COMPAT_APIS", "tasks")], "GATEWAY_COMPAT_NAMESPACE")]
 #[case(&[("STORAGE_TYPE", "memory"), ("GATEWAY_COMPAT_APIS", "tasks"), ("GATEWAY_COMPAT_NAMESPACE", "team-a"), ("CLAUDE_API_KEY", "sk-ant-fake-key")], "ambient-runner-secrets")]
+#[case(&[("STORAGE_TYPE", "memory"), ("GATEWAY_COMPAT_APIS", "tasks"), ("GATEWAY_COMPAT_NAMESPACE", "team-a"), ("CLAUDE_BASE_URL", "http://models.test")], "ANTHROPIC_BASE_URL")]
 #[case(&[("STORAGE_TYPE", "memory"), ("GATEWAY_COMPAT_APIS", "tasks"), ("GATEWAY_COMPAT_NAMESPACE", "team-a"), ("API_API_KEY", "short")], "16 characters")]
 #[case(&[("STORAGE_TYPE", "sqlite"), ("GATEWAY_DATA", ":memory:")], "STORAGE_TYPE is sqlite")]
 #[case(&[("SERVER_LOG_LEVEL", "loud")], "WARNING")]

@@ -3,9 +3,10 @@
 
 mod cluster;
 mod peers;
+mod postgres;
 mod raw;
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -72,9 +73,10 @@ pub async fn run(options: Options) -> Result<()> {
         latency(&options, *watchers, &mut table).await?;
     }
     catch_up(&options, &mut table).await?;
+    postgres::measure(&options, &mut table).await?;
     memory(&options, &mut table).await?;
     println!(
-        "\n{machine}; {}. Records of {} bytes; gateway and bare inserts bound to one core, taking turns; clients on the others.\n\n{}",
+        "\n{machine}; {}. Records of {} bytes; gateway and bare inserts bound to one core, taking turns; clients and PostgreSQL on the others.\n\n{}",
         jiff::Timestamp::now(),
         peers::record(1, &"x".repeat(TEXT)).len(),
         table.markdown()
@@ -181,39 +183,11 @@ async fn latency(options: &Options, watchers: usize, table: &mut Table) -> Resul
     let bench = started(options, 1, None).await?;
     let address = bench.process.address;
     let mut runner = Runner::connect(address, 0).await?;
-    let (news, mut received) = mpsc::unbounded_channel();
-    let last = options.shown;
-    let mut tasks = Vec::new();
+    let mut connected = Vec::new();
     for _ in 0..watchers {
-        let mut watcher = Watcher::connect(address, 0).await?;
-        let news = news.clone();
-        tasks.push(tokio::spawn(async move {
-            for seq in 1..=last {
-                watcher.until(format!("id: u0/{seq}\n").as_bytes()).await?;
-                news.send((seq, Instant::now()))?;
-            }
-            anyhow::Ok(())
-        }));
+        connected.push(Watcher::connect(address, 0).await?);
     }
-    drop(news);
-    let mut sent = vec![Instant::now(); last as usize + 1];
-    let text = "x".repeat(TEXT);
-    for seq in 1..=last {
-        let frame = format!(r#"{{"records":[{}]}}"#, peers::record(seq, &text));
-        sent[seq as usize] = Instant::now();
-        runner.text(frame).await?;
-        runner.acked(seq).await?;
-        sleep(Duration::from_millis(50)).await;
-    }
-    let mut times = Vec::new();
-    while let Some((seq, when)) = received.recv().await {
-        times.push(when.duration_since(sent[seq as usize]).as_secs_f64() * 1e3);
-    }
-    for task in tasks {
-        task.await??;
-    }
-    times.sort_by(f64::total_cmp);
-    let (p50, p99) = (quantile(&times, 0.5), quantile(&times, 0.99));
+    let [p50, p99] = shown(&mut runner, connected, 1..=options.shown).await?;
     table.hold(
         &format!("record sent → {watchers} watchers, fsync included: p50, p99"),
         format!("{p50:.1} ms, {p99:.1} ms"),
@@ -221,6 +195,44 @@ async fn latency(options: &Options, watchers: usize, table: &mut Table) -> Resul
         p99 <= 50.0,
     );
     Ok(())
+}
+
+/// Shows these records to the watchers, 20 a second; milliseconds until they had them, p50 and p99.
+async fn shown(runner: &mut Runner, watchers: Vec<Watcher>, seqs: RangeInclusive<u64>) -> Result<[f64; 2]> {
+    let (news, mut received) = mpsc::unbounded_channel();
+    let mut tasks = Vec::new();
+    for mut watcher in watchers {
+        let (news, seqs) = (news.clone(), seqs.clone());
+        tasks.push(tokio::spawn(async move {
+            for seq in seqs {
+                watcher.until(format!("id: u0/{seq}\n").as_bytes()).await?;
+                news.send((seq, Instant::now()))?;
+            }
+            anyhow::Ok(())
+        }));
+    }
+    drop(news);
+    let mut sent = BTreeMap::new();
+    let text = "x".repeat(TEXT);
+    for seq in seqs {
+        let frame = format!(r#"{{"records":[{}]}}"#, peers::record(seq, &text));
+        sent.insert(seq, Instant::now());
+        runner.text(frame).await?;
+        runner.acked(seq).await?;
+        sleep(Duration::from_millis(50)).await;
+    }
+    let mut times = Vec::new();
+    while let Some((seq, when)) = received.recv().await {
+        times.extend(
+            sent.get(&seq)
+                .map(|sent| when.duration_since(*sent).as_secs_f64() * 1e3),
+        );
+    }
+    for task in tasks {
+        task.await??;
+    }
+    times.sort_by(f64::total_cmp);
+    Ok([quantile(&times, 0.5), quantile(&times, 0.99)])
 }
 
 /// A reader that comes late.

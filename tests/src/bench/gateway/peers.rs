@@ -34,6 +34,17 @@ pub(super) struct Process {
 impl Process {
     /// On one core when one is given; its log in `folder`.
     pub(super) async fn start(binary: &Path, folder: &Path, cluster: SocketAddr, core: Option<usize>) -> Result<Self> {
+        Self::start_with(binary, folder, cluster, core, &[]).await
+    }
+
+    /// The same with arguments of its own.
+    pub(super) async fn start_with(
+        binary: &Path,
+        folder: &Path,
+        cluster: SocketAddr,
+        core: Option<usize>,
+        arguments: &[String],
+    ) -> Result<Self> {
         let kubeconfig = folder.join("kubeconfig");
         std::fs::write(&kubeconfig, cluster::kubeconfig(cluster))?;
         let mut command = on_core(binary, core);
@@ -45,6 +56,7 @@ impl Process {
                 "--max-connections=20000",
             ])
             .arg(format!("--data={}", folder.join("events.db").display()))
+            .args(arguments)
             .env("KUBECONFIG", &kubeconfig)
             .env("RUST_LOG", "warn,agentic_gateway=info")
             .stderr(Stdio::piped())
