@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     live::{Channel, Event},
+    room::Tenant,
     sessions::{Delivered, View},
     store::{EventLog, PageSize, Progress, StoreError, StoredRecord},
     watch::Seen,
@@ -16,10 +17,12 @@ use crate::{
 
 /// How long after its end a session's records are waited for.
 pub const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
-const PAGE: PageSize = PageSize {
-    records: 512,
-    bytes: 256 << 10,
-};
+/// Bytes of a page, as there is room.
+const PAGES: [usize; 2] = [256 << 10, 32 << 10];
+/// Bytes of a page for which there is no room: no number of readers keeps another from reading.
+const LEAST_PAGE: usize = 4 << 10;
+/// Bytes of records that are short: more of them than make a page are not looked for.
+const SHORT: usize = 512;
 
 /// What a reader is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +93,8 @@ pub struct Sources {
     pub seen: watch::Receiver<Seen>,
     /// Cancelled when the gateway stops.
     pub shutdown: CancellationToken,
+    /// Memory for what was read and not taken yet.
+    pub room: Tenant,
 }
 
 /// See the module.
@@ -143,6 +148,11 @@ impl Follower {
     /// UID of the session that is followed.
     pub fn session(&self) -> &str {
         &self.session
+    }
+
+    /// Whether there is a next item without a wait.
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty() || (!self.stale && self.progress.acked <= self.cursor && !self.events.is_empty())
     }
 
     /// Ends the stream early.
@@ -252,7 +262,13 @@ impl Follower {
         if self.progress.acked <= self.cursor {
             return Ok(false);
         }
-        let page = self.sources.log.read(&self.session, self.cursor, PAGE).await?;
+        let (bytes, room) = self.sources.room.length(&PAGES, 1, LEAST_PAGE);
+        let records = bytes / SHORT;
+        let page = self
+            .sources
+            .log
+            .read(&self.session, self.cursor, PageSize { records, bytes })
+            .await?;
         if page.first().is_none_or(|record| record.seq > self.cursor + 1) {
             // Perhaps removed just now.
             self.progress = self.sources.log.state(&self.session).await?.progress.max(self.progress);
@@ -265,7 +281,10 @@ impl Follower {
             // The log is shorter than it was said to be (restored from a copy): wait for more.
             self.progress.acked = self.cursor;
         }
-        self.ready.extend(page);
+        match room {
+            Some(room) => self.ready.extend(page.into_iter().map(|record| record.in_room(&room))),
+            None => self.ready.extend(page),
+        }
         Ok(!self.ready.is_empty())
     }
 

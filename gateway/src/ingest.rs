@@ -251,7 +251,7 @@ impl Connection {
                     peer.message(Message::Ping(Bytes::new())).await?;
                 }
                 _ = commands.changed(), if self.takes_orders => self.order(gateway, peer).await?,
-                frame = orders::next(&mut files) => peer.send(&frame).await?,
+                order = orders::next(&mut files) => peer.send(&order.frame).await?,
                 message = peer.receive() => {
                     let message = message?;
                     self.heard = Instant::now();

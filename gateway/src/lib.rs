@@ -1,5 +1,6 @@
 //! The gateway: runners deliver their records to it, clients create sessions and read their events from it.
 
+pub mod answer;
 pub mod api;
 pub mod auth;
 pub mod body;
@@ -60,6 +61,14 @@ const LONG_FRAMES_SHARE: usize = protocol::frame::MAX_MESSAGE;
 const BODIES: usize = 32 << 20;
 /// The same for one caller's.
 const BODIES_SHARE: usize = 8 << 20;
+/// Memory for what was read of the log or of a workspace and not taken by its reader yet; who finds none gets small pieces.
+const STREAMS: usize = 32 << 20;
+/// The same for one caller's.
+const STREAMS_SHARE: usize = 8 << 20;
+/// Memory for long answers that were not taken yet.
+const ANSWERS: usize = 48 << 20;
+/// The same for one caller's.
+const ANSWERS_SHARE: usize = 16 << 20;
 /// How long a request may take until its answer begins.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -89,6 +98,10 @@ pub struct Gateway {
     pub long_frames: Room,
     /// Memory for bodies of requests, by caller.
     pub bodies: Room,
+    /// Memory for what readers have not taken yet, by caller.
+    pub streams: Room,
+    /// The same for answers that are not read in pieces.
+    pub answers: Room,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the gateway is to end.
@@ -123,6 +136,8 @@ impl Gateway {
             frames: Room::new(FRAMES, FRAMES_SHARE),
             long_frames: Room::new(LONG_FRAMES, LONG_FRAMES_SHARE),
             bodies: Room::new(BODIES, BODIES_SHARE),
+            streams: Room::new(STREAMS, STREAMS_SHARE),
+            answers: Room::new(ANSWERS, ANSWERS_SHARE),
             metrics: Arc::default(),
             shutdown,
             tasks: TaskTracker::new(),
@@ -144,6 +159,7 @@ pub fn router_for(gateway: Arc<Gateway>, origins: &Origins) -> Router {
         .method_not_allowed_fallback(async || api::ApiError::method_not_allowed())
         .fallback(async || api::ApiError::not_found("there is nothing at this path"))
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
+        .layer(middleware::from_fn_with_state(gateway.clone(), answer::hold))
         .layer(middleware::from_fn(in_time))
         .route_layer(middleware::from_fn_with_state(gateway.clone(), count))
         .layer(middleware::from_fn(api::compat::with_request_id))

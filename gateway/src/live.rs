@@ -10,13 +10,18 @@ use tokio::sync::{broadcast, watch};
 
 use crate::{
     files::Files,
+    room::{Room, Tenant},
     store::{Epoch, Progress, StoredRecord},
 };
 
+/// Memory for what readers are behind.
+const ROOM: usize = 16 << 20;
+/// The same for one session's.
+const SHARE: usize = 2 << 20;
 /// Events that a reader may be behind before it is told to catch up from the store.
 const BACKLOG: usize = 128;
-/// Records of a batch longer than this are not passed along: readers take them from the store. Bounds what a reader that
-/// does not read keeps in memory: [`BACKLOG`] times this.
+/// Records of a batch longer than this, or for which there is no room, are not passed along: readers take them from the
+/// store. A reader that does not read keeps what is in its backlog in memory.
 const INLINE: usize = 64 << 10;
 
 /// What happened.
@@ -39,13 +44,15 @@ pub struct Channel {
     events: broadcast::Sender<Event>,
     epoch: watch::Sender<Epoch>,
     commands: watch::Sender<()>,
+    room: Tenant,
     /// The way to the runner for files.
     pub files: Files,
 }
 
 impl Channel {
-    fn new() -> Self {
+    fn new(room: Tenant) -> Self {
         Self {
+            room,
             events: broadcast::channel(BACKLOG).0,
             epoch: watch::channel(0).0,
             commands: watch::channel(()).0,
@@ -61,20 +68,23 @@ impl Channel {
     /// Tells readers of stored records. To be called after each commit, whatever becomes of the writer.
     pub fn stored(&self, records: impl FnOnce() -> Vec<StoredRecord>, bytes: usize, progress: Progress) {
         if self.events.receiver_count() > 0 {
-            let records = if bytes <= INLINE {
-                records().into()
-            } else {
-                Arc::default()
-            };
+            let room = (bytes <= INLINE).then(|| self.room.try_take(bytes)).flatten();
+            let records = room.map_or_else(Arc::default, |room| {
+                let records = records().into_iter();
+                records.map(|record| record.in_room(&room)).collect()
+            });
             // Fails when the last reader has just left.
             let _ = self.events.send(Event::Stored { records, progress });
         }
     }
 
-    /// Passes a piece of a message along; one too long is dropped, its message comes as a record.
+    /// Passes a piece of a message along; one for which there is no room is dropped, its message comes as a record.
     pub fn delta(&self, delta: Bytes) {
-        if delta.len() <= INLINE {
-            let _ = self.events.send(Event::Delta(delta));
+        if delta.len() <= INLINE
+            && self.events.receiver_count() > 0
+            && let Some(room) = self.room.try_take(delta.len())
+        {
+            let _ = self.events.send(Event::Delta(room.hold(delta)));
         }
     }
 
@@ -105,9 +115,19 @@ impl Channel {
 }
 
 /// The channels of all sessions that somebody watches or writes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Live {
     channels: Mutex<Channels>,
+    room: Room,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            channels: Mutex::default(),
+            room: Room::new(ROOM, SHARE),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -142,7 +162,7 @@ impl Live {
             channels.by_session.retain(|_, channel| channel.strong_count() > 0);
             channels.sweep_at = 64.max(channels.by_session.len() * 2);
         }
-        let channel = Arc::new(Channel::new());
+        let channel = Arc::new(Channel::new(self.room.of(session)));
         channels.by_session.insert(session.to_owned(), Arc::downgrade(&channel));
         channel
     }
@@ -151,6 +171,7 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Content;
 
     #[tokio::test]
     async fn an_older_writer_hears_of_a_newer_one_even_when_it_listens_late() {
@@ -162,6 +183,41 @@ mod tests {
         assert!(
             futures::FutureExt::now_or_never(channel.superseded(7)).is_none(),
             "the newest is not superseded by an older"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_a_reader_does_not_take_is_bounded_and_then_left_to_the_store() {
+        let live = Live::default();
+        let channel = live.channel("a");
+        let mut slow = channel.subscribe();
+        let record = |seq| StoredRecord {
+            seq,
+            kind: protocol::Kind::Cli,
+            content: Content::Whole(Bytes::from(vec![b'x'; INLINE])),
+        };
+        let progress = |acked| Progress {
+            acked,
+            ..Progress::default()
+        };
+        let fit = (SHARE / INLINE) as u64;
+        for seq in 1..=fit + 1 {
+            channel.stored(|| vec![record(seq)], INLINE, progress(seq));
+        }
+        let mut inline = Vec::new();
+        for _ in 0..=fit {
+            let Ok(Event::Stored { records, progress }) = slow.recv().await else {
+                panic!()
+            };
+            inline.push((progress.acked, records.len()));
+        }
+        let mut expected: Vec<_> = (1..=fit).map(|seq| (seq, 1)).collect();
+        expected.push((fit + 1, 0));
+        assert_eq!(inline, expected);
+        channel.stored(|| vec![record(99)], INLINE, progress(99));
+        assert!(
+            matches!(slow.recv().await, Ok(Event::Stored { records, .. }) if records.len() == 1),
+            "there is room again"
         );
     }
 

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What permits count: a semaphore has room for fewer permits than a budget has bytes.
@@ -31,6 +32,26 @@ pub struct Tenant {
 pub struct Taken {
     _all: OwnedSemaphorePermit,
     _own: OwnedSemaphorePermit,
+}
+
+/// Bytes that hold their room until the last of them is dropped, wherever they are by then.
+struct Held {
+    bytes: Bytes,
+    _room: Arc<Taken>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Taken {
+    /// Makes bytes hold this room.
+    pub fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        let room = self.clone();
+        Bytes::from_owner(Held { bytes, _room: room })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +99,24 @@ impl Tenant {
             _own: own,
         }
     }
+
+    /// Takes room if there is some now.
+    pub fn try_take(&self, bytes: usize) -> Option<Arc<Taken>> {
+        let units = units(bytes).min(self.own.units);
+        let own = self.own.try_take(units)?;
+        Some(Arc::new(Taken {
+            _all: self.all.try_take(units)?,
+            _own: own,
+        }))
+    }
+
+    /// The first of these lengths for which there is room now, for `times` as many bytes; else `least`, which needs none.
+    pub fn length(&self, lengths: &[usize], times: usize, least: usize) -> (usize, Option<Arc<Taken>>) {
+        let taken = lengths
+            .iter()
+            .find_map(|length| Some((*length, self.try_take(length * times)?)));
+        taken.map_or((least, None), |(length, room)| (length, Some(room)))
+    }
 }
 
 impl Budget {
@@ -87,6 +126,10 @@ impl Budget {
             permits: Arc::new(Semaphore::new(units as usize)),
             units,
         }
+    }
+
+    fn try_take(&self, units: u32) -> Option<OwnedSemaphorePermit> {
+        self.permits.clone().try_acquire_many_owned(units.min(self.units)).ok()
     }
 
     async fn take(&self, units: u32) -> OwnedSemaphorePermit {
@@ -127,6 +170,29 @@ mod tests {
         let _held = room.of("a").take(100 * UNIT).await;
         assert!(room.of("a").take(1).now_or_never().is_none());
         assert!(room.of("b").take(4 * UNIT).now_or_never().is_some());
+    }
+
+    #[test]
+    fn bytes_hold_their_room_until_the_last_of_them_is_gone() {
+        let tenant = Room::new(8 * UNIT, 4 * UNIT).of("a");
+        let room = tenant.try_take(4 * UNIT).unwrap();
+        let bytes = room.hold(Bytes::from_static(b"abc"));
+        let rest = bytes.slice(1..);
+        drop((room, bytes));
+        assert!(tenant.try_take(1).is_none());
+        assert_eq!(rest, "bc");
+        drop(rest);
+        assert!(tenant.try_take(4 * UNIT).is_some());
+    }
+
+    #[test]
+    fn who_finds_no_room_for_much_takes_less() {
+        let tenant = Room::new(8 * UNIT, 4 * UNIT).of("a");
+        let (first, _held) = tenant.length(&[3 * UNIT, UNIT], 1, 7);
+        let (second, _also) = tenant.length(&[3 * UNIT, UNIT], 1, 7);
+        let (third, nothing) = tenant.length(&[3 * UNIT, UNIT], 1, 7);
+        assert_eq!((first, second, third), (3 * UNIT, UNIT, 7));
+        assert!(nothing.is_none());
     }
 
     #[tokio::test]

@@ -299,7 +299,7 @@ async fn query(
         "claude-code request"
     );
     let view = View::from(&created);
-    let follower = follower(&gateway, &target, view.clone(), 0);
+    let follower = follower(&gateway, &target, view.clone(), 0, &who.caller.identity.user);
     let running = Running::new(gateway, follower, Query::new(verbose), view, leaving);
     if stream {
         let headers = [

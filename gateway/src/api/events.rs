@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures::{Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream};
 use http::{
     HeaderMap,
     header::{CACHE_CONTROL, CONTENT_TYPE},
@@ -20,10 +20,11 @@ use crate::{
     Gateway,
     auth::{
         Credential,
-        kubernetes::{Refusal, Verb},
+        kubernetes::{Caller, Refusal, Verb},
     },
     follow::{CloseReason, Follower, Item},
     metrics::Counted,
+    room::Tenant,
     sessions::{Target, View},
     store::{Content, MAX_SEQ, StoredRecord},
 };
@@ -32,10 +33,14 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often it is asked whether the caller may still read.
 const RECHECK: Duration = Duration::from_mins(1);
-/// Bytes of a long record written at once.
+/// Text written at once for which no room is needed: no number of readers keeps another from reading.
+const LEAST: usize = 4 << 10;
+/// Text written at once when there is room for it.
+const CHUNK: usize = 64 << 10;
+/// The same of a record that is too long for a page.
 const PIECE: usize = 256 << 10;
-/// Items written at once when they are there.
-const CHUNK: usize = 64;
+/// What the beginning of an event may take.
+const HEAD: usize = 256;
 
 /// The seq after which a client wants to go on, by `Last-Event-ID`.
 pub fn cursor(headers: &HeaderMap, uid: &str) -> Result<u64, ApiError> {
@@ -64,11 +69,18 @@ pub(super) fn after(cursor: &str, uid: &str) -> Option<u64> {
     (!session.is_empty() && seq <= MAX_SEQ).then_some(if session == uid { seq } else { 0 })
 }
 
-/// A long record of which pieces are being written.
-struct Long {
-    seq: u64,
+/// An event of which pieces are being written.
+struct Rest {
+    source: Source,
     next: usize,
     length: usize,
+}
+
+#[derive(Clone)]
+enum Source {
+    Here(Bytes),
+    /// In the record of this seq.
+    Stored(u64),
 }
 
 /// How events are written.
@@ -107,13 +119,15 @@ pub(super) struct Client {
     uid: String,
     heartbeat: Interval,
     recheck: Interval,
-    long: Option<Long>,
+    rest: Option<Rest>,
+    /// A record could not be written to its end: nothing may follow.
+    broken: bool,
+    room: Tenant,
     _counted: Counted,
 }
 
 /// The stream as a response.
-pub fn response(gateway: Arc<Gateway>, follower: Follower, target: Target, credential: Credential) -> Response<Body> {
-    let client = Client::new(Form::Sse, gateway, follower, target, credential);
+pub(super) fn response(client: Client) -> Response<Body> {
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream"),
         (CACHE_CONTROL.as_str(), "no-cache, no-transform"),
@@ -123,7 +137,8 @@ pub fn response(gateway: Arc<Gateway>, follower: Follower, target: Target, crede
     (headers, Body::from_stream(chunks(client))).into_response()
 }
 
-fn every(period: Duration) -> Interval {
+/// Ticks from one period on.
+pub(super) fn every(period: Duration) -> Interval {
     let mut interval = interval_at(tokio::time::Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
@@ -131,15 +146,8 @@ fn every(period: Duration) -> Interval {
 
 fn chunks(client: Client) -> impl Stream<Item = Result<Bytes, Infallible>> {
     futures::stream::unfold(client, |mut client| async move {
-        let part = client.next().await?;
-        Some((part.bytes, client))
-    })
-    .ready_chunks(CHUNK)
-    .map(|mut texts| {
-        if texts.len() == 1 {
-            return Ok(texts.remove(0));
-        }
-        Ok(texts.concat().into())
+        let chunk = client.chunk().await?;
+        Some((Ok(chunk), client))
     })
 }
 
@@ -151,9 +159,11 @@ impl Client {
         follower: Follower,
         target: Target,
         credential: Credential,
+        caller: &Caller,
     ) -> Self {
         Self {
             form,
+            room: gateway.streams.of(&caller.identity.user),
             uid: follower.session().to_owned(),
             _counted: gateway.metrics.stream(),
             gateway,
@@ -162,32 +172,57 @@ impl Client {
             credential,
             heartbeat: every(HEARTBEAT),
             recheck: every(RECHECK),
-            long: None,
+            rest: None,
+            broken: false,
         }
     }
 
-    /// The next part of what it is told; an empty one says that nothing happened for a while. `None`: the stream is over.
-    pub(super) async fn next(&mut self) -> Option<Part> {
-        if let Some(long) = self.long.take() {
-            return self.piece(long).await;
+    /// What is there of the next parts, as far as there is room for it.
+    async fn chunk(&mut self) -> Option<Bytes> {
+        let first = self.next(LEAST).await?.bytes;
+        if !self.is_ready() || first.len() > LEAST {
+            return Some(first);
         }
-        let form = self.form;
+        let (most, room) = self.room.length(&[CHUNK], 1, LEAST);
+        let mut text = BytesMut::from(&first[..]);
+        while text.len() + HEAD < most && self.is_ready() {
+            let Some(Some(part)) = self.next(most - text.len() - HEAD).now_or_never() else {
+                break;
+            };
+            text.extend_from_slice(&part.bytes);
+        }
+        let text = text.freeze();
+        Some(match room {
+            Some(room) => room.hold(text),
+            None => text,
+        })
+    }
+
+    fn is_ready(&self) -> bool {
+        match &self.rest {
+            Some(rest) => matches!(rest.source, Source::Here(_)),
+            None => self.follower.is_ready(),
+        }
+    }
+
+    /// The next part of what it is told, of hardly more than `most` bytes unless it holds room for them; an empty one says
+    /// that nothing happened for a while. `None`: the stream is over. Nothing is lost when the future is dropped.
+    pub(super) async fn next(&mut self, most: usize) -> Option<Part> {
+        if self.rest.is_some() {
+            return self.piece(most).await;
+        }
+        if self.broken {
+            return None;
+        }
         loop {
             tokio::select! {
                 biased;
                 _ = self.recheck.tick() => if self.is_forbidden().await {
                     let close = self.follower.close(CloseReason::Forbidden);
-                    return Some(Part::whole(text(form, &self.uid, close)));
+                    return Some(self.begin(close, most));
                 },
-                item = self.follower.next() => return Some(match item? {
-                    Item::Record(StoredRecord { seq, kind, content: Content::Long(length) }) => {
-                        self.long = Some(Long { seq, next: 0, length });
-                        let bytes = begin(form, Some((&self.uid, seq)), kind.as_str(), 0).freeze();
-                        Part { bytes, begins: true, ends: false }
-                    }
-                    item => Part::whole(text(form, &self.uid, item)),
-                }),
-                _ = self.heartbeat.tick() => return Some(Part::whole(match form {
+                item = self.follower.next() => return Some(self.begin(item?, most)),
+                _ = self.heartbeat.tick() => return Some(Part::whole(match self.form {
                     Form::Sse => Bytes::from_static(b": heartbeat\n\n"),
                     Form::Json => Bytes::new(),
                 })),
@@ -195,31 +230,83 @@ impl Client {
         }
     }
 
-    /// The next piece of a long record; `None` ends the stream, and the client asks for the record again.
-    async fn piece(&mut self, long: Long) -> Option<Part> {
-        let Long { seq, next, length } = long;
-        let piece = self.gateway.log.piece(&self.uid, seq, next, PIECE).await;
-        let piece = match piece {
-            Ok(piece) if !piece.is_empty() => piece,
-            Ok(_) => return None,
-            Err(error) => {
-                tracing::error!(session_uid = self.uid, seq, %error, "stream ended");
-                return None;
+    /// An event, or the beginning of one that is written in pieces.
+    fn begin(&mut self, item: Item, most: usize) -> Part {
+        let (seq, name, data) = match item {
+            Item::Record(StoredRecord { seq, kind, content }) => match content {
+                Content::Whole(bytes) => (Some(seq), kind.as_str(), bytes),
+                Content::Long(length) => return self.begin_long(Some(seq), kind.as_str(), Source::Stored(seq), length),
+            },
+            other => told(&self.uid, other),
+        };
+        if data.len() > most {
+            let length = data.len();
+            return self.begin_long(seq, name, Source::Here(data), length);
+        }
+        let id = seq.map(|seq| (self.uid.as_str(), seq));
+        Part::whole(event(self.form, id, name, &data))
+    }
+
+    fn begin_long(&mut self, seq: Option<u64>, name: &str, source: Source, length: usize) -> Part {
+        self.rest = Some(Rest {
+            source,
+            next: 0,
+            length,
+        });
+        let id = seq.map(|seq| (self.uid.as_str(), seq));
+        Part {
+            bytes: begin(self.form, id, name, 0).freeze(),
+            begins: true,
+            ends: false,
+        }
+    }
+
+    /// The next piece; `None` ends the stream, and the client asks for the record again.
+    async fn piece(&mut self, most: usize) -> Option<Part> {
+        let Some(Rest { source, next, length }) = &self.rest else {
+            return None;
+        };
+        let (source, next, length) = (source.clone(), *next, *length);
+        let (piece, room) = match source {
+            Source::Here(bytes) => (bytes.slice(next..length.min(next + most.max(1))), None),
+            Source::Stored(seq) => {
+                // A frame of a socket is copied into its buffer, which stays as long as the longest.
+                let lengths: &[usize] = if self.form == Form::Sse { &[PIECE] } else { &[] };
+                let (most, room) = self.room.length(lengths, 1, LEAST);
+                (self.read(seq, next, most).await, room)
             }
         };
-        let next = next + piece.len();
+        if piece.is_empty() {
+            (self.rest, self.broken) = (None, true);
+            return None;
+        }
+        let end = next + piece.len();
         let mut text = BytesMut::with_capacity(piece.len() + 2);
         lines(self.form, &mut text, &piece);
-        let ends = next >= length;
+        let ends = end >= length;
         if ends {
             text.put(self.form.end());
-        } else {
-            self.long = Some(Long { seq, next, length });
+            self.rest = None;
+        } else if let Some(rest) = &mut self.rest {
+            rest.next = end;
         }
+        let bytes = text.freeze();
         Some(Part {
-            bytes: text.freeze(),
+            bytes: match room {
+                Some(room) => room.hold(bytes),
+                None => bytes,
+            },
             begins: false,
             ends,
+        })
+    }
+
+    /// Bytes of a record; none when they are not there any more, or cannot be read.
+    async fn read(&self, seq: u64, from: usize, length: usize) -> Bytes {
+        let piece = self.gateway.log.piece(&self.uid, seq, from, length).await;
+        piece.unwrap_or_else(|error| {
+            tracing::error!(session_uid = self.uid, seq, %error, "stream ended");
+            Bytes::new()
         })
     }
 
@@ -239,14 +326,12 @@ impl Client {
     }
 }
 
-fn text(form: Form, uid: &str, item: Item) -> Bytes {
-    match item {
-        Item::Record(StoredRecord { seq, kind, content }) => match content {
-            Content::Whole(bytes) => event(form, Some((uid, seq)), kind.as_str(), &bytes),
-            // Written in pieces, see `Client::piece`.
-            Content::Long(_) => Bytes::new(),
-        },
-        Item::Delta(delta) => event(form, None, "delta", &delta),
+/// What is no record: the seq of its id, its name and its data.
+fn told(uid: &str, item: Item) -> (Option<u64>, &'static str, Bytes) {
+    let (seq, name, body) = match item {
+        Item::Delta(delta) => return (None, "delta", delta),
+        // Told by itself.
+        Item::Record(StoredRecord { seq, kind, .. }) => return (Some(seq), kind.as_str(), Bytes::new()),
         Item::Phase(View {
             phase,
             reason,
@@ -255,21 +340,19 @@ fn text(form: Form, uid: &str, item: Item) -> Bytes {
             ..
         }) => {
             let body = json!({"phase": phase, "reason": reason, "message": message, "attempt": attempt});
-            event(form, None, "phase", body.to_string().as_bytes())
+            (None, "phase", body)
         }
         Item::Gap(known) => {
             let body = json!({"known": known, "final": "unknown", "cursor": format!("{uid}/{known}")});
-            event(form, None, "gap", body.to_string().as_bytes())
+            (None, "gap", body)
         }
-        Item::Removed { from, to } => {
-            let body = json!({"from": from, "to": to, "reason": "removed"});
-            event(form, Some((uid, to)), "gap", body.to_string().as_bytes())
-        }
+        Item::Removed { from, to } => (Some(to), "gap", json!({"from": from, "to": to, "reason": "removed"})),
         Item::Close(close) => {
             let body = json!({"reason": close.reason.as_str(), "lastSeq": close.last});
-            event(form, None, "close", body.to_string().as_bytes())
+            (None, "close", body)
         }
-    }
+    };
+    (seq, name, body.to_string().into())
 }
 
 /// One event.

@@ -1,6 +1,6 @@
 //! A session's messages in pages, and its whole transcript as a file.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -15,6 +15,7 @@ use protocol::Record;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{
     ApiError, Get, OfSession,
@@ -28,6 +29,7 @@ use crate::{
         messages::{Message, long, messages},
         transcript,
     },
+    room::{Taken, Tenant},
     sessions::View,
     store::{Content, EventLog, PageSize, StoreError, StoredRecord},
 };
@@ -38,8 +40,14 @@ const DEFAULT_LIMIT: usize = 200;
 const MAX_LIMIT: usize = 1000;
 /// Bytes of records read at once.
 const PAGE_BYTES: usize = 1 << 20;
-/// Bytes of a long record read at once.
+/// What a page takes while it is made: its records, what is read from them and what is said of them.
+const PAGE_ROOM: usize = 3 * PAGE_BYTES;
+/// Bytes of a transcript read at once.
 const PIECE: usize = 256 << 10;
+/// The same when there is no room: no number of readers keeps another from reading.
+const LEAST: usize = 4 << 10;
+/// How long a text, whose records must be read as a whole, may wait for room.
+const ROOM_WITHIN: Duration = Duration::from_secs(20);
 
 /// Which messages.
 #[derive(Deserialize, JsonSchema)]
@@ -117,7 +125,7 @@ pub(super) fn wrong_query(rejection: QueryRejection) -> ApiError {
 
 async fn page(
     State(gateway): State<Arc<Gateway>>,
-    OfSession { target, .. }: OfSession<Get>,
+    OfSession { target, caller, .. }: OfSession<Get>,
     query: Result<Query<Page>, QueryRejection>,
 ) -> Result<Json<MessagePage>, ApiError> {
     let Query(Page { after: cursor, limit }) = query.map_err(wrong_query)?;
@@ -133,6 +141,7 @@ async fn page(
         records: limit,
         bytes: PAGE_BYTES,
     };
+    let _room = gateway.answers.of(&caller.identity.user).take(PAGE_ROOM).await;
     let records = gateway.log.read(&view.uid, seq, size).await?;
     let last = records.last().map_or(seq, |record| record.seq);
     let progress = gateway.log.state(&view.uid).await?.progress;
@@ -154,7 +163,7 @@ fn of_record(stored: &StoredRecord) -> Vec<Message> {
 
 async fn transcript(
     State(gateway): State<Arc<Gateway>>,
-    OfSession { target, .. }: OfSession<Get>,
+    OfSession { target, caller, .. }: OfSession<Get>,
     query: Result<Query<Form>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(Form { format }) = query.map_err(wrong_query)?;
@@ -166,8 +175,18 @@ async fn transcript(
     };
     let name = format!("attachment; filename=\"{}.{ending}\"", target.name());
     let until = gateway.log.state(&view.uid).await?.progress.acked;
+    let whole = match format {
+        Format::Jsonl => None,
+        Format::Text => {
+            let share = gateway.answers.of(&caller.identity.user);
+            let room = timeout(ROOM_WITHIN, share.take(2 * PIECE)).await;
+            Some(room.map_err(|_| ApiError::too_many("you read too many transcripts at once: try again later", 1))?)
+        }
+    };
     let reader = Reader {
         log: gateway.log.clone(),
+        room: gateway.streams.of(&caller.identity.user),
+        whole,
         session: view.uid,
         format,
         until,
@@ -181,6 +200,9 @@ async fn transcript(
 /// Reads a log page by page, and what is long piece by piece, as fast as its client takes it.
 struct Reader {
     log: Arc<dyn EventLog>,
+    room: Tenant,
+    /// For records that are read as a whole.
+    whole: Option<Taken>,
     session: String,
     format: Format,
     until: u64,
@@ -204,9 +226,10 @@ impl Reader {
             if self.cursor >= self.until {
                 return Ok(None);
             }
+            let (bytes, room) = self.pieces();
             let size = PageSize {
                 records: MAX_LIMIT,
-                bytes: PIECE,
+                bytes,
             };
             let page = self.log.read(&self.session, self.cursor, size).await?;
             if page.is_empty() {
@@ -239,13 +262,22 @@ impl Reader {
                 self.cursor = self.until;
             }
             if !text.is_empty() {
-                return Ok(Some(text.freeze()));
+                return Ok(Some(in_room(room, text)));
             }
         }
     }
 
+    /// Bytes to read at once, and their room.
+    fn pieces(&self) -> (usize, Option<Arc<Taken>>) {
+        match self.whole {
+            Some(_) => (PIECE, None),
+            None => self.room.length(&[PIECE], 2, LEAST),
+        }
+    }
+
     async fn piece(&mut self, (seq, next, length): (u64, usize, usize)) -> Result<Bytes, StoreError> {
-        let piece = self.log.piece(&self.session, seq, next, PIECE).await?;
+        let (bytes, room) = self.pieces();
+        let piece = self.log.piece(&self.session, seq, next, bytes).await?;
         if piece.is_empty() {
             // Removed meanwhile: the body is cut off, so that its reader sees that something is missing.
             return Err(StoreError::Stopped);
@@ -256,7 +288,14 @@ impl Reader {
         if next < length {
             self.long = Some((seq, next, length));
         }
-        Ok(text.freeze())
+        Ok(in_room(room, text))
+    }
+}
+
+fn in_room(room: Option<Arc<Taken>>, text: BytesMut) -> Bytes {
+    match room {
+        Some(room) => room.hold(text.freeze()),
+        None => text.freeze(),
     }
 }
 

@@ -21,6 +21,7 @@ mod workspace;
 use std::sync::Arc;
 
 use axum::{Extension, Router, http::header::CONTENT_TYPE, response::IntoResponse};
+use bytes::Bytes;
 use serde_json::Value;
 
 pub use allowed::{Create, Delete, Get, List, OfProject, OfSession, Right, Update};
@@ -52,8 +53,8 @@ fn described(settings: &Settings) -> Api {
 /// The routes that the OpenAPI document describes.
 pub fn router(settings: &Settings) -> Router<Arc<Gateway>> {
     let (router, document) = described(settings).finish();
-    let document: Arc<str> = serde_json::to_string_pretty(&document).unwrap_or_default().into();
-    router.layer(Extension(Document(document)))
+    let document = serde_json::to_vec_pretty(&document).unwrap_or_default();
+    router.layer(Extension(Document(document.into())))
 }
 
 /// The OpenAPI 3.1 document of [`router`].
@@ -62,8 +63,8 @@ pub fn openapi(settings: &Settings) -> Value {
 }
 
 #[derive(Clone)]
-struct Document(Arc<str>);
+struct Document(Bytes);
 
 async fn document(Extension(Document(document)): Extension<Document>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/json")], document.to_string())
+    ([(CONTENT_TYPE, "application/json")], document)
 }

@@ -11,7 +11,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    ApiError, Create, Delete, Get, OfProject, OfSession, create, events,
+    ApiError, Create, Delete, Get, OfProject, OfSession, create,
+    events::{self, Client, Form},
     openapi::{self, Api},
 };
 use crate::{
@@ -166,21 +167,28 @@ async fn delete(
 
 async fn follow(
     State(gateway): State<Arc<Gateway>>,
-    OfSession { target, credential, .. }: OfSession<Get>,
+    OfSession {
+        target,
+        credential,
+        caller,
+        ..
+    }: OfSession<Get>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let view = View::from(&existing(&gateway, &target).await?);
     let cursor = events::cursor(&headers, &view.uid)?;
-    let follower = follower(&gateway, &target, view, cursor);
-    Ok(events::response(gateway, follower, target, credential))
+    let follower = follower(&gateway, &target, view, cursor, &caller.identity.user);
+    let client = Client::new(Form::Sse, gateway, follower, target, credential, &caller);
+    Ok(events::response(client))
 }
 
-pub(super) fn follower(gateway: &Gateway, target: &Target, view: View, cursor: u64) -> Follower {
+pub(super) fn follower(gateway: &Gateway, target: &Target, view: View, cursor: u64, reader: &str) -> Follower {
     let sources = Sources {
         log: gateway.log.clone(),
         channel: gateway.live.channel(&view.uid),
         seen: gateway.watched.follow(target, view.clone()),
         shutdown: gateway.shutdown.clone(),
+        room: gateway.streams.of(reader),
     };
     Follower::new(sources, view, cursor)
 }

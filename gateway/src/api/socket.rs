@@ -45,6 +45,8 @@ const TAKEN_WITHIN: Duration = Duration::from_mins(1);
 const MAX_UNANSWERED: u32 = 3;
 /// How long a close may take to be answered.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// Bytes of a message in one frame: the buffer in which frames are written stays as long as the longest.
+const PART: usize = 4 << 10;
 /// What a connection costs at least.
 const READ_BUFFER: usize = 4 << 10;
 
@@ -71,7 +73,12 @@ pub fn routes(api: Api) -> Api {
 
 async fn connect(
     State(gateway): State<Arc<Gateway>>,
-    OfSession { target, credential, .. }: OfSession<Get>,
+    OfSession {
+        target,
+        credential,
+        caller,
+        ..
+    }: OfSession<Get>,
     query: Result<Query<Begin>, QueryRejection>,
     place: Option<Extension<Place>>,
     request: Request,
@@ -83,8 +90,8 @@ async fn connect(
         .ok_or_else(|| ApiError::bad_request(format!("cursor {cursor:?} is none: {CURSOR_FORM}")))?;
     let (response, upgrade) = upgrade::accept(request, EVENTS)?;
     let held = (gateway.tasks.token(), place);
-    let follower = follower(&gateway, &target, view, seq);
-    let client = Client::new(Form::Json, gateway, follower, target, credential);
+    let follower = follower(&gateway, &target, view, seq, &caller.identity.user);
+    let client = Client::new(Form::Json, gateway, follower, target, credential, &caller);
     tokio::spawn(async move {
         let _held = held;
         let Ok(upgraded) = upgrade.await else { return };
@@ -104,7 +111,7 @@ async fn serve(mut client: Client, mut socket: Socket) {
     let mut unanswered = 0;
     loop {
         tokio::select! {
-            part = client.next() => {
+            part = client.next(PART) => {
                 let Some(part) = part else { break };
                 unanswered += u32::from(part.bytes.is_empty());
                 if unanswered > MAX_UNANSWERED || !sent(&mut socket, part).await {

@@ -1,20 +1,18 @@
 //! Files of a session's workspace, through its runner: no second pod opens the volume.
 
-use std::{ops::Range, sync::Arc};
+mod download;
+mod upload;
+
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    body::Body,
     extract::{Path, Request, State},
     response::{IntoResponse as _, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
-use futures::{Stream, StreamExt as _};
-use http::{
-    HeaderMap, Method, StatusCode,
-    header::{ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE},
-};
+use http::Method;
 use jiff::Timestamp;
 use protocol::frame::{FileChunk, FileEntry, FileKind, FileOperation, MAX_CHUNK, NOT_FOUND, REFUSED};
 use schemars::JsonSchema;
@@ -23,26 +21,29 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
-    ApiError, Get, OfSession, Update,
+    ApiError, Get, OfSession,
     forward::{Place, to_the_runner},
     openapi::{self, Api},
     projects::existing,
 };
 use crate::{
     Gateway,
-    files::{Conversation, Error, Reply, WINDOW},
+    files::{Conversation, Error, Question, Reply},
     live::Channel,
+    room::{Taken, Tenant},
     sessions::{Target, View},
 };
 
 /// Longest path, bytes.
 const MAX_PATH: usize = 4096;
-/// Longest file that can be written.
-const MAX_WRITE: u64 = 1 << 30;
 /// Longest list of a folder.
 const MAX_LIST: usize = 4 << 20;
-/// How long a client may take for its next bytes.
-const CLIENT_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
+/// Longest answer that takes no room.
+const SHORT: usize = 64 << 10;
+/// What a long list takes while it is answered: its bytes, what is read from them and what is made of it.
+const LIST: usize = 4 * MAX_LIST;
+/// How long a long list may wait for room.
+const ROOM_WITHIN: Duration = Duration::from_secs(20);
 
 /// The routes.
 pub fn routes(api: Api) -> Api {
@@ -59,7 +60,7 @@ pub fn routes(api: Api) -> Api {
         .answers_with(200, "The file's bytes; of a folder, JSON as of `listWorkspace`", &["application/octet-stream", "application/json"])
         .answers_with(206, "The bytes asked for", &["application/octet-stream"])
         .refuses(&[400, 409, 416, 502, 504]);
-    let write = openapi::put("writeWorkspace", "Write a file of the workspace", write)
+    let write = openapi::put("writeWorkspace", "Write a file of the workspace", upload::write)
         .says(
             "The file changes as a whole or not at all; missing folders are made. After 502 or 504 it holds its old or its new \
              bytes: write it again.",
@@ -140,19 +141,21 @@ fn checked(path: &str) -> Result<String, ApiError> {
 
 async fn root(
     State(gateway): State<Arc<Gateway>>,
-    OfSession { target, .. }: OfSession<Get>,
+    OfSession { target, caller, .. }: OfSession<Get>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (channel, view, _) = match found(&gateway, &target, request).await? {
         Found::Here(channel, view, request) => (channel, view, request),
         Found::Elsewhere(answer) => return Ok(answer),
     };
-    list(channel, "").await.map_err(|error| refusal(error, &target, &view))
+    let room = gateway.answers.of(&caller.identity.user);
+    let folder = list(channel, &room, "").await;
+    folder.map_err(|error| refusal(error, &target, &view))
 }
 
 async fn read(
     State(gateway): State<Arc<Gateway>>,
-    OfSession { target, .. }: OfSession<Get>,
+    OfSession { target, caller, .. }: OfSession<Get>,
     Path((.., path)): Path<(String, String, String)>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -162,10 +165,12 @@ async fn read(
         Found::Elsewhere(answer) => return Ok(answer),
     };
     let refused = |error| refusal(error, &target, &view);
-    let entry = stat(channel.clone(), &path).await.map_err(refused)?;
+    let user = &caller.identity.user;
+    let answers = gateway.answers.of(user);
+    let entry = stat(channel.clone(), &answers, &path).await.map_err(refused)?;
     match entry.kind {
-        FileKind::Folder => list(channel, &path).await.map_err(refused),
-        FileKind::File => file(channel, path, entry.size, request.headers()),
+        FileKind::Folder => list(channel, &answers, &path).await.map_err(refused),
+        FileKind::File => download::file(channel, gateway.streams.of(user), path, entry.size, request.headers()),
         FileKind::Link | FileKind::Other => Err(ApiError::conflict(format!(
             "{path:?} is no file: links are not followed, and sockets, pipes and devices cannot be read"
         ))),
@@ -188,13 +193,13 @@ async fn found(gateway: &Gateway, target: &Target, request: Request) -> Result<F
     })
 }
 
-async fn stat(channel: Arc<Channel>, path: &str) -> Result<FileEntry, Error> {
-    let json = whole(channel, FileOperation::Stat, path).await?;
+async fn stat(channel: Arc<Channel>, room: &Tenant, path: &str) -> Result<FileEntry, Error> {
+    let (json, _room) = whole(channel, room, FileOperation::Stat, path, SHORT).await?;
     serde_json::from_slice(&json).map_err(|error| Error::Garbled(error.to_string()))
 }
 
-async fn list(channel: Arc<Channel>, path: &str) -> Result<Response, Error> {
-    let json = whole(channel, FileOperation::List, path).await?;
+async fn list(channel: Arc<Channel>, room: &Tenant, path: &str) -> Result<Response, Error> {
+    let (json, _room) = whole(channel, room, FileOperation::List, path, MAX_LIST).await?;
     let entries: Vec<FileEntry> = serde_json::from_slice(&json).map_err(|error| Error::Garbled(error.to_string()))?;
     let items = entries.into_iter().map(|entry| {
         let FileEntry {
@@ -225,18 +230,35 @@ async fn list(channel: Arc<Channel>, path: &str) -> Result<Response, Error> {
     Ok(Json(folder).into_response())
 }
 
-/// The whole answer to a request of which the answer is short.
-async fn whole(channel: Arc<Channel>, op: FileOperation, path: &str) -> Result<Bytes, Error> {
-    let mut conversation = Conversation::begin(channel, op, path, 0, 0).await?;
-    let mut answer = BytesMut::new();
+/// The whole answer to a request of which the answer is short, and its room if it is not.
+async fn whole(
+    channel: Arc<Channel>,
+    room: &Tenant,
+    op: FileOperation,
+    path: &str,
+    most: usize,
+) -> Result<(Bytes, Option<Taken>), Error> {
+    let question = Question {
+        op,
+        path,
+        offset: 0,
+        length: 0,
+        most,
+    };
+    let mut conversation = Conversation::begin(channel, question).await?;
+    let (mut answer, mut taken) = (BytesMut::new(), None);
     loop {
         let (bytes, eof) = chunk(conversation.reply().await?, answer.len() as u64)?;
         answer.extend_from_slice(&bytes);
-        if answer.len() > MAX_LIST {
+        if answer.len() > most {
             return Err(Error::Refused("the folder has too many entries to list".to_owned()));
         }
+        if answer.len() > SHORT && taken.is_none() {
+            let room = timeout(ROOM_WITHIN, room.take(LIST)).await;
+            taken = Some(room.map_err(|_| Error::NoRoom)?);
+        }
         if eof {
-            return Ok(answer.freeze());
+            return Ok((answer.freeze(), taken));
         }
     }
 }
@@ -265,158 +287,11 @@ fn chunk(reply: Reply, offset: u64) -> Result<(Vec<u8>, bool), Error> {
     }
 }
 
-fn file(channel: Arc<Channel>, path: String, size: u64, headers: &HeaderMap) -> Result<Response, ApiError> {
-    let asked = headers.get(RANGE).and_then(|range| range.to_str().ok());
-    let range = match asked.map(|asked| ranged(asked, size)) {
-        None | Some(Asked::All) => None,
-        Some(Asked::Part(range)) => Some(range),
-        Some(Asked::Nothing) => {
-            let mut response = ApiError::no_such_range(format!("the file has {size} bytes")).into_response();
-            if let Ok(value) = format!("bytes */{size}").parse() {
-                response.headers_mut().insert(CONTENT_RANGE, value);
-            }
-            return Ok(response);
-        }
-    };
-    let wanted = range.clone().unwrap_or(0..size);
-    let mut response = Response::builder()
-        .header(ACCEPT_RANGES, "bytes")
-        .header(CONTENT_TYPE, "application/octet-stream")
-        // What an agent wrote must not run in the browser of who looks at it.
-        .header(CONTENT_DISPOSITION, "attachment")
-        .header("x-content-type-options", "nosniff")
-        .header(CONTENT_LENGTH, wanted.end - wanted.start);
-    if let Some(Range { start, end }) = range {
-        response = response
-            .status(StatusCode::PARTIAL_CONTENT)
-            .header(CONTENT_RANGE, format!("bytes {start}-{}/{size}", end - 1));
-    }
-    response
-        .body(Body::from_stream(pieces(channel, path, wanted)))
-        .map_err(|error| ApiError::unavailable(error.to_string()))
-}
-
-/// What a `Range` header asks for.
-#[derive(Debug, PartialEq, Eq)]
-enum Asked {
-    /// Everything: it is not understood, or has several ranges.
-    All,
-    Part(Range<u64>),
-    /// Bytes that there are not.
-    Nothing,
-}
-
-fn ranged(header: &str, size: u64) -> Asked {
-    let Some((first, last)) = header
-        .strip_prefix("bytes=")
-        .and_then(|range| range.trim().split_once('-'))
-    else {
-        return Asked::All;
-    };
-    let range = match (first.parse::<u64>(), last.parse::<u64>()) {
-        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(size),
-        (Ok(first), Err(_)) if last.is_empty() => first..size,
-        (Err(_), Ok(length)) if first.is_empty() => size.saturating_sub(length)..size,
-        _ => return Asked::All,
-    };
-    if range.is_empty() {
-        Asked::Nothing
-    } else {
-        Asked::Part(range)
-    }
-}
-
-/// A file's bytes, asked for as the client takes them: a window at a time.
-fn pieces(channel: Arc<Channel>, path: String, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> {
-    let state = (channel, path, range, None::<Conversation>);
-    futures::stream::try_unfold(state, |(channel, path, mut range, conversation)| async move {
-        if range.is_empty() {
-            return Ok(None);
-        }
-        let mut conversation = if let Some(conversation) = conversation {
-            conversation
-        } else {
-            let length = WINDOW.min(range.end - range.start);
-            Conversation::begin(channel.clone(), FileOperation::Read, &path, range.start, length).await?
-        };
-        let (bytes, eof) = chunk(conversation.reply().await?, range.start)?;
-        if bytes.is_empty() || bytes.len() as u64 > range.end - range.start {
-            // Its length was said already: the body is cut off, so that the client sees it.
-            return Err(Error::Garbled("the file has changed while it was read".to_owned()));
-        }
-        range.start += bytes.len() as u64;
-        let state = (channel, path, range, (!eof).then_some(conversation));
-        Ok(Some((bytes.into(), state)))
-    })
-}
-
-async fn write(
-    State(gateway): State<Arc<Gateway>>,
-    OfSession { target, .. }: OfSession<Update>,
-    Path((.., path)): Path<(String, String, String)>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let path = checked(&path)?;
-    let (channel, view, request) = match found(&gateway, &target, request).await? {
-        Found::Here(channel, view, request) => (channel, view, request),
-        Found::Elsewhere(answer) => return Ok(answer),
-    };
-    let conversation = Conversation::begin(channel, FileOperation::Write, &path, 0, 0).await;
-    let mut conversation = conversation.map_err(|error| refusal(error, &target, &view))?;
-    let size = upload(&mut conversation, (*request).into_body(), &target, &view).await?;
-    loop {
-        match conversation.reply().await {
-            Ok(Reply::Result(result)) => {
-                return match result.error {
-                    None => Ok(Json(Written { path, size }).into_response()),
-                    Some(error) => Err(refusal(Error::Refused(error), &target, &view)),
-                };
-            }
-            Ok(Reply::Chunk(FileChunk { error: Some(error), .. })) => {
-                return Err(refusal(Error::Refused(error), &target, &view));
-            }
-            Ok(Reply::Chunk(_)) => {}
-            Err(error) => return Err(refusal(error, &target, &view)),
-        }
-    }
-}
-
-/// Passes a body on as it comes. Who goes away before its end has written nothing: the last piece says that it is.
-async fn upload(conversation: &mut Conversation, body: Body, target: &Target, view: &View) -> Result<u64, ApiError> {
-    let mut body = body.into_data_stream();
-    let mut sent = 0;
-    loop {
-        let next = timeout(CLIENT_WITHIN, body.next())
-            .await
-            .map_err(|_| ApiError::request_timeout("the body stopped arriving: the file is as it was"))?;
-        let eof = next.is_none();
-        let bytes = next
-            .transpose()
-            .map_err(|error| ApiError::bad_request(format!("the body broke off: {error}")))?
-            .unwrap_or_default();
-        if sent + bytes.len() as u64 > MAX_WRITE {
-            return Err(ApiError::too_large(format!(
-                "a file may have at most {MAX_WRITE} bytes"
-            )));
-        }
-        for piece in bytes.chunks(MAX_CHUNK) {
-            let chunk = conversation.chunk(sent, STANDARD.encode(piece), false).await;
-            chunk.map_err(|error| refusal(error, target, view))?;
-            sent += piece.len() as u64;
-        }
-        if eof {
-            let last = conversation.chunk(sent, String::new(), true).await;
-            last.map_err(|error| refusal(error, target, view))?;
-            return Ok(sent);
-        }
-    }
-}
-
 /// The runner's words for what is not there, and for what it will not open.
 fn refusal(error: Error, target: &Target, view: &View) -> ApiError {
     match error {
         Error::NoRunner => ApiError::conflict(no_runner(target, view)),
-        Error::Busy => ApiError::too_many(error.to_string(), 1),
+        Error::Busy | Error::NoRoom => ApiError::too_many(error.to_string(), 1),
         Error::Silent => ApiError::gateway_timeout(error.to_string()),
         Error::Left | Error::Garbled(_) => ApiError::bad_gateway(error.to_string()),
         Error::Refused(why) if why.starts_with(NOT_FOUND) => ApiError::not_found(why),
@@ -463,20 +338,5 @@ mod tests {
     #[case("a\0b", None)]
     fn a_path_stays_below_the_workspace(#[case] path: &str, #[case] expected: Option<&str>) {
         assert_eq!(checked(path).ok().as_deref(), expected);
-    }
-
-    #[rstest]
-    #[case("bytes=0-3", Asked::Part(0..4))]
-    #[case("bytes=8-", Asked::Part(8..10))]
-    #[case("bytes=-3", Asked::Part(7..10))]
-    #[case("bytes=-30", Asked::Part(0..10))]
-    #[case("bytes=8-99999999999999", Asked::Part(8..10))]
-    #[case("bytes=10-", Asked::Nothing)]
-    #[case("bytes=-0", Asked::Nothing)]
-    #[case("bytes=5-3", Asked::All)]
-    #[case("bytes=0-1,4-5", Asked::All)]
-    #[case("lines=1-2", Asked::All)]
-    fn a_range_is_of_the_bytes_that_there_are(#[case] header: &str, #[case] expected: Asked) {
-        assert_eq!(ranged(header, 10), expected);
     }
 }

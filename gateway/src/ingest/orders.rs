@@ -2,14 +2,14 @@
 
 use protocol::{
     Kind, Record,
-    frame::{CommandResult, GatewayFrame},
+    frame::CommandResult,
     record::{SessionBody, UserBody},
 };
 
 use super::{Connection, End, peer::Peer};
 use crate::{
     Gateway,
-    files::{Attached, Reply},
+    files::{Attached, Order, Reply},
     store::{NewRecord, commands::Answer},
 };
 
@@ -35,7 +35,7 @@ fn answer(record: &NewRecord) -> Option<(String, Answer)> {
 }
 
 /// The next file frame for the runner; never, when it takes none.
-pub(super) async fn next(files: &mut Option<Attached>) -> GatewayFrame {
+pub(super) async fn next(files: &mut Option<Attached>) -> Order {
     match files {
         Some(files) => files.next().await,
         None => std::future::pending().await,
@@ -45,7 +45,8 @@ pub(super) async fn next(files: &mut Option<Attached>) -> GatewayFrame {
 impl Connection {
     /// Sends the commands that this connection has not sent yet and that have no answer.
     pub(super) async fn order(&mut self, gateway: &Gateway, peer: &mut Peer) -> Result<(), End> {
-        for command in gateway.log.pending(&self.session, self.sent).await? {
+        // One by one: together they may be long.
+        while let Some(command) = gateway.log.next(&self.session, self.sent).await? {
             self.sent = command.number;
             match command.frame() {
                 Ok(frame) => peer.send(&frame).await?,

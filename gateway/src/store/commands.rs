@@ -137,6 +137,8 @@ pub trait CommandLog: Send + Sync + 'static {
     fn command(&self, session: &str, id: &str) -> BoxFuture<'static, Result<Option<Command>, StoreError>>;
     /// Commands without an answer behind the number `after`, in order.
     fn pending(&self, session: &str, after: u64) -> BoxFuture<'static, Result<Vec<Command>, StoreError>>;
+    /// The first of them.
+    fn next(&self, session: &str, after: u64) -> BoxFuture<'static, Result<Option<Command>, StoreError>>;
     /// Sessions that have some.
     fn waiting(&self) -> BoxFuture<'static, Result<Vec<Waiting>, StoreError>>;
     /// Answers a command; the first answer stays. `false`: it had one, or there is no such command.

@@ -12,12 +12,14 @@ pub mod postgres;
 mod progress;
 pub mod sqlite;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use protocol::{Kind, RecordHead};
 use tokio::sync::mpsc;
+
+use crate::room::Taken;
 
 pub use self::{
     error::StoreError,
@@ -151,6 +153,16 @@ impl StoredRecord {
             Content::Whole(bytes) => Some(bytes),
             Content::Long(_) => None,
         }
+    }
+
+    /// Makes its bytes hold the room that was taken for them.
+    #[must_use]
+    pub fn in_room(self, room: &Arc<Taken>) -> Self {
+        let content = match self.content {
+            Content::Whole(bytes) => Content::Whole(room.hold(bytes)),
+            long @ Content::Long(_) => long,
+        };
+        Self { content, ..self }
     }
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use gateway::{
     follow::{Close, CloseReason, Follower, Item, Sources},
     live::{Channel, Live},
+    room::Room,
     sessions::{Delivered, View},
     store::{
         Admission, Admitted, Appended, Batch, Epoch, EventLog, NewRecord, Receipt, StoredRecord, memory::MemoryLog,
@@ -61,6 +62,7 @@ impl World {
             channel: self.channel.clone(),
             seen: self.seen.subscribe(),
             shutdown: CancellationToken::new(),
+            room: Room::new(1 << 20, 1 << 20).of("reader"),
         };
         Follower::new(sources, self.view.clone(), cursor)
     }

@@ -1,18 +1,28 @@
 //! What a client can make the gateway hold in memory. The chart gives it 512 MiB.
 
 use std::{
+    collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
-use protocol::Kind;
+use protocol::{Kind, frame::GatewayFrame};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+};
 
-use crate::support::{
-    cluster::Cluster,
-    process::Process,
-    record,
-    runner::{Runner, hello},
+use crate::{
+    support::{
+        cluster::Cluster,
+        process::Process,
+        record, records,
+        runner::{Runner, hello},
+        soon,
+        sse::{Events, http},
+    },
+    workspace::answer,
 };
 
 /// Most memory that the process ever had, MiB.
@@ -164,15 +174,106 @@ fn idle_sockets() -> u64 {
     std::env::var("GATEWAY_IDLE_SOCKETS").map_or(1_500, |count| count.parse().unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sockets_that_say_little_or_nothing_cost_little_and_are_closed() {
-    let count = idle_sockets();
+/// `GATEWAY_STALLED_READERS=10000` for the long run.
+fn stalled_readers() -> u64 {
+    std::env::var("GATEWAY_STALLED_READERS").map_or(600, |count| count.parse().unwrap())
+}
+
+fn allow_sockets(count: u64) {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit
         .maximum
         .or(Some(count + 500))
         .map(|most| most.min(count + 500).max(limit.current.unwrap_or(0)));
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+}
+
+/// Asks for something, reads the first byte of the answer and no more.
+async fn stalled(address: SocketAddr, path: &str) -> tokio::net::TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    let request = format!(
+        "GET /api/projects/team-a/agentic-sessions/{path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer token\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let _ = stream.read_u8().await;
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_do_not_read_hold_little_and_keep_nobody_from_reading() {
+    const SESSIONS: usize = 6;
+    const RECORDS: u64 = 8_000;
+    let count = stalled_readers();
+    allow_sockets(count);
+    let cluster = Cluster::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(&cluster, folder.path()).await;
+    for (token, name) in [("token", "ann"), ("other", "bob")] {
+        cluster.caller(token, name);
+        cluster.allow(name, &["get", "list"], "team-a");
+    }
+    let text = "x".repeat(400);
+    for n in 0..SESSIONS {
+        let (session, uid, pod, token) = (format!("s{n}"), format!("u{n}"), format!("p{n}"), format!("t{n}"));
+        cluster.running(&session, &uid, &pod);
+        cluster.runner(&token, Some(&pod));
+        let (mut runner, _) = Runner::admitted(process.address, &hello(&session, &uid, &pod), &token).await;
+        for first in (1..=RECORDS).step_by(1000) {
+            let sent: Vec<_> = (first..first + 1000).map(|seq| record(seq, Kind::Cli, &text)).collect();
+            assert_eq!(runner.deliver(&sent).await, first + 999);
+        }
+        // It gives out its files, to whoever takes them.
+        tokio::spawn(async move {
+            let files = BTreeMap::from([("file".to_owned(), vec![b'x'; 4 << 20])]);
+            while let Ok(frame) = runner.next().await {
+                if let GatewayFrame::FileRequest(request) = frame {
+                    answer(&mut runner, &files, request).await;
+                }
+            }
+        });
+    }
+    let before = peak(&process);
+    let mut readers = Vec::new();
+    for n in 0..count {
+        let session = n as usize % SESSIONS;
+        let what = match n % 4 {
+            // As many downloads as a session may have at once.
+            0 if n < 4 * 30 * SESSIONS as u64 => "workspace/file",
+            1 => "transcript",
+            2 => "messages?limit=1000",
+            _ => "events",
+        };
+        readers.push(stalled(process.address, &format!("s{session}/{what}")).await);
+    }
+    // Whoever reads gets all of it, a stalled reader's own next stream too.
+    for token in ["token", "other"] {
+        let mut events = Events::at(process.address, "s0", token, None).await.unwrap();
+        let mut last = 0;
+        while last < RECORDS {
+            last = events.wait("cli").await.seq().unwrap();
+        }
+        let url = format!(
+            "http://{}/api/projects/team-a/agentic-sessions/s1/workspace/file",
+            process.address
+        );
+        let file = http().get(url).bearer_auth(token).send().await.unwrap().bytes();
+        assert_eq!(soon("the file", file).await.unwrap().len(), 4 << 20);
+    }
+    let mut other = Runner::admitted(process.address, &hello("s0", "u0", "p0"), "t0")
+        .await
+        .0;
+    assert_eq!(other.deliver(&records(RECORDS + 1, RECORDS + 2)).await, RECORDS + 2);
+    let after = peak(&process);
+    eprintln!("{count} readers that do not read: peak {before} -> {after} MiB");
+    assert!(after < before + 80 + count / 20, "{before} -> {after} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_say_little_or_nothing_cost_little_and_are_closed() {
+    let count = idle_sockets();
+    allow_sockets(count);
     let cluster = Cluster::start().await;
     let folder = tempfile::tempdir().unwrap();
     let process = Process::start(&cluster, folder.path()).await;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::time::{Interval, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Interval, timeout};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -23,6 +23,7 @@ use super::{
     super::{
         Get,
         compat::{Ours, TaskError, Who, is_forbidden},
+        events::every,
         projects::follower,
     },
     Named,
@@ -71,7 +72,13 @@ pub(super) async fn connect(
     let before = found.sent.as_ref().and_then(|command| command.answer.seq());
     let cursor = before.map_or(0, |seq| seq.saturating_sub(1));
     let reader = Reader {
-        follower: follower(&gateway, &found.target, found.view.clone(), cursor),
+        follower: follower(
+            &gateway,
+            &found.target,
+            found.view.clone(),
+            cursor,
+            &who.caller.identity.user,
+        ),
         _counted: gateway.metrics.stream(),
         gateway,
         found,
@@ -92,12 +99,6 @@ pub(super) async fn connect(
         reader.serve(socket).await;
     });
     Ok(response)
-}
-
-fn every(period: Duration) -> Interval {
-    let mut interval = interval_at(tokio::time::Instant::now() + period, period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }
 
 type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;

@@ -111,6 +111,10 @@ impl CommandLog for MemoryLog {
         self.commands(|commands| commands.pending(session, after))
     }
 
+    fn next(&self, session: &str, after: u64) -> BoxFuture<'static, Result<Option<Command>, StoreError>> {
+        self.commands(|commands| commands.pending(session, after).into_iter().next())
+    }
+
     fn waiting(&self) -> BoxFuture<'static, Result<Vec<Waiting>, StoreError>> {
         self.commands(|commands| {
             let pending = commands

@@ -44,6 +44,19 @@ impl CommandLog for PostgresLog {
         })
     }
 
+    fn next(&self, session: &str, after: u64) -> BoxFuture<'static, Result<Option<Command>, StoreError>> {
+        let session = session.to_owned();
+        self.pool.run(move |connection| {
+            async move {
+                let select = "SELECT number, id, frame, asked, created, state, error, seq FROM commands
+                    WHERE session = $1 AND number > $2 AND state = 'pending' ORDER BY number LIMIT 1";
+                let row = connection.one(select, &[&session, &(after as i64)]).await?;
+                Ok(row.as_ref().map(command))
+            }
+            .boxed()
+        })
+    }
+
     fn waiting(&self) -> BoxFuture<'static, Result<Vec<Waiting>, StoreError>> {
         self.pool.run(|connection| {
             async move {

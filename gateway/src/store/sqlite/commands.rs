@@ -68,6 +68,18 @@ impl CommandLog for SqliteLog {
         })
     }
 
+    fn next(&self, session: &str, after: u64) -> BoxFuture<'static, Result<Option<Command>, StoreError>> {
+        let session = session.to_owned();
+        self.query(move |connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM commands WHERE session = ?1 AND number > ?2 AND state = 'pending' ORDER BY number LIMIT 1"
+                ))?
+                .query_row(params![session, after as i64], command)
+                .optional()
+        })
+    }
+
     fn waiting(&self) -> BoxFuture<'static, Result<Vec<Waiting>, StoreError>> {
         self.query(|connection| {
             connection
