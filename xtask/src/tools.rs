@@ -4,6 +4,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -351,13 +352,36 @@ pub fn cargo_deny() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Holds `<cache>/<name>.lock` until dropped.
-pub fn lock(name: &str) -> Result<File> {
+/// Holds `<cache>/<name>.lock`, which is gone again when this is dropped.
+pub struct Lock {
+    path: PathBuf,
+    _held: File,
+}
+
+/// Waits until no other process holds the lock of that name.
+pub fn lock(name: &str) -> Result<Lock> {
     let cache = paths::cache()?;
     fs::create_dir_all(&cache).with_context(|| format!("failed to create {}", cache.display()))?;
-    let file = File::create(cache.join(format!("{name}.lock")))?;
-    file.lock().with_context(|| format!("failed to lock {name}"))?;
-    Ok(file)
+    let path = cache.join(format!("{name}.lock"));
+    loop {
+        let held = File::create(&path).with_context(|| format!("failed to create {}", path.display()))?;
+        held.lock().with_context(|| format!("failed to lock {name}"))?;
+        // Who held it before removed the file: a lock on what has no name any more keeps nobody out.
+        let named = fs::metadata(&path).is_ok_and(|named| {
+            held.metadata()
+                .is_ok_and(|held| (held.dev(), held.ino()) == (named.dev(), named.ino()))
+        });
+        if named {
+            return Ok(Lock { path, _held: held });
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is still locked: nobody else can have made it theirs.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 /// A folder in the cache that is gone when dropped; a leftover of a killed run is emptied first.
@@ -382,5 +406,31 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_holds_a_lock_and_its_file_is_gone_with_the_last() {
+        let name = format!("lock-test-{}", std::process::id());
+        let first = lock(&name).unwrap();
+        let path = first.path.clone();
+        let (taken, second) = mpsc::channel();
+        let waiting = thread::spawn({
+            let name = name.clone();
+            move || taken.send(lock(&name).unwrap()).unwrap()
+        });
+        assert!(second.recv_timeout(Duration::from_millis(200)).is_err(), "two hold the lock");
+        drop(first);
+        let second = second.recv_timeout(Duration::from_secs(60)).unwrap();
+        waiting.join().unwrap();
+        assert!(path.exists(), "the second's lock has no file");
+        drop(second);
+        assert!(!path.exists());
     }
 }

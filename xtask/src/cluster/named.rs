@@ -1,7 +1,7 @@
 //! A cluster that stays up between commands: found again by its name.
 
 use std::{
-    fs::{self, File},
+    fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
@@ -17,7 +17,10 @@ use super::{
     processes::{self, Processes},
     servers::{self, Addresses, Shape},
 };
-use crate::{packages, paths, progress, tools};
+use crate::{
+    packages, paths, progress,
+    tools::{self, Lock},
+};
 
 /// What a cluster is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -219,7 +222,7 @@ impl Cluster {
         node.start_daemons(&mut || self.kubectl_while_starting())
     }
 
-    fn lock(&self) -> Result<File> {
+    fn lock(&self) -> Result<Lock> {
         tools::lock(&format!("cluster-{}", self.name))
     }
 
