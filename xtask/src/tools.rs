@@ -425,7 +425,10 @@ mod tests {
             let name = name.clone();
             move || taken.send(lock(&name).unwrap()).unwrap()
         });
-        assert!(second.recv_timeout(Duration::from_millis(200)).is_err(), "two hold the lock");
+        assert!(
+            second.recv_timeout(Duration::from_millis(200)).is_err(),
+            "two hold the lock"
+        );
         drop(first);
         let second = second.recv_timeout(Duration::from_secs(60)).unwrap();
         waiting.join().unwrap();
