@@ -42,6 +42,13 @@ pub struct Events {
     at_once: Arc<Semaphore>,
 }
 
+/// The API server refuses notes of more bytes (`NoteLengthLimit` of its validation of events).
+fn shortened(mut text: String) -> String {
+    const LONGEST: usize = 1_024;
+    text.truncate(text.floor_char_boundary(LONGEST));
+    text
+}
+
 impl Events {
     /// Events in the name of `instance`.
     pub fn new(client: Client, instance: &str, under_way: TaskTracker) -> Self {
@@ -91,8 +98,7 @@ impl Events {
             },
             action: Some(note.action.to_owned()),
             event_time: Some(MicroTime(Timestamp::now())),
-            // The API server refuses longer ones.
-            note: Some(note.text.chars().take(512).collect()),
+            note: Some(shortened(note.text)),
             reason: Some(note.reason),
             regarding: Some(about.clone()),
             reporting_controller: Some("agentic-operator".to_owned()),
@@ -100,5 +106,17 @@ impl Events {
             type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
             ..Event::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_of_wide_characters_is_cut_to_what_the_api_server_takes() {
+        let cut = shortened("木".repeat(360));
+        assert_eq!((cut.len(), cut.chars().count()), (1_023, 341));
+        assert_eq!(shortened("short".into()), "short");
     }
 }

@@ -16,7 +16,7 @@ pub fn check(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Resul
     let asked = spec.pod.as_ref().unwrap_or(&nobody);
     let claim = spec.workspace.as_ref().and_then(|w| w.existing_claim.as_deref());
     one(
-        "workspace.existingClaim",
+        "spec.workspace.existingClaim",
         claim,
         None,
         "allowedClaims",
@@ -26,13 +26,13 @@ pub fn check(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Resul
     secrets.extend(settings.runner_secrets.iter().flatten().cloned());
     secrets.extend(RUNNER_SECRETS.map(|name| ObjectName(name.to_owned())));
     for secret in spec.runner_secrets.iter().flatten() {
-        one("runnerSecrets", Some(&secret.0), None, "allowedSecrets", &secrets)?;
+        one("spec.runnerSecrets", Some(&secret.0), None, "allowedSecrets", &secrets)?;
     }
     let mut pull_secrets = settings.allowed_image_pull_secrets.clone();
     pull_secrets.extend(default.image_pull_secrets.iter().cloned());
     for secret in &asked.image_pull_secrets {
         one(
-            "pod.imagePullSecrets",
+            "spec.pod.imagePullSecrets",
             Some(&secret.0),
             None,
             "allowedImagePullSecrets",
@@ -41,21 +41,21 @@ pub fn check(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Resul
     }
     for (field, asked, default, list, allowed) in [
         (
-            "pod.priorityClassName",
+            "spec.pod.priorityClassName",
             &asked.priority_class_name,
             &default.priority_class_name,
             "allowedPriorityClasses",
             &settings.allowed_priority_classes,
         ),
         (
-            "pod.runtimeClassName",
+            "spec.pod.runtimeClassName",
             &asked.runtime_class_name,
             &default.runtime_class_name,
             "allowedRuntimeClasses",
             &settings.allowed_runtime_classes,
         ),
         (
-            "pod.serviceAccountName",
+            "spec.pod.serviceAccountName",
             &asked.service_account_name,
             &default.service_account_name,
             "allowedServiceAccounts",
@@ -66,6 +66,18 @@ pub fn check(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Resul
     }
     image(asked, default, settings)?;
     tolerations(asked, default, settings)
+}
+
+/// Refuses a priority among Kueue's Jobs that the admin has not allowed.
+pub fn queue_priority(asked: Option<&str>, settings: &ProjectSettingsSpec) -> Result<(), Invalid> {
+    let allowed = &settings.allowed_priority_classes;
+    one(
+        "label kueue.x-k8s.io/priority-class",
+        asked,
+        None,
+        "allowedPriorityClasses",
+        allowed,
+    )
 }
 
 fn one(
@@ -97,7 +109,12 @@ fn image(asked: &PodOptions, default: &PodOptions, settings: &ProjectSettingsSpe
         return Ok(());
     }
     let prefixes = settings.allowed_images.iter().map(|prefix| &*prefix.0);
-    Err(not_allowed("pod.image", image, "allowedImages", prefixes.collect()))
+    Err(not_allowed(
+        "spec.pod.image",
+        image,
+        "allowedImages",
+        prefixes.collect(),
+    ))
 }
 
 /// Whether `prefix` is a beginning of `image` that ends where a part of the name ends: `registry.example` allows
@@ -118,7 +135,7 @@ fn tolerations(asked: &PodOptions, default: &PodOptions, settings: &ProjectSetti
             let allowed: Vec<_> = settings.allowed_tolerations.iter().map(text).collect();
             let names = allowed.iter().map(|name| &**name).collect();
             return Err(not_allowed(
-                "pod.tolerations",
+                "spec.pod.tolerations",
                 &text(toleration),
                 "allowedTolerations",
                 names,

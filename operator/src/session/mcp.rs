@@ -88,7 +88,7 @@ fn credential_for(
             .map(|credential| &*credential.name)
             .collect();
         return Err(Invalid::NotAllowed {
-            field: "tools.mcpServers.*.http.credential",
+            field: "spec.tools.mcpServers.*.http.credential",
             asked: name.to_owned(),
             list: "mcpCredentials",
             allowed: if names.is_empty() {

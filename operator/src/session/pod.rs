@@ -56,7 +56,7 @@ pub struct PodSeen {
 /// The cluster's reason to end a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disruption {
-    /// `Evicted`, `Preempted` or `NodeLost`.
+    /// `Evicted`, `Preempted`, `NodeLost`, or `PodRejected` when the node would not have it.
     pub reason: Reason,
     /// For people.
     pub message: String,
@@ -189,6 +189,7 @@ fn disruption(status: &PodStatus) -> Option<Disruption> {
         "PreemptionByScheduler" | "Preempting" => Reason::Preempted,
         "EvictionByEvictionAPI" | "TerminationByKubelet" | "Evicted" => Reason::Evicted,
         "DeletionByTaintManager" | "DeletionByPodGC" | "NodeLost" | "NodeShutdown" | "Terminated" => Reason::NodeLost,
+        _ if refused_by_the_node(status) => Reason::PodRejected,
         _ => return None,
     };
     let message = condition
@@ -196,6 +197,16 @@ fn disruption(status: &PodStatus) -> Option<Disruption> {
         .or(status.message.clone())
         .unwrap_or_default();
     Some(Disruption { reason, message })
+}
+
+/// The kubelet did not admit it (`rejectPod` of `pkg/kubelet/kubelet.go`): `OutOfcpu`, `NodeAffinity`, `UnexpectedAdmissionError` and
+/// others. Nothing of it was started.
+fn refused_by_the_node(status: &PodStatus) -> bool {
+    status.phase.as_deref() == Some("Failed")
+        && status
+            .message
+            .as_deref()
+            .is_some_and(|said| said.starts_with("Pod was rejected"))
 }
 
 /// The kubelet's words (`pkg/kubelet/eviction/helpers.go`) when the pod and not its node is short of disk. Then there is no

@@ -138,7 +138,7 @@ pub enum Invalid {
     Settings(String),
     /// In no list of what is allowed.
     #[error(
-        "spec.{field}: {asked} is not allowed in this namespace. Allowed by spec.{list} of its ProjectSettings: {allowed}. \
+        "{field}: {asked} is not allowed in this namespace. Allowed by spec.{list} of its ProjectSettings: {allowed}. \
          Ask the admin to add it, or create another session"
     )]
     NotAllowed {
@@ -217,6 +217,13 @@ pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Res
         .collect();
     no_nul(&prompt, &llm, &environment)?;
     allow::check(spec, settings)?;
+    // The label without a value names no queue: a Job that waited for it would wait for ever.
+    let queue = session
+        .labels()
+        .get(label::KUEUE_QUEUE)
+        .filter(|queue| !queue.is_empty());
+    let queue_priority = queue.and_then(|_| session.labels().get(label::KUEUE_PRIORITY));
+    allow::queue_priority(queue_priority.map(String::as_str), settings)?;
     let (mcp_servers, mcp_secrets) = mcp::servers(spec, settings)?;
     let limits = resolve::limits(spec, settings);
     let ttl = spec.ttl_seconds_after_finished.or(settings.ttl_seconds_after_finished);
@@ -244,8 +251,8 @@ pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Res
         start_timeout: settings.start_timeout.map_or(DEFAULT_START_TIMEOUT, u64::from),
         max_attempts: resolve::attempts(spec, settings),
         ttl: ttl.map(u64::from),
-        queue: session.labels().get(label::KUEUE_QUEUE).cloned(),
-        queue_priority: session.labels().get(label::KUEUE_PRIORITY).cloned(),
+        queue: queue.cloned(),
+        queue_priority: queue_priority.cloned(),
         generation: session.metadata.generation,
     })
 }
@@ -395,6 +402,28 @@ pub(crate) mod tests {
     fn resources_that_are_named_are_kept(#[case] asked: Value, #[case] expected: Value) {
         let request = checked(json!({"prompt": "hi", "resources": asked})).unwrap();
         assert_eq!(serde_json::to_value(request.resources).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_queue_has_a_name_and_the_priority_in_it_is_one_that_the_admin_allows() {
+        let labelled = |labels: Value, settings: Value| {
+            let mut session = session(json!({"prompt": "hi"}));
+            session.metadata.labels = serde_json::from_value(labels).unwrap();
+            let settings: ProjectSettingsSpec = serde_json::from_value(settings).unwrap();
+            validate(&session, &settings).map(|request| (request.queue, request.queue_priority))
+        };
+        let named = json!({label::KUEUE_QUEUE: "night", label::KUEUE_PRIORITY: "urgent"});
+        assert_eq!(
+            labelled(named.clone(), json!({})).unwrap_err().to_string(),
+            "label kueue.x-k8s.io/priority-class: urgent is not allowed in this namespace. Allowed by spec.allowedPriorityClasses \
+             of its ProjectSettings: none. Ask the admin to add it, or create another session"
+        );
+        assert_eq!(
+            labelled(named, json!({"allowedPriorityClasses": ["urgent"]})).unwrap(),
+            (Some("night".into()), Some("urgent".into()))
+        );
+        let unnamed = json!({label::KUEUE_QUEUE: "", label::KUEUE_PRIORITY: "urgent"});
+        assert_eq!(labelled(unnamed, json!({})).unwrap(), (None, None));
     }
 
     #[rstest]

@@ -111,6 +111,9 @@ async fn suspend_job(world: &World, name: &str, suspend: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_with_a_queue_waits_for_kueue_also_when_its_job_is_suspended_in_mid_run() {
     let world = World::new("kueue").await;
+    world
+        .settings_of_the_namespace(json!({"allowedPriorityClasses": ["low"]}))
+        .await;
     let mut poem = session("poem", json!({"prompt": "p"}));
     let labels = [
         ("kueue.x-k8s.io/queue-name", "night"),

@@ -33,6 +33,8 @@ enum Event {
     NodePressure,
     /// The kubelet ends it: it uses more disk than it may.
     DiskLimit,
+    /// The kubelet of its node does not admit it.
+    Refused,
     /// Somebody deletes its pod.
     PodDeleted,
     /// Somebody takes its pod away, finalizers and all.
@@ -64,7 +66,7 @@ enum Follows {
 
 use Event::{
     DiskLimit, Disrupted, Hindered, JobDeadline, JobDeleted, JobSuspended, Killed, NodePressure, OutOfMemory,
-    PodDeleted, PodForced, Says, Suspended,
+    PodDeleted, PodForced, Refused, Says, Suspended,
 };
 use Follows::{Counts, Free, Over, Waits};
 
@@ -148,6 +150,7 @@ const ROWS: &[(&str, Event, Follows)] = &[
     ("shutdown", Disrupted("TerminationByKubelet"), Free("Evicted")),
     ("pressure", NodePressure, Free("Evicted")),
     ("disk-limit", DiskLimit, Counts("DiskFull")),
+    ("refused", Refused, Free("PodRejected")),
     ("pod-deleted", PodDeleted, Counts("PodDeleted")),
     ("pod-forced", PodForced, Counts("OutcomeUnknown")),
     ("job-deleted", JobDeleted, Counts("PodDeleted")),
@@ -240,7 +243,7 @@ async fn begin(world: &World, name: &str, event: Event) {
     world.create(name, json!({"prompt": "write"})).await;
     let pod = world.pod(name, 1).await;
     world.status_when(name, |s| s.pod_uid == pod.uid()).await;
-    if matches!(event, Hindered(_)) {
+    if matches!(event, Hindered(_) | Refused) {
         world.bind(&pod).await;
     } else {
         world.start(&pod).await;
@@ -267,7 +270,7 @@ async fn first_half(world: &World, name: &str, event: Event, pod: &Pod) {
                 .await
                 .unwrap();
         }
-        PodForced => {}
+        PodForced | Refused => {}
         JobDeleted => {
             let job = format!("{name}-job");
             world.jobs().delete(&job, &DeleteParams::background()).await.unwrap();
@@ -326,6 +329,13 @@ async fn second_half(world: &World, _: &str, event: Event, pod: &Pod) {
             let said = "Pod ephemeral local storage usage exceeds the total limit of containers 2Gi. ";
             world
                 .set_pod_status(pod, json!({"phase": "Failed", "reason": "Evicted", "message": said}))
+                .await;
+        }
+        Refused => {
+            let said =
+                "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 7800, capacity: 8000";
+            world
+                .set_pod_status(pod, json!({"phase": "Failed", "reason": "OutOfcpu", "message": said}))
                 .await;
         }
         PodForced => {
