@@ -1,5 +1,7 @@
 //! What every reconcile needs.
 
+use std::sync::Arc;
+
 use kube::{Client, runtime::watcher};
 use tokio_util::task::TaskTracker;
 
@@ -18,9 +20,12 @@ use crate::{
 /// Seconds after which a watch is begun anew where it was. One that ends without a word is noticed then; bookmarks make it cheap.
 const WATCH: u32 = 60;
 
+/// Objects of one answer when a kind is listed. A session may be half a megabyte, its Job and pod as much, and a page is held whole.
+pub const PAGE: u32 = 50;
+
 /// How kinds are watched.
 pub fn watching() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH)
+    watcher::Config::default().timeout(WATCH).page_size(PAGE)
 }
 
 /// What every reconcile needs.
@@ -38,7 +43,7 @@ pub struct Context {
     /// What the admins decide.
     pub projects: Projects,
     /// Who may run now.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
     /// What the watches have told.
     pub memory: Memory,
     /// What the pods of sessions may reach.

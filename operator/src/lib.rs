@@ -16,6 +16,7 @@ mod server;
 mod session;
 mod settings;
 mod strays;
+mod tasks;
 pub mod uninstall;
 mod writes;
 

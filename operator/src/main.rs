@@ -17,13 +17,27 @@ enum Command {
     Uninstall(uninstall::Args),
 }
 
-#[tokio::main]
+/// What is logged: `RUST_LOG`, else `info`. Spans of the controllers' runtime are left out unless it names them: they cost at every
+/// step, and our own events say which session they are about.
+fn filter() -> EnvFilter {
+    let asked = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+    let spans = if asked.contains("kube_runtime") {
+        ""
+    } else {
+        ",kube_runtime::controller=warn"
+    };
+    let asked = if asked.is_empty() { "info" } else { &asked };
+    EnvFilter::try_new(format!("{asked}{spans}")).unwrap_or_else(|_| EnvFilter::new("info"))
+}
+
+/// One thread: what the operator does is to wait for answers, and threads that wake each other up cost more than they win.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let command = Command::parse();
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(filter())
         .init();
     // The one provider: with two in the graph rustls would not choose. An error means that it is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crds::{ProjectSettings, ProjectSettingsSpec, project_settings::NAME};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use kube::{
     Api, Client, ResourceExt as _,
     core::DeserializeGuard,
@@ -67,10 +67,12 @@ pub async fn read(client: &Client, namespace: &str) -> kube::Result<Result<Arc<P
 }
 
 impl Projects {
-    /// What the store has taken by now.
-    fn see(&self, event: &watcher::Event<Guarded>) {
-        if matches!(event, watcher::Event::InitDone) {
-            self.listed.send_replace(true);
+    /// How many sessions of a namespace may run at once; none where its settings cannot be read.
+    fn limit(&self, namespace: &str) -> Option<u32> {
+        match self.store.get(&ObjectRef::new(NAME).within(namespace)).as_deref() {
+            None => None,
+            Some(DeserializeGuard(Ok(settings))) => settings.spec.max_concurrent_sessions,
+            Some(DeserializeGuard(Err(_))) => Some(0),
         }
     }
 }
@@ -83,14 +85,27 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         .default_backoff()
         .modify(|settings| settings.managed_fields_mut().clear())
         .reflect(writer)
-        .inspect_ok(|event| context.projects.see(event))
-        .touched_objects()
         .take_until(stop.cancelled_owned());
     let mut changes = std::pin::pin!(changes);
     while let Some(change) = changes.next().await {
-        match change {
-            Ok(settings) => context.gate.settings_changed(&settings.namespace().unwrap_or_default()),
-            Err(error) => tracing::warn!(%error, "failed to watch ProjectSettings"),
+        // The store has it by now, and of a list all when it is complete.
+        let concerned = match change {
+            Ok(watcher::Event::Apply(settings) | watcher::Event::Delete(settings)) => {
+                settings.namespace().into_iter().collect()
+            }
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => Vec::new(),
+            Ok(watcher::Event::InitDone) => {
+                context.projects.listed.send_replace(true);
+                context.gate.namespaces()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "failed to watch ProjectSettings");
+                Vec::new()
+            }
+        };
+        for namespace in concerned {
+            let limit = context.projects.limit(&namespace);
+            context.gate.settings_changed(&namespace, limit);
         }
     }
 }
@@ -109,7 +124,7 @@ mod tests {
             waiting.next().now_or_never().is_none(),
             "nothing begins without the admin's word"
         );
-        projects.see(&watcher::Event::InitDone);
+        projects.listed.send_replace(true);
         // As a controller polls: only those that were woken.
         for _ in 0..9 {
             assert!(matches!(waiting.next().now_or_never(), Some(Some(Ok(_)))));

@@ -20,10 +20,11 @@ use crate::{
     preflight, project_settings,
     project_settings::Projects,
     server,
-    session::{Gate, Memory, controller},
+    session::{Memory, controller},
     settings::Settings,
     strays,
     strays::Strays,
+    tasks,
 };
 
 /// Why the operator ends other than by being told to.
@@ -64,7 +65,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         metrics,
         backoff: Backoff::default(),
         projects: Projects::default(),
-        gate: Gate::default(),
+        gate: Arc::default(),
         memory: Memory::default(),
         network: Network::default(),
         leaving: Leaving::default(),
@@ -108,12 +109,12 @@ async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Err
     // Dropped at the end: what then still runs ends as it would by SIGKILL, which is safe at every line.
     let working = async {
         tokio::join!(
-            controller::run(context.clone(), work.clone()),
-            pods::run(context.clone(), work.clone()),
-            strays::run(context.clone(), work.clone()),
-            project_settings::run(context.clone(), work.clone()),
-            network::run(context.clone(), work.clone()),
-            nodes::run(context.clone(), work.clone())
+            tasks::joined(controller::run(context.clone(), work.clone())),
+            tasks::joined(pods::run(context.clone(), work.clone())),
+            tasks::joined(strays::run(context.clone(), work.clone())),
+            tasks::joined(project_settings::run(context.clone(), work.clone())),
+            tasks::joined(network::run(context.clone(), work.clone())),
+            tasks::joined(nodes::run(context.clone(), work.clone()))
         )
     };
     let mut working = std::pin::pin!(working);

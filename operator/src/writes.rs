@@ -1,6 +1,9 @@
 //! Writes whose answer is the written object: of that its version alone is asked for and read. The rest is what was sent.
 
-use http::{HeaderValue, header::ACCEPT};
+use http::{
+    HeaderValue,
+    header::{ACCEPT, CONTENT_TYPE},
+};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Client, Resource,
@@ -46,6 +49,23 @@ where
 {
     let request = Request::new(K::url_path(&(), Some(namespace))).patch_subresource("status", name, params, patch);
     send(client, request).await
+}
+
+/// Changes an object by operations that are all done or none (RFC 6902).
+pub async fn patch_json<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    operations: &serde_json::Value,
+) -> kube::Result<()>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    let request = http::Request::patch(format!("{}/{name}", K::url_path(&(), Some(namespace))))
+        .header(CONTENT_TYPE, "application/json-patch+json")
+        .body(operations.to_string().into_bytes())
+        .map_err(kube::core::request::Error::BuildRequest);
+    send(client, request).await.map(drop)
 }
 
 async fn send(

@@ -4,7 +4,7 @@
 //! holds nobody up. What is kept is in memory; it is read anew once, when a namespace's bound is first asked for, and exact
 //! from then on, because the holder of the lease alone begins attempts.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use jiff::Timestamp;
 
@@ -64,7 +64,10 @@ enum Namespace {
 #[derive(Debug, Default)]
 struct Queue {
     holders: HashSet<String>,
-    waiting: BTreeSet<(Timestamp, String)>,
+    /// Oldest first. The place of one is found by halving; they come at the end and go at the front, where that costs nothing.
+    waiting: VecDeque<(Timestamp, String)>,
+    /// When those who wait were created.
+    created: HashMap<String, Timestamp>,
 }
 
 impl Ledger {
@@ -76,12 +79,10 @@ impl Ledger {
         if queue.holders.contains(name) {
             return Answer::Admitted;
         }
-        let key = (created, name.to_owned());
-        queue.waiting.insert(key.clone());
-        let before = queue.waiting.range(..&key).count();
+        let before = queue.enter(name, created);
         if queue.holders.len().saturating_add(before) < limit {
-            queue.waiting.remove(&key);
-            queue.holders.insert(key.1);
+            queue.leave(name);
+            queue.holders.insert(name.to_owned());
             Answer::Admitted
         } else {
             Answer::Wait(before)
@@ -98,17 +99,28 @@ impl Ledger {
         true
     }
 
-    /// Reading failed: the next who asks tries again.
+    /// Nobody reads it any more: the next who asks does, unless it is known.
     pub fn give_up(&mut self, namespace: &str) {
-        self.namespaces.remove(namespace);
+        if matches!(self.namespaces.get(namespace), Some(Namespace::Loading(_))) {
+            self.namespaces.remove(namespace);
+        }
     }
 
     /// What was read of a namespace.
     pub fn load(&mut self, namespace: &str, found: impl IntoIterator<Item = Change>) {
         let mut queue = Queue::default();
-        for change in found {
+        // All at once: one by one each would make room for itself among the others.
+        let (waiting, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|change| change.place == Place::Waits);
+        for change in others {
             queue.change(change);
         }
+        let mut waiting: Vec<_> = waiting
+            .into_iter()
+            .map(|change| (change.created, change.name))
+            .collect();
+        waiting.sort_unstable();
+        queue.created = waiting.iter().map(|(created, name)| (name.clone(), *created)).collect();
+        queue.waiting = waiting.into();
         if let Some(Namespace::Loading(later)) = self.namespaces.remove(namespace) {
             for change in later {
                 queue.change(change);
@@ -141,9 +153,7 @@ impl Ledger {
         let Some(Namespace::Known(queue)) = self.namespaces.get_mut(namespace) else {
             return false;
         };
-        let before = queue.waiting.len();
-        queue.waiting.retain(|(_, waiting)| waiting != name);
-        before != queue.waiting.len()
+        queue.leave(name)
     }
 
     /// Those whose turn it is.
@@ -155,18 +165,24 @@ impl Ledger {
         queue.waiting.iter().take(free).map(|(_, name)| name.clone()).collect()
     }
 
-    /// Those who wait for a place or for their admin.
-    pub fn unsettled(&self, namespace: &str) -> Vec<String> {
-        let refused = self
-            .refused
-            .iter()
-            .filter(|(of, _)| of == namespace)
-            .map(|(_, name)| name);
-        let waiting = match self.namespaces.get(namespace) {
-            Some(Namespace::Known(queue)) => Some(queue.waiting.iter().map(|(_, name)| name)),
-            Some(Namespace::Loading(_)) | None => None,
+    /// Those who wait for their admin.
+    pub fn refused(&self, namespace: &str) -> Vec<String> {
+        let refused = self.refused.iter().filter(|(of, _)| of == namespace);
+        refused.map(|(_, name)| name.clone()).collect()
+    }
+
+    /// Namespaces in which some wait for their admin.
+    pub fn refusing(&self) -> impl Iterator<Item = String> {
+        self.refused.iter().map(|(namespace, _)| namespace.clone())
+    }
+
+    /// Those who wait and whose turn it is not.
+    pub fn later(&self, namespace: &str, limit: usize) -> Vec<String> {
+        let Some(Namespace::Known(queue)) = self.namespaces.get(namespace) else {
+            return Vec::new();
         };
-        refused.chain(waiting.into_iter().flatten()).cloned().collect()
+        let free = limit.saturating_sub(queue.holders.len());
+        queue.waiting.iter().skip(free).map(|(_, name)| name.clone()).collect()
     }
 
     /// Forgets those who are gone though nobody said so; `true` when there were any.
@@ -177,36 +193,67 @@ impl Ledger {
         let before = queue.holders.len() + queue.waiting.len();
         queue.holders.retain(|name| exists(name));
         queue.waiting.retain(|(_, name)| exists(name));
+        queue.created.retain(|name, _| exists(name));
         before != queue.holders.len() + queue.waiting.len()
     }
 }
 
 impl Queue {
+    /// Lets one wait; answers how many are before it.
+    fn enter(&mut self, name: &str, created: Timestamp) -> usize {
+        // One of this name that was created earlier may have gone unnoticed.
+        if self.created.get(name).is_some_and(|before| *before != created) {
+            self.leave(name);
+        }
+        self.place(name, created).unwrap_or_else(|place| {
+            self.waiting.insert(place, (created, name.to_owned()));
+            self.created.insert(name.to_owned(), created);
+            place
+        })
+    }
+
+    /// Answers whether it waited.
+    fn leave(&mut self, name: &str) -> bool {
+        let created = self.created.remove(name);
+        let place = created.and_then(|created| self.place(name, created).ok());
+        place.is_some_and(|place| self.waiting.remove(place).is_some())
+    }
+
+    fn place(&self, name: &str, created: Timestamp) -> Result<usize, usize> {
+        self.waiting
+            .binary_search_by(|(at, other)| at.cmp(&created).then_with(|| (**other).cmp(name)))
+    }
+
     fn change(&mut self, Change { name, created, place }: Change) -> bool {
         let held = self.holders.remove(&name);
-        // One of this name that was created earlier may have gone unnoticed.
-        let waited = self.waiting.iter().any(|(_, other)| *other == name);
-        if waited {
-            self.waiting.retain(|(_, other)| *other != name);
+        if place == Place::Waits {
+            self.enter(&name, created);
+            return held;
         }
-        match place {
-            Place::Holds => self.holders.insert(name),
-            Place::Waits => self.waiting.insert((created, name)),
-            Place::Refused | Place::None => false,
-        };
-        (held && place != Place::Holds) || (waited && place != Place::Waits)
+        let waited = self.leave(&name);
+        if place == Place::Holds {
+            self.holders.insert(name);
+            return waited;
+        }
+        held || waited
     }
 }
 
-/// What a waiting session is told.
+/// What a waiting session is told. How many places there are is told to those alone who are soon told anew.
 pub fn message(before: usize, limit: usize) -> String {
-    let place = if before < EXACT {
-        format!("it is number {} in the queue", before + 1)
+    let (places, place) = if before < EXACT {
+        (
+            format!("{limit} places"),
+            format!("it is number {} in the queue", before + 1),
+        )
     } else {
-        format!("about {} sessions are before it", rounded(before))
+        (
+            "places".to_owned(),
+            format!("about {} sessions are before it", rounded(before)),
+        )
     };
     format!(
-        "Waits for one of the {limit} places that the ProjectSettings give this namespace (maxConcurrentSessions): {place}."
+        "Waits for one of the {places} that the ProjectSettings give this namespace (maxConcurrentSessions): {place}."
     )
 }
 
@@ -264,7 +311,7 @@ mod tests {
             "those behind it are asked"
         );
         assert_eq!(ledger.ask(NS, "young", at(2), 1), Answer::Admitted);
-        assert_eq!(ledger.unsettled(NS), ["old"], "a change of the settings may concern it");
+        assert_eq!(ledger.refused(NS), ["old"], "a change of the settings may concern it");
     }
 
     #[test]
@@ -279,6 +326,18 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_whose_reader_is_gone_is_read_by_the_next_who_asks() {
+        let mut ledger = Ledger::default();
+        assert!(ledger.begin(NS));
+        ledger.give_up(NS);
+        assert_eq!(ledger.ask(NS, "a", at(1), 1), Answer::Unknown);
+        assert!(ledger.begin(NS));
+        ledger.load(NS, vec![change("b", 2, Place::Holds)]);
+        ledger.give_up(NS);
+        assert_eq!(ledger.ask(NS, "a", at(1), 1), Answer::Wait(0), "what is known stays so");
+    }
+
+    #[test]
     fn one_that_went_unseen_gives_its_place_back() {
         let mut ledger = ledger(vec![change("gone", 1, Place::Holds)]);
         assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Wait(0));
@@ -287,14 +346,56 @@ mod tests {
     }
 
     #[test]
+    fn when_there_are_more_places_those_come_first_whose_turn_it_is() {
+        let waits = |n: i64| change(&format!("s-{n}"), n, Place::Waits);
+        let ledger = ledger(vec![waits(3), waits(1), change("runs", 0, Place::Holds), waits(2)]);
+        assert_eq!(ledger.next(NS, 3), ["s-1", "s-2"]);
+        assert_eq!(ledger.later(NS, 3), ["s-3"]);
+        assert_eq!(ledger.later(NS, usize::MAX), [""; 0]);
+    }
+
+    #[test]
     fn far_behind_the_place_is_round() {
         assert!(message(0, 3).contains("3 places") && message(0, 3).contains("number 1 in the queue"));
         assert!(message(9, 3).contains("number 10 in the queue"));
         assert!(message(10, 3).contains("about 10 sessions"));
         assert!(message(14_999, 3).contains("about 10000 sessions"));
+        assert_eq!(
+            message(14_999, 3),
+            message(10_000, 700),
+            "not written anew when the places change"
+        );
     }
 
     proptest! {
+        #[test]
+        fn the_place_of_one_is_how_many_are_older(
+            loaded in prop::collection::hash_map(0_i64..9, 0_i64..5, 0..9),
+            steps in prop::collection::vec((0_i64..9, 0_i64..5, 0_u8..4), 0..60),
+        ) {
+            let name = |n: i64| format!("s-{n}");
+            let mut ledger = ledger(loaded.iter().map(|(n, at)| change(&name(*n), *at, Place::Waits)).collect());
+            let mut waiting: std::collections::BTreeMap<String, i64> = loaded.iter().map(|(n, at)| (name(*n), *at)).collect();
+            for (session, second, what) in steps {
+                let name = name(session);
+                match what {
+                    0 => { waiting.remove(&name); ledger.change(NS, change(&name, second, Place::None)); }
+                    1 => { waiting.remove(&name); ledger.stumble(NS, &name); }
+                    // It may be another of that name, created at another time.
+                    2 => { waiting.insert(name.clone(), second); ledger.change(NS, change(&name, second, Place::Waits)); }
+                    _ => {
+                        waiting.insert(name.clone(), second);
+                        let before = waiting.iter().filter(|(other, at)| (**at, &***other) < (second, &*name)).count();
+                        prop_assert_eq!(ledger.ask(NS, &name, at(second), 0), Answer::Wait(before));
+                    }
+                }
+                let mut expected: Vec<_> = waiting.iter().map(|(name, at)| (*at, name.clone())).collect();
+                expected.sort();
+                let expected: Vec<_> = expected.into_iter().map(|(_, name)| name).collect();
+                prop_assert_eq!(ledger.later(NS, 0), expected);
+            }
+        }
+
         #[test]
         fn never_more_hold_a_place_than_there_are(limit in 0_usize..4, steps in prop::collection::vec((0_i64..8, 0_u8..4), 0..60)) {
             let mut ledger = ledger(vec![]);

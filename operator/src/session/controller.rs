@@ -25,6 +25,7 @@ use crate::{
     backoff::jittered,
     context::{Context, watching},
     events::Note,
+    tasks,
 };
 
 /// A reconcile that takes longer is given up: the client's own retries may go on for minutes.
@@ -53,8 +54,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         })
         .reflect(writer)
         .applied_objects();
-    let trigger = stream::select(trigger, nudged(&context, reader.clone()));
-    let sweeping = tokio::spawn(sweep(context.clone(), reader.clone(), stop.clone()));
+    let trigger = stream::select(tasks::apart(trigger), nudged(&context, reader.clone()));
+    let sweeping = tasks::spawn(sweep(context.clone(), reader.clone(), stop.clone()));
     let ours = watching().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER));
     let memory = context.clone();
     let jobs = watcher(context.api::<Lean<Job>>(), ours)
@@ -72,8 +73,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         .flat_map(stream::iter);
     Controller::for_stream(trigger, reader)
         .with_config(Config::default().concurrency(context.settings.concurrency))
-        .reconcile_on(jobs)
-        .reconcile_on(pods)
+        .reconcile_on(tasks::apart(jobs))
+        .reconcile_on(tasks::apart(pods))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(reconcile, on_error, context)
         .for_each(|result| async move {
@@ -82,17 +83,12 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             }
         })
         .await;
-    sweeping.abort();
+    drop(sweeping);
 }
 
 /// Sessions whose turn it is, or that a change of their namespace's settings may concern.
 fn nudged(context: &Context, sessions: Store<Meta>) -> impl Stream<Item = Result<Meta, watcher::Error>> + use<> {
-    let nudges = stream::iter(context.gate.nudges()).flat_map(|nudges| {
-        stream::unfold(nudges, |mut nudges| async {
-            nudges.recv().await.map(|nudge| (nudge, nudges))
-        })
-    });
-    nudges.filter_map(move |nudge| {
+    context.gate.nudges().filter_map(move |nudge| {
         let found = sessions.get(&nudge);
         async move { found.map(|session| Ok((*session).clone())) }
     })
@@ -130,12 +126,14 @@ async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, 
         context.metrics.waited(waited);
     }
     let timer = context.metrics.reconcile_started();
-    let result = tokio::time::timeout(
-        LONGEST_RECONCILE,
-        Box::pin(super::reconcile(&context, &namespace, &name)),
-    )
-    .await
-    .unwrap_or(Err(Error::TimedOut));
+    let (looking, session_name) = (context.clone(), name.clone());
+    let session_namespace = namespace.clone();
+    // The answers that it waits for wake it alone, and not all watches with it.
+    let look =
+        tasks::joined(async move { Box::pin(super::reconcile(&looking, &session_namespace, &session_name)).await });
+    let result = tokio::time::timeout(LONGEST_RECONCILE, look)
+        .await
+        .unwrap_or(Err(Error::TimedOut));
     timer.finished(result.as_ref().map_or_else(Error::label, |_| "ok"));
     let settled = result?;
     context.backoff.forget(&namespace, &name);

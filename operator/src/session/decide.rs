@@ -120,6 +120,15 @@ impl Plan {
         !makes && delete.is_empty() && !delete_session && release.is_empty()
     }
 
+    /// To let go of pods is all that it does; status apart.
+    pub fn only_lets_go(&self) -> bool {
+        let rest = Self {
+            release: Vec::new(),
+            ..self.clone()
+        };
+        !self.release.is_empty() && rest.only_tells()
+    }
+
     /// To look again at that time at the latest.
     fn wake_in(&mut self, wait: SignedDuration) {
         self.wake = self.wake.into_iter().chain([wait]).min();

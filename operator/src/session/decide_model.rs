@@ -285,6 +285,13 @@ impl Model {
         }
     }
 
+    /// Lets go of a pod that may be gone by now.
+    pub(super) fn let_go(&mut self, uid: &str) {
+        if self.pods.iter().any(|pod| pod.uid == uid) {
+            self.release(uid);
+        }
+    }
+
     fn release(&mut self, uid: &str) {
         if let Some(pod) = self.drain_pods.iter_mut().find(|pod| pod.uid == uid) {
             let current = self.status.drain_job_name.is_some() && self.status.drains == Some(pod.attempt);

@@ -1,9 +1,13 @@
 //! Around the ledger of places: reads a namespace into it, and has those looked at whose turn it is.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use crds::{AgenticSession, Phase};
+use futures::{Stream, StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
@@ -17,7 +21,7 @@ use protocol::{
     names::{component, label},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     admission::{Answer, Change, EXACT, Ledger, Place, message},
@@ -25,33 +29,43 @@ use super::{
     observed::Observed,
     validate::{Invalid, Request},
 };
-use crate::context::Context;
+use crate::context::{Context, PAGE};
 
 type Meta = PartialObjectMeta<AgenticSession>;
 
-/// Objects of one answer when a namespace is read.
-const PAGE: u32 = 500;
-/// How soon a namespace that another reconcile reads is asked for again.
+/// How soon it is looked again for what others do.
 const POLL: Duration = Duration::from_millis(50);
+/// How soon a session comes again whose namespace another look reads. It takes none of the places of those who have something to do.
+pub const COME_AGAIN: SignedDuration = SignedDuration::from_secs(1);
 /// How often those at the head of the queue are told their place.
 const TELL: SignedDuration = SignedDuration::from_secs(15);
+/// Between two of those who only have something to be told.
+const PACE: Duration = Duration::from_millis(5);
+/// How long they wait at most for those whose turn it is.
+const GIVE_WAY: Duration = Duration::from_mins(1);
+
+/// Sessions to look at.
+type Nudges = mpsc::UnboundedReceiver<ObjectRef<Meta>>;
 
 /// The ledger, and the way to have sessions looked at.
 pub struct Gate {
     ledger: Mutex<Ledger>,
-    limits: Mutex<std::collections::HashMap<String, usize>>,
-    sender: mpsc::UnboundedSender<ObjectRef<Meta>>,
-    receiver: Mutex<Option<mpsc::UnboundedReceiver<ObjectRef<Meta>>>>,
+    limits: Mutex<HashMap<String, usize>>,
+    now: mpsc::UnboundedSender<ObjectRef<Meta>>,
+    later: mpsc::UnboundedSender<ObjectRef<Meta>>,
+    receivers: Mutex<Option<(Nudges, Nudges)>>,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (now, to_see) = mpsc::unbounded_channel();
+        let (later, to_see_later) = mpsc::unbounded_channel();
         Self {
             ledger: Mutex::default(),
             limits: Mutex::default(),
-            sender,
-            receiver: Mutex::new(Some(receiver)),
+            now,
+            later,
+            receivers: Mutex::new(Some((to_see, to_see_later))),
         }
     }
 }
@@ -63,14 +77,59 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gate {
     /// Sessions to look at; for the controller, once.
-    pub fn nudges(&self) -> Option<mpsc::UnboundedReceiver<ObjectRef<Meta>>> {
-        held(&self.receiver).take()
+    pub fn nudges(self: &Arc<Self>) -> impl Stream<Item = ObjectRef<Meta>> + use<> {
+        let received = held(&self.receivers).take();
+        let gate = self.clone();
+        stream::iter(received).flat_map(move |(now, later)| {
+            let gate = gate.clone();
+            let in_turn = received_by(later).then(move |session| {
+                let gate = gate.clone();
+                async move {
+                    gate.give_way(session.namespace.as_deref().unwrap_or_default()).await;
+                    session
+                }
+            });
+            stream::select(received_by(now), in_turn)
+        })
     }
 
-    /// The settings of a namespace are others now.
-    pub fn settings_changed(&self, namespace: &str) {
-        let unsettled = held(&self.ledger).unsettled(namespace);
-        self.nudge(namespace, unsettled);
+    /// Waits while there are some whose turn it is: what others have to be told is of less hurry than what these begin.
+    async fn give_way(&self, namespace: &str) {
+        let admits = || {
+            let limit = held(&self.limits).get(namespace).copied();
+            limit.is_some_and(|limit| !held(&self.ledger).next(namespace, limit).is_empty())
+        };
+        let since = Instant::now();
+        while admits() && since.elapsed() < GIVE_WAY {
+            tokio::time::sleep(POLL).await;
+        }
+        tokio::time::sleep(PACE).await;
+    }
+
+    /// The settings of a namespace are others now, and bound its sessions so: all are looked at whom that may concern, those first
+    /// whose turn it is.
+    pub fn settings_changed(&self, namespace: &str, limit: Option<u32>) {
+        let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        if let Some(known) = held(&self.limits).get_mut(namespace) {
+            *known = limit;
+        }
+        let ledger = held(&self.ledger);
+        let (refused, next, later) = (
+            ledger.refused(namespace),
+            ledger.next(namespace, limit),
+            ledger.later(namespace, limit),
+        );
+        drop(ledger);
+        nudge(&self.now, namespace, next);
+        nudge(&self.now, namespace, refused);
+        nudge(&self.later, namespace, later);
+    }
+
+    /// Namespaces in which some may wait for what the admin decides.
+    pub fn namespaces(&self) -> Vec<String> {
+        let mut namespaces: HashSet<_> = held(&self.limits).keys().cloned().collect();
+        namespaces.extend(held(&self.ledger).refusing());
+        namespaces.into_iter().collect()
     }
 
     /// A session is gone.
@@ -101,19 +160,26 @@ impl Gate {
         let limit = held(&self.limits).get(namespace).copied();
         if let Some(limit) = limit {
             let next = held(&self.ledger).next(namespace, limit);
-            self.nudge(namespace, next);
-        }
-    }
-
-    fn nudge(&self, namespace: &str, names: Vec<String>) {
-        for name in names {
-            // Nobody listens any more when the operator is stopping.
-            let _ = self.sender.send(ObjectRef::new(&name).within(namespace));
+            nudge(&self.now, namespace, next);
         }
     }
 }
 
-/// Lets a plan through that begins an attempt, if there is a place for it; else makes one that waits.
+fn nudge(sender: &mpsc::UnboundedSender<ObjectRef<Meta>>, namespace: &str, names: Vec<String>) {
+    for name in names {
+        // Nobody listens any more when the operator is stopping.
+        let _ = sender.send(ObjectRef::new(&name).within(namespace));
+    }
+}
+
+fn received_by(nudges: Nudges) -> impl Stream<Item = ObjectRef<Meta>> {
+    stream::unfold(nudges, |mut nudges| async {
+        nudges.recv().await.map(|nudge| (nudge, nudges))
+    })
+}
+
+/// Lets a plan through that begins an attempt, if there is a place for it; else makes one that waits. `None` while another reads
+/// the namespace.
 pub async fn pass(
     context: &Context,
     session: &AgenticSession,
@@ -122,13 +188,13 @@ pub async fn pass(
     request: &Result<Request, Invalid>,
     limit: Option<u32>,
     now: Timestamp,
-) -> kube::Result<Plan> {
+) -> kube::Result<Option<Plan>> {
     let (Some(attempt), Some(limit), Ok(request)) = (plan.create_job, limit, request) else {
-        return Ok(plan);
+        return Ok(Some(plan));
     };
     if attempt.held || request.queue.is_some() {
         // Somebody else admits it.
-        return Ok(plan);
+        return Ok(Some(plan));
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let gate = &context.gate;
@@ -137,23 +203,40 @@ pub async fn pass(
     loop {
         let answer = held(&gate.ledger).ask(&request.namespace, &request.name, created, limit);
         match answer {
-            Answer::Admitted => return Ok(plan),
+            Answer::Admitted => return Ok(Some(plan)),
             Answer::Wait(before) => {
                 let mut plan = queued(observed, &message(before, limit), now);
                 plan.wake = (before < EXACT).then_some(TELL);
-                return Ok(plan);
+                return Ok(Some(plan));
             }
             Answer::Unknown if held(&gate.ledger).begin(&request.namespace) => {
-                match read(&context.client, &request.namespace).await {
-                    Ok(found) => held(&gate.ledger).load(&request.namespace, found),
-                    Err(error) => {
-                        held(&gate.ledger).give_up(&request.namespace);
-                        return Err(error);
-                    }
-                }
+                let reading = Reading {
+                    ledger: &gate.ledger,
+                    namespace: &request.namespace,
+                };
+                let found = read(&context.client, &request.namespace).await?;
+                reading.done(found);
             }
-            Answer::Unknown => tokio::time::sleep(POLL).await,
+            Answer::Unknown => return Ok(None),
         }
+    }
+}
+
+/// A namespace that is being read. Should that fail, or be given up in the middle, the next who asks reads it.
+struct Reading<'a> {
+    ledger: &'a Mutex<Ledger>,
+    namespace: &'a str,
+}
+
+impl Reading<'_> {
+    fn done(self, found: Vec<Change>) {
+        held(self.ledger).load(self.namespace, found);
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        held(self.ledger).give_up(self.namespace);
     }
 }
 
@@ -256,7 +339,7 @@ async fn begun(client: &Client, namespace: &str, found: &mut [Change]) -> kube::
         component::ATTEMPT
     );
     let mut next = ListParams::default().labels(&attempts).limit(PAGE);
-    let mut live = std::collections::HashSet::new();
+    let mut live = HashSet::new();
     loop {
         let page = jobs.list(&next).await?;
         for job in &page.items {
@@ -285,4 +368,69 @@ async fn begun(client: &Client, namespace: &str, found: &mut [Change]) -> kube::
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_namespace_whose_reader_was_given_up_in_the_middle_is_read_by_the_next() {
+        let ledger = Mutex::new(Ledger::default());
+        assert!(held(&ledger).begin("poets"));
+        let mut reading = Box::pin(async {
+            let _reading = Reading {
+                ledger: &ledger,
+                namespace: "poets",
+            };
+            std::future::pending::<()>().await;
+        });
+        assert_eq!(reading.as_mut().now_or_never(), None);
+        assert!(!held(&ledger).begin("poets"), "one reads");
+        drop(reading);
+        assert!(held(&ledger).begin("poets"));
+        let reading = Reading {
+            ledger: &ledger,
+            namespace: "poets",
+        };
+        reading.done(Vec::new());
+        assert!(!held(&ledger).begin("poets"), "it is known");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_bound_is_raised_those_come_first_whose_turn_it_is() {
+        let gate = Arc::new(Gate::default());
+        held(&gate.limits).insert("poets".to_owned(), 0);
+        held(&gate.ledger).begin("poets");
+        let waits = |n: i64| Change {
+            name: format!("s{n}"),
+            created: Timestamp::from_second(n).unwrap(),
+            place: Place::Waits,
+        };
+        held(&gate.ledger).load("poets", (0..5).map(waits));
+        let mut nudges = Box::pin(gate.nudges());
+        gate.settings_changed("poets", Some(2));
+        let mut first = Vec::new();
+        for _ in 0..2 {
+            first.push(nudges.next().await.unwrap().name);
+        }
+        first.sort();
+        assert_eq!(first, ["s0", "s1"]);
+        // These two have not begun yet.
+        assert!(nudges.next().now_or_never().is_none());
+        for n in 0..2 {
+            let created = Timestamp::from_second(n).unwrap();
+            let answer = held(&gate.ledger).ask("poets", &format!("s{n}"), created, 2);
+            assert_eq!(answer, Answer::Admitted);
+        }
+        for n in 2..5 {
+            assert_eq!(
+                nudges.next().await.unwrap().name,
+                format!("s{n}"),
+                "then they are told their places"
+            );
+        }
+    }
 }

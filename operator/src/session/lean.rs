@@ -13,11 +13,27 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 use kube::Resource;
-use protocol::names::annotation;
+use protocol::names::{REPORT_FINALIZER, annotation, label};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+use super::compact;
 
 /// Annotations that decisions rest on. Others may hold the whole object once more.
 const ANNOTATIONS: [&str; 3] = [annotation::START_REQUESTED_AT, annotation::RESOLVED, annotation::LIMITS];
+
+/// Characters of why a session cannot be read.
+const LONGEST_ERROR: usize = 512;
+/// Labels that are looked at.
+const LABELS: [&str; 7] = [
+    label::SESSION,
+    label::SESSION_UID,
+    label::ATTEMPT,
+    label::COMPONENT,
+    label::MANAGED_BY,
+    label::KUEUE_QUEUE,
+    label::KUEUE_PRIORITY,
+];
 
 /// A kind of which a part is read.
 pub trait Part: Sized {
@@ -85,8 +101,18 @@ pub struct Head {
 
 impl From<Head> for ObjectMeta {
     fn from(mut head: Head) -> Self {
+        // Whoever makes a session may put a quarter of a megabyte here.
         if let Some(annotations) = &mut head.annotations {
             annotations.retain(|name, _| ANNOTATIONS.contains(&&**name));
+        }
+        if let Some(labels) = &mut head.labels {
+            labels.retain(|name, _| LABELS.contains(&&**name));
+        }
+        if let Some(finalizers) = &mut head.finalizers {
+            finalizers.retain(|finalizer| finalizer == REPORT_FINALIZER);
+        }
+        if let Some(owners) = &mut head.owner_references {
+            owners.retain(|owner| owner.controller == Some(true));
         }
         Self {
             name: head.name,
@@ -186,33 +212,36 @@ impl Part for Pod {
 pub struct Session {
     /// Its metadata.
     pub metadata: ObjectMeta,
-    /// The whole, or why it cannot be read.
+    /// What of it decisions rest on, or why it cannot be read.
     pub content: Result<Box<AgenticSession>, String>,
 }
 
+/// Spec and status are read apart, so that a session whose own cannot be read has a name still.
 #[derive(Deserialize)]
 struct SessionWire {
     metadata: Head,
-    #[serde(default)]
-    spec: serde_json::Value,
-    #[serde(default)]
-    status: serde_json::Value,
+    spec: Option<Box<RawValue>>,
+    status: Option<Box<RawValue>>,
+}
+
+fn parse<T: DeserializeOwned>(text: Option<&RawValue>) -> serde_json::Result<T> {
+    serde_json::from_str(text.map_or("null", RawValue::get))
 }
 
 impl<'de> Deserialize<'de> for Session {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let wire = SessionWire::deserialize(deserializer)?;
         let metadata = ObjectMeta::from(wire.metadata);
-        let content = serde_json::from_value(wire.spec)
-            .and_then(|spec| Ok((spec, serde_json::from_value(wire.status)?)))
+        let content = parse(wire.spec.as_deref())
+            .and_then(|spec| Ok((spec, parse(wire.status.as_deref())?)))
             .map(|(spec, status)| {
                 Box::new(AgenticSession {
                     metadata: metadata.clone(),
-                    spec,
+                    spec: compact::spec(spec),
                     status,
                 })
             })
-            .map_err(|error| error.to_string());
+            .map_err(|error| error.to_string().chars().take(LONGEST_ERROR).collect());
         Ok(Self { metadata, content })
     }
 }

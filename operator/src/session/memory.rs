@@ -98,13 +98,13 @@ struct Children {
     pods: HashMap<String, KeptPod>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct KeptJob {
     owner: Option<String>,
     job: OurJob,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct KeptPod {
     session_uid: String,
     what: JobFor,
@@ -291,6 +291,17 @@ impl Memory {
             own.remove(&key);
         } else {
             own.insert(key, wrote);
+        }
+    }
+
+    /// We let go of a pod. Should older news of it be told yet, it is let go once more, which does nothing.
+    pub fn released(&self, namespace: &str, name: &str, pod_uid: &str) {
+        let mut inner = self.locked();
+        let children = inner.children.get_mut(&(namespace.to_owned(), name.to_owned()));
+        for pod in children.into_iter().flat_map(|children| children.pods.values_mut()) {
+            if pod.pod.uid == pod_uid {
+                pod.pod.held = false;
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod admission;
 mod allow;
 mod apply;
 mod build;
+mod compact;
 mod conditions;
 pub mod controller;
 mod deadline;
@@ -62,6 +63,13 @@ pub enum Settled {
         /// When to look again though nothing changes.
         wake: Option<SignedDuration>,
     },
+}
+
+impl Settled {
+    /// Nothing could be decided yet.
+    const COME_AGAIN: Self = Self::Live {
+        wake: Some(gate::COME_AGAIN),
+    };
 }
 
 /// A step that failed.
@@ -151,8 +159,6 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
 /// What is asked for, and what follows from it and what was observed.
 struct Decided {
     request: Result<Request, Invalid>,
-    /// Sessions that may run at once in the namespace.
-    limit: Option<u32>,
     plan: Plan,
 }
 
@@ -165,13 +171,14 @@ enum Basis {
     Live,
 }
 
+/// `None` when nothing can be decided before another look has read who else of the namespace runs.
 async fn decide(
     context: &Context,
     session: &AgenticSession,
     observed: &Observed,
     basis: Basis,
     now: Timestamp,
-) -> Result<Decided, Error> {
+) -> Result<Option<Decided>, Error> {
     let namespace = session.namespace().unwrap_or_default();
     let judge = |settings: Result<Arc<ProjectSettingsSpec>, String>| {
         let settings = settings.map_err(Invalid::Settings);
@@ -192,7 +199,7 @@ async fn decide(
     let plan = gate::pass(context, session, plan, observed, &request, limit, now)
         .await
         .map_err(Error::Gate)?;
-    Ok(Decided { request, limit, plan })
+    Ok(plan.map(|plan| Decided { request, plan }))
 }
 
 /// Decides, and does it.
@@ -202,7 +209,9 @@ async fn carry_out(
     observed: &Observed,
     now: Timestamp,
 ) -> Result<Settled, Error> {
-    let Decided { request, plan, .. } = decide(context, session, observed, Basis::Live, now).await?;
+    let Some(Decided { request, plan }) = decide(context, session, observed, Basis::Live, now).await? else {
+        return Ok(Settled::COME_AGAIN);
+    };
     let settings = &context.settings.pod;
     let mut made = Vec::new();
     let applied = async {

@@ -12,7 +12,7 @@ use protocol::{
 };
 
 /// A pod of a session.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
 pub struct PodSeen {
     /// Name.
@@ -165,13 +165,15 @@ impl PodSeen {
     ///
     /// A runner that did not say why is judged by its pod's circumstances, which are complete when the pod is over.
     pub fn is_judgeable(&self) -> bool {
-        let said = match &self.runner {
-            RunnerSeen::Ended {
-                report: Some(report), ..
-            } => report.outcome.reason().is_some(),
-            RunnerSeen::Ended { report: None, .. } | RunnerSeen::Running { .. } | RunnerSeen::Waiting => false,
-        };
-        said || self.is_over()
+        self.last_word().is_some() || self.is_over()
+    }
+
+    /// The report in which its runner, which has ended, says why. Nothing changes that any more.
+    pub fn last_word(&self) -> Option<&Report> {
+        match &self.runner {
+            RunnerSeen::Ended { report, .. } => report.as_deref().filter(|report| report.outcome.reason().is_some()),
+            RunnerSeen::Running { .. } | RunnerSeen::Waiting => None,
+        }
     }
 }
 

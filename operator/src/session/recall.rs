@@ -1,16 +1,23 @@
-//! What may be done on what the watches have told, which may be behind: to rest, and to tell of progress, which the API server
-//! refuses when the session is another by now. Whatever makes, takes away or ends is decided once more on live reads.
+//! What may be done on what the watches have told, which may be behind.
+//!
+//! To rest; to tell of progress, which the API server refuses when the session is another by now; to tell of the end that a pod's
+//! report tells of, since a container that has ended says the same for ever; and to let go of pods whose report is recorded, since
+//! what is recorded stays so. Whatever else makes, takes away or ends is decided once more on live reads.
 
 use crds::{AgenticSession, AgenticSessionStatus, Phase};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
+
+use protocol::Reason;
 
 use super::{
     Basis, Decided, Error, Found, Settled, apply, build, carry_out, decide,
     decide::Plan,
     gate,
     memory::Known,
-    observe, observed, record,
+    observe, observed,
+    observed::{Observed, PodSeen},
+    record,
     validate::{Claim, Request},
 };
 use crate::context::Context;
@@ -24,7 +31,11 @@ pub(super) enum Step {
     Tell,
     /// Something should have come further by now. Why, and whether that is over, stands in Events alone, which are not remembered.
     Ask,
-    /// A session that nobody has done anything about gets what it needs.
+    /// The status is written: it tells of the end that the attempt's own report tells of.
+    Conclude,
+    /// Pods are let go whose report is recorded.
+    Release,
+    /// A session of which no attempt was made so far gets what it needs.
     Begin,
     /// It is decided on live reads.
     ReadLive,
@@ -32,25 +43,54 @@ pub(super) enum Step {
 
 /// What a plan rests on besides what was observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not exclude each other")]
 pub(super) struct Ground {
     /// A status must not be built on what is remembered.
     pub cut: bool,
-    /// Nobody has done anything about the session, and it has no children.
+    /// No attempt of the session was made so far, and it has no children.
     pub untouched: bool,
     /// Something of it should have come further by now.
     pub silent: bool,
+    /// The pod that status names has ended and left a report that says why.
+    pub reported: bool,
+    /// All that is let go are pods of attempts.
+    pub of_attempts: bool,
+}
+
+impl Ground {
+    /// `childless` of a session that has neither Jobs nor pods, `newborn` of one that nobody has done anything about.
+    fn of(observed: &Observed, plan: &Plan, (cut, newborn, childless): (bool, bool, bool), now: Timestamp) -> Self {
+        let status = &observed.session.status;
+        let waits = status.attempt.is_none() && status.reason.as_deref() == Some(Reason::Queued.as_str());
+        let its_own = |pod: &&PodSeen| Some(pod.attempt) == status.attempt && Some(&pod.uid) == status.pod_uid.as_ref();
+        // Repositories are not remembered.
+        let said = |pod: &PodSeen| {
+            let report = pod.last_word().filter(|report| report.attempt == pod.attempt);
+            report.is_some_and(|report| report.repos.is_empty())
+        };
+        let of_attempts = |uid: &String| observed.pods.iter().any(|pod| pod.uid == *uid);
+        Self {
+            cut,
+            untouched: childless && (newborn || waits),
+            silent: observe::is_silent(observed, now),
+            reported: observed.pods.iter().find(its_own).is_some_and(said),
+            of_attempts: plan.release.iter().all(|(_, uid)| of_attempts(uid)),
+        }
+    }
 }
 
 /// Decides what is done about a plan.
 pub(super) fn step(before: &AgenticSessionStatus, plan: &Plan, ground: Ground) -> Step {
+    let same = *before == plan.status;
     if !plan.only_tells() {
-        return if ground.untouched && plan.create_job.is_some() {
-            Step::Begin
-        } else {
-            Step::ReadLive
+        return match plan.create_job {
+            Some(_) if ground.untouched => Step::Begin,
+            None if same && ground.of_attempts && plan.only_lets_go() => Step::Release,
+            _ => Step::ReadLive,
         };
     }
-    let same = *before == plan.status;
+    let concludes =
+        before.phase == Phase::Running && before.attempt == plan.status.attempt && plan.status.phase.is_terminal();
     let progress = match before.phase {
         Phase::Pending => plan.status.phase == Phase::Pending,
         Phase::Creating => matches!(plan.status.phase, Phase::Creating | Phase::Running),
@@ -60,6 +100,7 @@ pub(super) fn step(before: &AgenticSessionStatus, plan: &Plan, ground: Ground) -
         (true, _) | (_, true) if ground.silent => Step::Ask,
         (true, _) => Step::Rest,
         (false, true) if !ground.cut => Step::Tell,
+        (false, _) if concludes && ground.reported && !ground.cut => Step::Conclude,
         (false, _) => Step::ReadLive,
     }
 }
@@ -73,40 +114,47 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
         jobs,
         pods,
     } = known;
+    let session = &session;
+    let known = (cut, newborn, jobs.is_empty() && pods.is_empty());
+    let observed = observe::remembered(session, jobs, pods, observed::Policy::of(&context.settings));
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
-    let alone = jobs.is_empty() && pods.is_empty();
-    let observed = observe::remembered(&session, jobs, pods, observed::Policy::of(&context.settings));
-    let Decided { request, limit, plan } = decide(context, &session, &observed, Basis::Remembered, now).await?;
-    let ground = Ground {
-        cut,
-        // Who waits for a place has no claim yet.
-        untouched: newborn && alone && limit.is_none(),
-        silent: observe::is_silent(&observed, now),
+    let Some(Decided { request, plan }) = decide(context, session, &observed, Basis::Remembered, now).await? else {
+        return Ok(Some(Settled::COME_AGAIN));
     };
+    let ground = Ground::of(&observed, &plan, known, now);
     if !ground.silent {
         context.memory.answered(&namespace, &name);
     }
     match step(&observed.session.status, &plan, ground) {
         Step::Ask if context.memory.ask(&namespace, &name) => return Ok(None),
         Step::Rest | Step::Ask => {}
-        Step::Tell => match record(context, &session, &plan, Vec::new()).await {
+        Step::Tell | Step::Conclude => match record(context, session, &plan, Vec::new()).await {
             // The session is another by now, and the watch has not told yet.
             Err(error) if error.is_race() => return Ok(None),
             result => result?,
         },
+        Step::Release => {
+            for (pod, uid) in &plan.release {
+                apply::release(&context.client, &namespace, pod, uid).await?;
+                context.memory.released(&namespace, &name, uid);
+            }
+        }
         Step::Begin => {
             return match request {
-                Ok(request) => begin(context, &session, &request, now).await,
+                Ok(request) => begin(context, session, &request, now).await,
                 Err(_) => Ok(None),
             };
         }
         Step::ReadLive => return Ok(None),
     }
-    gate::settle(context, &session, &plan, &request);
+    gate::settle(context, session, &plan, &request);
     Ok(Some(Settled::Live { wake: plan.wake }))
 }
 
-/// Begins a session that was seen to be made and has nothing yet: its claim, if it has one, is made while it is read once more.
+/// Begins a session that has nothing yet: its claim, if it has one, is made while it is read once more.
+///
+/// A predecessor may have made claim and Job and not lived to record them, too late for our first lists. Then the claim, or at the
+/// latest the Job, is there under its name, and all is read.
 async fn begin(
     context: &Context,
     remembered: &AgenticSession,
@@ -137,7 +185,11 @@ async fn begin(
         return Ok(None);
     }
     let observed = observe::newborn(&session, observed::Policy::of(&context.settings));
-    carry_out(context, &session, &observed, now).await.map(Some)
+    match carry_out(context, &session, &observed, now).await {
+        // There is a Job of that name. Whose, and what follows, is found out by a whole look.
+        Err(Error::Apply(error)) if error.is_race() => Ok(None),
+        settled => settled.map(Some),
+    }
 }
 
 #[cfg(test)]
@@ -155,6 +207,8 @@ mod tests {
         cut: false,
         untouched: false,
         silent: false,
+        reported: false,
+        of_attempts: true,
     };
 
     /// The session as it once was, its children as they were at another time: watches are behind, each as it pleases.
@@ -184,7 +238,11 @@ mod tests {
                 let seen = behind(&history, session, children);
                 let plan = decide(&seen, &model.request, model.now);
                 let before = &seen.session.status;
-                match step(before, &plan, GROUND) {
+                let ground = Ground {
+                    silent: false,
+                    ..Ground::of(&seen, &plan, (false, false, false), model.now)
+                };
+                match step(before, &plan, ground) {
                     Step::Tell => {
                         prop_assert!(plan.only_tells() && !plan.status.phase.is_terminal());
                         prop_assert_eq!(before.attempt, plan.status.attempt);
@@ -192,6 +250,25 @@ mod tests {
                         if *before == model.status {
                             model.status = plan.status;
                             history = vec![model.observed()];
+                        }
+                    }
+                    Step::Conclude => {
+                        prop_assert!(plan.only_tells() && before.phase == Phase::Running);
+                        if *before == model.status {
+                            // What live reads would say of the same pod, though its Job is another by now.
+                            let live = decide(&model.observed(), &model.request, model.now).status;
+                            if model.pods.iter().any(|pod| Some(&pod.uid) == before.pod_uid.as_ref()) {
+                                prop_assert_eq!((live.phase, &live.reason), (plan.status.phase, &plan.status.reason));
+                            }
+                            model.status = plan.status;
+                            history = vec![model.observed()];
+                        }
+                    }
+                    Step::Release => {
+                        prop_assert_eq!(before, &plan.status);
+                        for (_, uid) in &plan.release {
+                            // The model refuses to let go of what is not recorded.
+                            model.let_go(uid);
                         }
                     }
                     Step::Rest => prop_assert_eq!(before, &plan.status),
@@ -239,6 +316,49 @@ mod tests {
         );
         let silent = Ground { silent: true, ..GROUND };
         assert_eq!(told(Phase::Creating, Phase::Creating, silent), Step::Ask);
+    }
+
+    #[test]
+    fn of_ends_only_that_is_told_from_memory_of_which_the_attempts_own_report_tells() {
+        let reported = Ground {
+            reported: true,
+            ..GROUND
+        };
+        assert_eq!(told(Phase::Running, Phase::Failed, reported), Step::Conclude);
+        assert_eq!(told(Phase::Running, Phase::Failed, GROUND), Step::ReadLive);
+        let cut = Ground { cut: true, ..reported };
+        assert_eq!(
+            told(Phase::Running, Phase::Failed, cut),
+            Step::ReadLive,
+            "an earlier run's result would be lost"
+        );
+        for (before, after) in [
+            (Phase::Running, Phase::Pending),
+            (Phase::Running, Phase::Stopping),
+            (Phase::Stopping, Phase::Stopped),
+            (Phase::Pending, Phase::Failed),
+        ] {
+            assert_eq!(told(before, after, reported), Step::ReadLive, "{before} {after}");
+        }
+    }
+
+    #[test]
+    fn pods_of_attempts_alone_are_let_go_on_memory_and_only_when_that_is_all() {
+        let mut plan = decide(&Model::new().observed(), &Model::new().request, Timestamp::UNIX_EPOCH);
+        (plan.create_claim, plan.create_job) = (false, None);
+        plan.release = vec![("poem-job-x".into(), "p1".into())];
+        let status = plan.status.clone();
+        assert_eq!(step(&status, &plan, GROUND), Step::Release);
+        let of_drains = Ground {
+            of_attempts: false,
+            ..GROUND
+        };
+        assert_eq!(step(&status, &plan, of_drains), Step::ReadLive);
+        let mut tells_too = plan.clone();
+        tells_too.status.message = Some("news".into());
+        assert_eq!(step(&status, &tells_too, GROUND), Step::ReadLive);
+        plan.create_claim = true;
+        assert_eq!(step(&status, &plan, GROUND), Step::ReadLive);
     }
 
     #[test]

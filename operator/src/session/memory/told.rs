@@ -19,9 +19,6 @@ use crate::{
     },
 };
 
-/// In the place of texts that are not remembered.
-const CUT: &str = "-";
-
 impl Memory {
     /// Remembers a session; answers the same event about its bare name.
     pub fn session_event(&self, event: Event<lean::Session>) -> Event<Meta> {
@@ -62,14 +59,17 @@ impl Memory {
         self.child_event(Kind::Jobs, event, |children, job, there| {
             let name = job.name_any();
             if !there {
-                children.jobs.remove(&name);
-                return;
+                return children.jobs.remove(&name).is_some();
             }
             let kept = KeptJob {
                 owner: controller(&job.metadata).map(str::to_owned),
                 job: OurJob::from(job),
             };
-            children.jobs.insert(name, kept);
+            let new = children.jobs.get(&name) != Some(&kept);
+            if new {
+                children.jobs.insert(name, kept);
+            }
+            new
         })
     }
 
@@ -79,20 +79,25 @@ impl Memory {
             let session = pod.labels().get(label::SESSION).cloned().unwrap_or_default();
             let session_uid = pod.labels().get(label::SESSION_UID).cloned().unwrap_or_default();
             match pod_of(pod, &session).filter(|_| there) {
-                None => drop(children.pods.remove(&pod.name_any())),
+                None => children.pods.remove(&pod.name_any()).is_some(),
                 Some((what, pod)) => {
                     let kept = KeptPod { session_uid, what, pod };
-                    children.pods.insert(kept.pod.name.clone(), kept);
+                    let new = children.pods.get(&kept.pod.name) != Some(&kept);
+                    if new {
+                        children.pods.insert(kept.pod.name.clone(), kept);
+                    }
+                    new
                 }
             }
         })
     }
 
+    /// Most of what a Job or pod goes through is nothing that decisions rest on: it concerns nobody.
     fn child_event<K: Resource>(
         &self,
         kind: Kind,
         event: Event<Lean<K>>,
-        keep: impl Fn(&mut Children, &K, bool),
+        keep: impl Fn(&mut Children, &K, bool) -> bool,
     ) -> Vec<ObjectRef<Meta>> {
         let mut inner = self.locked();
         let (object, there) = match event {
@@ -127,14 +132,16 @@ impl Memory {
         let name = meta.name.clone().unwrap_or_default();
         let key = (namespace, session);
         let children = inner.children.entry(key.clone()).or_default();
-        keep(children, &object, there);
+        let new = keep(children, &object, there);
         if children.jobs.is_empty() && children.pods.is_empty() {
             inner.children.remove(&key);
         }
-        if matches!(kind, Kind::Jobs) {
-            inner.job_shown(&key, &name, controller(meta));
+        let shown = matches!(kind, Kind::Jobs) && inner.job_shown(&key, &name, controller(meta));
+        if new || shown {
+            inner.trigger(key).into_iter().collect()
+        } else {
+            Vec::new()
         }
-        inner.trigger(key).into_iter().collect()
     }
 }
 
@@ -173,14 +180,18 @@ impl Inner {
         }
     }
 
-    /// The watch shows a Job: of a namesake's of that name nothing follows.
-    fn job_shown(&mut self, key: &Key, name: &str, owner: Option<&str>) {
-        if let Some(own) = self.own.get_mut(key).filter(|own| owner == Some(&own.uid)) {
-            own.jobs.retain(|job| job != name);
-            if own.is_shown() {
-                self.own.remove(key);
-            }
+    /// The watch shows a Job: of a namesake's of that name nothing follows. Answers whether it was waited for.
+    fn job_shown(&mut self, key: &Key, name: &str, owner: Option<&str>) -> bool {
+        let Some(own) = self.own.get_mut(key).filter(|own| owner == Some(&own.uid)) else {
+            return false;
+        };
+        let before = own.jobs.len();
+        own.jobs.retain(|job| job != name);
+        let waited_for = own.jobs.len() < before;
+        if own.is_shown() {
+            self.own.remove(key);
         }
+        waited_for
     }
 
     fn see_session(&mut self, session: lean::Session, live: bool) -> Meta {
@@ -289,14 +300,8 @@ fn bare(meta: &kube::core::ObjectMeta) -> Meta {
     }
 }
 
-/// A session without the texts that are long and decide nothing.
+/// What is kept of a session.
 fn compact(mut session: Box<AgenticSession>) -> Box<[u8]> {
-    for text in [&mut session.spec.prompt, &mut session.spec.initial_prompt]
-        .into_iter()
-        .flatten()
-    {
-        CUT.clone_into(text);
-    }
     if let Some(status) = &mut session.status {
         status.result = None;
     }
