@@ -153,6 +153,7 @@ impl Drain {
         let keeper = guard.keep();
         let mut history = History::default();
         let spool = Spool::open(&config.state.join("spool"), |record| history.observe(record))?;
+        spool.write_while(keeper.holding());
         let (last, ended) = spool.last_attempt();
         if last > config.attempt {
             return Err(StateError::Superseded { attempt: last }.into());

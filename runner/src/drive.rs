@@ -193,6 +193,8 @@ impl Attempt {
             .ok()
             .map(Arc::new);
         let mut journal = open_journal(config)?;
+        let keeper = guard.keep();
+        journal.spool().write_while(keeper.holding());
         let uplink = config.gateway.as_ref().map(|gateway| {
             let hello = hello(config, &journal);
             let spool = journal.spool();
@@ -233,7 +235,7 @@ impl Attempt {
             control,
             status,
             journal,
-            keeper: guard.keep(),
+            keeper,
             report,
             last_word: Arc::clone(&config.last_word),
             uplink,

@@ -9,8 +9,8 @@ mod segment;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use protocol::record::{EndBody, GapBody};
@@ -18,6 +18,8 @@ use protocol::{Kind, Outcome, Record};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+
+use crate::workspace::state::Holding;
 
 pub use reader::{Reader, Stored};
 use segment::Scan;
@@ -55,6 +57,9 @@ pub enum SpoolError {
     /// The writer is gone.
     #[error("failed to write to the spool: it was closed")]
     Closed,
+    /// Somebody else may be writing.
+    #[error("failed to write to the spool: the session's lease is lost, and another runner may be at work")]
+    NotOurs,
 }
 
 impl SpoolError {
@@ -73,6 +78,7 @@ impl SpoolError {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Outcome::DiskFull,
                 _ => Outcome::VolumeUnavailable,
             },
+            Self::NotOurs => Outcome::VolumeUnavailable,
             Self::Encode { .. } | Self::Closed => Outcome::RunnerError,
         }
     }
@@ -140,6 +146,7 @@ pub struct Spool {
     progress: watch::Receiver<Progress>,
     /// The record for the reserve is with the writer, which meets the full disk once more or ends.
     last_handed: bool,
+    holding: Arc<OnceLock<Holding>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -163,7 +170,8 @@ impl Spool {
         });
         segment::keep_reserve(dir);
         let (entries, queue) = std_mpsc::channel();
-        let writer = writer::Writer::new(dir.to_owned(), id.clone(), segment, progress_tx);
+        let holding = Arc::default();
+        let writer = writer::Writer::new(dir.to_owned(), id.clone(), segment, progress_tx, Arc::clone(&holding));
         let thread = std::thread::Builder::new()
             .name("spool".to_owned())
             .spawn(move || writer.run(&queue))
@@ -177,6 +185,7 @@ impl Spool {
             entries,
             progress,
             last_handed: false,
+            holding,
             thread: Some(thread),
         };
         for (from, to) in missing {
@@ -189,6 +198,12 @@ impl Spool {
             spool.append(attempt, 0, Kind::Gap, raw(Kind::Gap, &body)?)?;
         }
         Ok(spool)
+    }
+
+    /// Has nothing more written once the session's lease is lost, which a runner that stood still learns late.
+    pub fn write_while(&self, held: Holding) {
+        // There is one lease for the life of a spool.
+        let _ = self.holding.set(held);
     }
 
     /// Random id of the spool.

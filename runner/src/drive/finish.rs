@@ -62,8 +62,8 @@ impl Attempt {
             // A shim whose runner is gone goes, and takes everything with it.
             self.agent = None;
         }
-        if end.outcome == Outcome::Superseded {
-            // The records are another runner's now.
+        if end.outcome == Outcome::Superseded || !self.keeper.holding().is_held() {
+            // The records are another runner's now, or may be.
             return end.outcome;
         }
         match timeout(CLOSED, self.close()).await {

@@ -295,3 +295,26 @@ proptest! {
         prop_assert_eq!(again.len(), seen.len() + 1);
     }
 }
+
+#[test]
+fn who_has_lost_the_lease_writes_nothing_more_and_cuts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = runtime();
+    let (holding, lose) = Holding::to_be_lost();
+    let mut spool = Spool::open(dir.path(), |_| ()).unwrap();
+    spool.write_while(holding);
+    let first = spool.append(1, 1, Kind::Cli, body(1)).unwrap();
+    runtime.block_on(spool.durable(first.seq)).unwrap();
+    lose();
+    let size = |dir: &Path| -> u64 {
+        let files = fs::read_dir(dir).unwrap().flatten();
+        files.map(|file| file.metadata().unwrap().len()).sum()
+    };
+    let before = size(dir.path());
+    let late = spool.append(1, 1, Kind::Cli, body(2)).unwrap();
+    let refused = runtime.block_on(spool.durable(late.seq)).unwrap_err();
+    assert!(matches!(refused, SpoolError::NotOurs), "{refused}");
+    drop(spool);
+    assert_eq!(size(dir.path()), before);
+    assert_eq!(reopened(dir.path()).1.len(), 1);
+}

@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
 use super::{Progress, SpoolError, segment};
+use crate::workspace::state::Holding;
 
 /// A segment is closed when it has grown beyond this.
 const SEGMENT_BYTES: u64 = 8 << 20;
@@ -33,10 +35,18 @@ pub(super) struct Writer {
     progress: watch::Sender<Progress>,
     /// The disk was full: nothing but the last entry is written any more.
     full: bool,
+    /// The lease under which it writes, where there is one.
+    holding: Arc<OnceLock<Holding>>,
 }
 
 impl Writer {
-    pub fn new(dir: PathBuf, id: String, segment: Option<(PathBuf, u64)>, progress: watch::Sender<Progress>) -> Self {
+    pub fn new(
+        dir: PathBuf,
+        id: String,
+        segment: Option<(PathBuf, u64)>,
+        progress: watch::Sender<Progress>,
+        holding: Arc<OnceLock<Holding>>,
+    ) -> Self {
         let next_seq = progress.borrow().durable + 1;
         Self {
             dir,
@@ -46,6 +56,7 @@ impl Writer {
             next_seq,
             progress,
             full: false,
+            holding,
         }
     }
 
@@ -62,6 +73,12 @@ impl Writer {
             }
             let (batch, next) = collect(first, queue);
             carried = next;
+            if self.holding.get().is_some_and(|holding| !holding.is_held()) {
+                // Nothing is cut either: what stands there may be another's by now.
+                self.progress
+                    .send_modify(|progress| progress.failed = Some(SpoolError::NotOurs));
+                return;
+            }
             if let Err(error) = self.write(&batch) {
                 self.cut();
                 let again = !self.full && error.outcome() == protocol::Outcome::DiskFull;

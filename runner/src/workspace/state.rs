@@ -31,6 +31,9 @@ struct Lease {
     renewed_at: Timestamp,
     /// The owner ended and left nothing running.
     released: bool,
+    /// The owner is not at work yet: the one before it may still be, and learns here that it must not.
+    #[serde(default)]
+    waits: bool,
 }
 
 /// Why the session's folder cannot be worked in.
@@ -117,13 +120,21 @@ impl Guard {
             kernel: kernel(),
             renewed_at: Timestamp::now(),
             released: false,
+            waits: false,
         };
-        if let Some(found) = read(&path)? {
+        let mut guard = Self {
+            lease,
+            path,
+            _lock: lock,
+        };
+        if let Some(found) = read(&guard.path)? {
             if found.attempt > attempt {
                 return Err(StateError::Superseded { attempt: found.attempt });
             }
-            let wait = fence(&found, &lease);
+            let wait = fence(&found, &guard.lease);
             if !wait.is_zero() {
+                guard.lease.waits = true;
+                guard.write()?;
                 tracing::warn!(
                     seconds = wait.as_secs(),
                     attempt = found.attempt,
@@ -133,15 +144,11 @@ impl Guard {
                 sleep(wait).await;
             }
         }
-        let mut guard = Self {
-            lease,
-            path,
-            _lock: lock,
-        };
         // Somebody may have come while we waited.
         if let Some(found) = read(&guard.path)?.filter(|found| found.attempt > attempt) {
             return Err(StateError::Superseded { attempt: found.attempt });
         }
+        guard.lease.waits = false;
         guard.lease.renewed_at = Timestamp::now();
         guard.write()?;
         Ok(guard)
@@ -231,7 +238,33 @@ async fn renew(guard: Arc<Mutex<Option<Guard>>>, held: watch::Sender<Held>, chec
     }
 }
 
+/// Knows whether the lease is held, for whoever writes.
+#[derive(Clone)]
+pub struct Holding(watch::Receiver<Held>);
+
+impl Holding {
+    /// One that is lost when the function is called.
+    #[cfg(test)]
+    pub fn to_be_lost() -> (Self, impl FnOnce()) {
+        let (sender, holding) = watch::channel(Held::Since(Instant::now()));
+        let lose = move || {
+            sender.send_replace(Held::By(2));
+        };
+        (Self(holding), lose)
+    }
+
+    /// Whether nobody else may be at work yet.
+    pub fn is_held(&self) -> bool {
+        matches!(*self.0.borrow(), Held::Since(renewed) if renewed.elapsed() < EXPIRE)
+    }
+}
+
 impl Keeper {
+    /// Knows whether the lease is held.
+    pub fn holding(&self) -> Holding {
+        Holding(self.lost.clone())
+    }
+
     /// Waits until the lease is lost. May be dropped while it waits.
     pub async fn lost(&mut self) -> StateError {
         loop {
@@ -273,7 +306,8 @@ impl Keeper {
 fn fence(found: &Lease, next: &Lease) -> Duration {
     // Under the same kernel the lock would not be ours if the owner lived. One that cannot be told is no other's.
     let same = !found.kernel.is_empty() && found.kernel == next.kernel;
-    if found.released || same {
+    // Who died while it waited has not seen the end of the one before it.
+    if found.released || (same && !found.waits) {
         return Duration::ZERO;
     }
     let since = next.renewed_at.duration_since(found.renewed_at);
@@ -346,6 +380,7 @@ mod tests {
             kernel: kernel.into(),
             renewed_at: Timestamp::from_second(second).unwrap(),
             released,
+            waits: false,
         }
     }
 
@@ -359,6 +394,8 @@ mod tests {
     #[case::a_clock_ahead(lease("other", 500, false), 45)]
     #[case::a_clock_behind(lease("other", 100 - 300, false), 45)]
     #[case::a_kernel_that_cannot_be_told(lease("", 100, false), 45)]
+    #[case::same_node_that_waited_itself(Lease { waits: true, ..lease("ours", 60, false) }, 45)]
+    #[case::it_waited_and_ended(Lease { waits: true, ..lease("ours", 60, true) }, 0)]
     fn a_runner_waits_for_one_that_may_still_be_at_work(#[case] found: Lease, #[case] seconds: u64) {
         assert_eq!(fence(&found, &lease("ours", 100, false)), Duration::from_secs(seconds));
     }
@@ -426,6 +463,44 @@ mod tests {
         keeper.check();
         assert!(matches!(keeper.lost().await, StateError::Superseded { attempt: 1 }));
         assert!(begun.elapsed() < RENEW);
+    }
+
+    /// Not only after the wait: it would be at work with its successor until its next renewal.
+    #[tokio::test(start_paused = true)]
+    async fn a_runner_on_another_node_learns_of_the_next_one_while_that_one_still_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = Lease {
+            renewed_at: Timestamp::now(),
+            ..lease("other", 0, false)
+        };
+        replace(&dir.path().join("lease"), &serde_json::to_vec(&elsewhere).unwrap()).unwrap();
+        let mut owner = Guard {
+            lease: elsewhere,
+            path: dir.path().join("lease"),
+            _lock: File::create(dir.path().join("lock of the other node")).unwrap(),
+        };
+        let begun = Instant::now();
+        let next = Guard::take(dir.path(), 2, "pod-b");
+        let (next, told) = tokio::join!(next, async {
+            sleep(RENEW).await;
+            owner.renew()
+        });
+        assert!(matches!(told, Err(StateError::Superseded { attempt: 2 })), "{told:?}");
+        assert!(begun.elapsed() >= FENCE && !next.unwrap().lease.waits);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_writes_knows_when_the_lease_is_lost() {
+        let (held, lost) = watch::channel(Held::Since(Instant::now()));
+        let holding = Holding(lost);
+        tokio::time::advance(EXPIRE.saturating_sub(Duration::from_secs(1))).await;
+        assert!(holding.is_held());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(!holding.is_held());
+        held.send_replace(Held::Since(Instant::now()));
+        assert!(holding.is_held());
+        held.send_replace(Held::By(2));
+        assert!(!holding.is_held());
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use protocol::{Kind, Outcome, RecordHead};
 use runner::config::{Config, Gateway};
 use serde_json::value::RawValue;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -40,12 +41,18 @@ pub async fn gateway(asking: Asking) -> (Gateway, Shared) {
     let shared = Arc::new(Mutex::new(asking));
     let state = Arc::clone(&shared);
     tokio::spawn(async move {
+        let mut serving: Option<JoinHandle<()>> = None;
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            // A runner may die before it has said what it wants.
-            if let Ok(socket) = tokio_tungstenite::accept_async(stream).await {
-                serve(socket, &state).await;
-            }
+            // Whoever comes last is listened to, as by the real one.
+            serving.iter().for_each(JoinHandle::abort);
+            let state = Arc::clone(&state);
+            serving = Some(tokio::spawn(async move {
+                // A runner may die before it has said what it wants.
+                if let Ok(socket) = tokio_tungstenite::accept_async(stream).await {
+                    serve(socket, &state).await;
+                }
+            }));
         }
     });
     (Gateway { url, token_file: None }, shared)

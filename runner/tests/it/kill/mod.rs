@@ -5,6 +5,7 @@
 //! are chosen by a seed that is printed; the next attempt of every other one is killed, too.
 
 mod conversation;
+mod fence;
 mod one_shot;
 mod stopped;
 
@@ -201,6 +202,11 @@ impl World {
     }
 
     fn start(&self, attempt: u32, variable: Option<(&str, &str)>) -> (Child, Child) {
+        self.start_by(&[], attempt, variable)
+    }
+
+    /// The same below a program, which gets the runner as its last arguments.
+    fn start_by(&self, program: &[&str], attempt: u32, variable: Option<(&str, &str)>) -> (Child, Child) {
         let driven = Driven {
             state: self.session.state(),
             workspace: self.session.workspace(),
@@ -216,7 +222,10 @@ impl World {
             attempt,
         };
         let container = agent_container(&self.session);
-        let runner = Command::new(std::env::current_exe().unwrap())
+        let this = std::env::current_exe().unwrap();
+        let words: Vec<&str> = program.iter().copied().chain([this.to_str().unwrap()]).collect();
+        let runner = Command::new(words[0])
+            .args(&words[1..])
             .args(["--exact", one_shot::IN_A_PROCESS, "--nocapture"])
             .env(DRIVEN, serde_json::to_string(&driven).unwrap())
             .env_remove(VARIABLE)

@@ -7,7 +7,7 @@ use tokio::process::Child;
 use tokio::time::Duration;
 
 use super::{PATIENCE, World, chosen, passed};
-use crate::common::{bash, script, text};
+use crate::common::{Ended, bash, script, text};
 
 #[tokio::test]
 async fn told_to_stop_a_session_goes_on_the_same_wherever_its_runner_was_killed_meanwhile() {
@@ -32,7 +32,7 @@ async fn told_to_stop_a_session_goes_on_the_same_wherever_its_runner_was_killed_
 }
 
 impl World {
-    async fn stopped() -> Self {
+    pub(super) async fn stopped() -> Self {
         // The interrupt itself counts as an answer for the mock.
         let steps = [
             bash("touch began; [ -e go ] || sleep 100"),
@@ -62,6 +62,11 @@ impl World {
 
     async fn goes_on(&self, point: &str, attempt: u32) {
         let last = self.attempt(attempt, None).await;
+        self.assert_gone_on(point, &last);
+    }
+
+    /// The turn that was cut was gone on with, once.
+    pub(super) fn assert_gone_on(&self, point: &str, last: &Ended) {
         assert_eq!(last.code, Some(0), "{point}: {}{}", last.stdout, last.stderr);
         self.assert_ended(point, Outcome::Succeeded);
         assert_eq!(self.session.report().result, "On.", "{point}");
