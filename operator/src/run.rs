@@ -80,11 +80,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     let probes = CancellationToken::new();
     background.spawn(preflight::watch_crds(client, tell));
     let serving = server::serve(listener, context.clone(), waiting_for.clone(), probes.clone());
-    background.spawn(async {
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "failed to serve metrics and probes");
-        }
-    });
+    background.spawn(serving);
 
     let ready = async { waiting_for.wait_for(Option::is_none).await.is_ok() };
     let result = if until(&stop, ready).await == Some(true) {

@@ -140,7 +140,14 @@ async fn stop_operator(client: &Client, args: &Args, deadline: Instant) -> Resul
 }
 
 async fn delete_unfinished_jobs(client: &Client, scope: Option<&str>) -> Result<(), Error> {
-    for job in list(&api::<Job>(client, scope), &ours(), "Jobs of sessions").await? {
+    // Others may call themselves managed by us; nobody else names a session by its UID.
+    let ours = ListParams::default().labels(&format!(
+        "{}={},{}",
+        label::MANAGED_BY,
+        label::MANAGER,
+        label::SESSION_UID
+    ));
+    for job in list(&api::<Job>(client, scope), &ours, "Jobs of sessions").await? {
         if is_finished(&job) || job.metadata.deletion_timestamp.is_some() {
             continue;
         }
@@ -176,7 +183,9 @@ async fn free_pods(client: &Client, args: &Args, deadline: Instant) -> Result<()
     loop {
         let late = Instant::now() >= deadline;
         let mut waiting = 0_usize;
-        for pod in list(&api::<Pod>(client, args.scope()), &ours(), "pods of sessions").await? {
+        // Not by a label, which somebody may have taken off: the finalizer is what holds a pod.
+        let pods = list(&api::<Pod>(client, args.scope()), &ListParams::default(), "pods").await?;
+        for pod in pods.into_iter().filter(|pod| finalizers_without_ours(pod).is_some()) {
             let over = is_over(&pod);
             if !over && late {
                 let (namespace, pod) = (pod.namespace().unwrap_or_default(), pod.name_any());
@@ -269,19 +278,26 @@ where
     }
 }
 
-fn ours() -> ListParams {
-    ListParams::default().labels(&format!("{}={}", label::MANAGED_BY, label::MANAGER))
-}
+/// Objects a page. A session's pod may have some hundred KiB.
+const PAGE: u32 = 100;
 
 async fn list<K>(api: &Api<K>, parameters: &ListParams, what: &'static str) -> Result<Vec<K>, Error>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    Ok(api
-        .list(parameters)
-        .await
-        .map_err(|source| Error::List { what, source })?
-        .items)
+    let mut parameters = parameters.clone().limit(PAGE);
+    let mut items = Vec::new();
+    loop {
+        let page = api
+            .list(&parameters)
+            .await
+            .map_err(|source| Error::List { what, source })?;
+        items.extend(page.items);
+        parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+        if parameters.continue_token.is_none() {
+            return Ok(items);
+        }
+    }
 }
 
 /// A pod that has ended, or was deleted before a node took it and so never starts.
@@ -339,7 +355,8 @@ mod tests {
     }
 
     impl Cluster {
-        fn answer(&mut self, method: &Method, path: &str, body: &[u8]) -> (StatusCode, Value) {
+        fn answer(&mut self, method: &Method, uri: &http::Uri, body: &[u8]) -> (StatusCode, Value) {
+            let (path, query) = (uri.path(), uri.query().unwrap_or_default());
             self.asked.push(format!("{method} {path}"));
             if method == Method::PATCH {
                 self.patches
@@ -356,6 +373,10 @@ mod tests {
             match path {
                 "/api/v1/namespaces/agents/pods" | "/apis/networking.k8s.io/v1/networkpolicies" => {
                     (StatusCode::OK, list_of(&[]))
+                }
+                // Somebody else's Job of that label stands in no list of those that name a session.
+                "/apis/batch/v1/jobs" if !query.contains("session-uid") => {
+                    (StatusCode::OK, list_of(&[job("payroll", &json!([]))]))
                 }
                 "/apis/batch/v1/jobs" => (
                     StatusCode::OK,
@@ -406,7 +427,7 @@ mod tests {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = body.collect_bytes().await?;
-                let (status, answer) = cluster.lock().unwrap().answer(&parts.method, parts.uri.path(), &body);
+                let (status, answer) = cluster.lock().unwrap().answer(&parts.method, &parts.uri, &body);
                 let answer = Body::from(serde_json::to_vec(&answer).unwrap());
                 Ok::<_, kube::Error>(Response::builder().status(status).body(answer).unwrap())
             }
