@@ -376,6 +376,18 @@ fn every_value_acts() {
 }
 
 #[test]
+fn a_pod_annotation_of_the_charts_own_may_be_replaced() {
+    for part in ["operator", "gateway"] {
+        let value = format!(r#"{part}.podAnnotations={{"kubectl.kubernetes.io/default-container":"other"}}"#);
+        let text = serde_json::to_string(&rendered(&[&value])).unwrap();
+        assert!(
+            text.contains(r#""kubectl.kubernetes.io/default-container":"other""#),
+            "{part}"
+        );
+    }
+}
+
+#[test]
 fn a_value_that_does_not_exist_or_cannot_work_is_refused() {
     for (value, complaint) in [
         ("gatway.enabled=false", "gatway"),
@@ -384,6 +396,8 @@ fn a_value_that_does_not_exist_or_cannot_work_is_refused() {
         (r#"image.pullPolicy="Sometimes""#, "pullPolicy"),
         (r#"watchNamespace="a,b""#, "watchNamespace"),
         (r#"gateway.persistence.size="big""#, "size"),
+        ("gateway.persistence.size=0", "size"),
+        (r#"operator.resources.limits={"memory":"."}"#, "memory"),
         (r#"networkPolicy.blocked=["10.0.0.1"]"#, "blocked"),
         ("gateway.replicas=2", "Set gateway.database.secretName to a Secret"),
     ] {

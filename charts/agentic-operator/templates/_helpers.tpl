@@ -46,7 +46,7 @@ capabilities:
 {{/* Where a pod may run: the component's values. */}}
 {{- define "agentic.placement" -}}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .nodeSelector }}
 nodeSelector:
@@ -109,7 +109,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
   valueFrom:
     secretKeyRef:
       name: {{ .database.secretName }}
-      key: {{ .database.secretKey }}
+      key: {{ .database.secretKey | quote }}
 {{- if .database.caKey }}
 - name: GATEWAY_DATABASE_CA
   value: /etc/agentic/database/ca.pem
