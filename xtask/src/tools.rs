@@ -430,7 +430,7 @@ mod tests {
             "two hold the lock"
         );
         drop(first);
-        let second = second.recv_timeout(Duration::from_secs(60)).unwrap();
+        let second = second.recv_timeout(Duration::from_mins(1)).unwrap();
         waiting.join().unwrap();
         assert!(path.exists(), "the second's lock has no file");
         drop(second);
