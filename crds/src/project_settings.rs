@@ -102,7 +102,7 @@ pub struct ProjectSettingsSpec {
     #[schemars(length(max = 64))]
     pub allowed_tolerations: Vec<Toleration>,
 
-    /// Beginnings of image names that sessions may use. A beginning ends where a part of the name ends.
+    /// Beginnings of image names that sessions may use. A beginning ends where a part of the name ends; with a tag it allows that tag only.
     /// Example: `["registry.example.com/team/"]`
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

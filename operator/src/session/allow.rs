@@ -120,11 +120,26 @@ fn image(asked: &PodOptions, default: &PodOptions, settings: &ProjectSettingsSpe
 /// Whether `prefix` is a beginning of `image` that ends where a part of the name ends: `registry.example` allows
 /// `registry.example/a` and neither `registry.example.org/a` nor, since another port is another server, `registry.example:1/a`.
 fn begins(image: &str, prefix: &str) -> bool {
+    if image.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return false;
+    }
     let Some(rest) = image.strip_prefix(prefix) else {
         return false;
     };
-    let ends: &[char] = if prefix.contains('/') { &['/', ':', '@'] } else { &['/'] };
-    rest.is_empty() || prefix.ends_with(['/', ':', '@']) || rest.starts_with(ends)
+    let is_one_part = !rest.contains('/');
+    let (first, last) = (prefix.split('/').next(), prefix.rsplit('/').next().unwrap_or_default());
+    // As in image names: what has no dot before the first slash is a name at the default registry.
+    let is_server = first == Some(last) && (last.contains('.') || last == "localhost");
+    match rest.chars().next() {
+        None => true,
+        _ if prefix.ends_with('/') => true,
+        _ if prefix.ends_with([':', '@']) => is_one_part,
+        // A digest counts more than the tag before it.
+        _ if last.contains([':', '@']) && !is_server => false,
+        Some('/') => true,
+        Some(':' | '@') => is_one_part && !is_server,
+        Some(_) => false,
+    }
 }
 
 fn tolerations(asked: &PodOptions, default: &PodOptions, settings: &ProjectSettingsSpec) -> Result<(), Invalid> {
@@ -223,5 +238,41 @@ fn too_much(field: &str, asked: &str, ceiling: &str) -> Invalid {
         field: field.to_owned(),
         asked: asked.to_owned(),
         ceiling: ceiling.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("registry.example", "registry.example/a:1", true)]
+    #[case("registry.example", "registry.example.org/a", false)]
+    #[case("registry.example", "registry.example:1/a", false)]
+    #[case("registry.example:5000", "registry.example:5000/a", true)]
+    #[case("registry.example/team/", "registry.example/team/a/b@sha256:1", true)]
+    #[case("registry.example/team/", "registry.example/team/../evil:1", false)]
+    #[case("registry.example/team/a", "registry.example/team/a:1@sha256:1", true)]
+    #[case("registry.example/team/a", "registry.example/team/ab", false)]
+    #[case("registry.example/app:1", "registry.example/app:1", true)]
+    #[case("registry.example/app:1", "registry.example/app:1@sha256:1", false)]
+    #[case("registry.example/app:1", "registry.example/app:12", false)]
+    #[case("registry.example/app:", "registry.example/app:12", true)]
+    #[case("ubuntu", "ubuntu:24.04", true)]
+    #[case("ubuntu", "ubuntu:5000/evil/x", false)]
+    #[case("ubuntu:", "ubuntu:24.04", true)]
+    #[case("ubuntu:", "ubuntu:5000/evil/x", false)]
+    #[case("node:20", "node:20", true)]
+    #[case("node:20", "node:20/evil", false)]
+    #[case("localhost", "localhost/a", true)]
+    #[case("localhost", "localhost:5000/a", false)]
+    fn a_prefix_allows_what_is_of_that_server_and_name(
+        #[case] prefix: &str,
+        #[case] image: &str,
+        #[case] expected: bool,
+    ) {
+        assert_eq!(begins(image, prefix), expected);
     }
 }
