@@ -69,6 +69,9 @@ pub(crate) struct Args {
     /// Connections at most; more wait.
     #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub(crate) max_connections: usize,
+    /// Requests a minute of each caller with a Kubernetes token; `0`: no bound.
+    #[arg(long, env = "GATEWAY_RATE_PER_MINUTE", default_value_t = 6000)]
+    pub(crate) rate_per_minute: u32,
     /// What the log keeps.
     #[command(flatten)]
     pub(crate) retention: Retention,

@@ -145,7 +145,8 @@ struct Connection {
 }
 
 async fn admit(gateway: &Gateway, target: &Target, token: Option<&str>, peer: &mut Peer) -> Result<Connection, End> {
-    let pod = runner::pod(&gateway.client, token).await?;
+    let named = gateway.watched.view(target).and_then(|view| view.pod);
+    let pod = runner::pod(&gateway.client, token, named.as_deref()).await?;
     // Told before the hello, so that a pod whose time has not come need not wait for its own silence.
     runner::session(&gateway.sessions, target, &pod).await?;
     let hello = tokio::select! {
@@ -192,8 +193,11 @@ fn check(hello: &Hello, target: &Target, pod: &str) -> Result<(), End> {
     if hello.pod_uid != pod {
         return wrong("podUid is not the pod of the token");
     }
-    if hello.spool.is_empty() || hello.spool.len() > 128 {
-        return wrong("spool must have 1 to 128 bytes");
+    if !(1..=128).contains(&hello.spool.len()) || !hello.spool.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return wrong("spool must have 1 to 128 printable characters");
+    }
+    if !hello.uid.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return wrong("uid is not that of a session");
     }
     Ok(())
 }
@@ -329,7 +333,9 @@ impl Connection {
             answers: orders::answers(&records),
             records: records.clone(),
         };
-        let Appended::Stored(receipt) = gateway.log.append(batch).await? else {
+        let appended = gateway.log.append(batch).await;
+        gateway.metrics.log_is_full(gateway.log.is_full());
+        let Appended::Stored(receipt) = appended? else {
             return Err(End::Superseded);
         };
         gateway.metrics.stored(&receipt, length, begun.elapsed());

@@ -23,6 +23,7 @@ pub mod server;
 pub mod sessions;
 pub mod store;
 pub mod tls;
+pub mod waiting;
 pub mod watch;
 
 use std::{sync::Arc, time::Duration};
@@ -38,7 +39,7 @@ use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::{api_key::Keys, kubernetes::Reviews},
+    auth::{api_key::Keys, kubernetes::Reviews, rate::Rates},
     compat::{Compat, Settings},
     live::Live,
     metrics::Metrics,
@@ -86,6 +87,8 @@ pub struct Gateway {
     pub reviews: Reviews,
     /// Callers without a Kubernetes identity.
     pub keys: Keys,
+    /// How often callers with one may ask.
+    pub rates: Rates,
     /// The APIs of other systems.
     pub compat: Compat,
     /// The event log.
@@ -128,6 +131,7 @@ impl Gateway {
             sessions: Sessions::new(client.clone()),
             reviews: Reviews::new(client.clone()),
             keys: Keys::default(),
+            rates: Rates::default(),
             client,
             cluster: api::health::Cluster::default(),
             watched: Watched::default(),

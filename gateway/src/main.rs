@@ -2,12 +2,13 @@
 
 mod args;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use gateway::{
     Gateway, compat::keeper, log_format::Flat, metrics, origin::Origins, retention, server, store, tls::Certificate,
+    waiting,
 };
 use kube::Client;
 use tokio::{
@@ -47,11 +48,18 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .await
         .context("failed to find the cluster: run in a pod or set KUBECONFIG")?;
     let api = listen(args.listen()).await?;
-    let log = store::open(args.location(api.local_addr()?)?).await?;
+    let mut stop = pin!(stop_asked()?);
+    let log = tokio::select! {
+        log = waiting::open(args.location(api.local_addr()?)?, &api) => log?,
+        () = stop.as_mut() => return Ok(()),
+    };
     let shutdown = CancellationToken::new();
     let settings = args.compat.settings()?;
     let gateway = Gateway::serving(client, log, shutdown.clone(), settings);
     gateway.use_key(args.compat.key());
+    if args.rate_per_minute > 0 {
+        gateway.rates.limit(args.rate_per_minute);
+    }
     let metrics_listener = listen(args.metrics_address).await?;
     tracing::info!(address = %api.local_addr()?, metrics = %metrics_listener.local_addr()?, "listening");
 
@@ -111,7 +119,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         tasks.clone(),
     ));
 
-    stop_asked().await?;
+    stop.await;
     tracing::info!("stopping");
     shutdown.cancel();
     tasks.close();
@@ -149,12 +157,13 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("failed to listen on {address}"))
 }
 
-async fn stop_asked() -> anyhow::Result<()> {
+fn stop_asked() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

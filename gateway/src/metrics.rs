@@ -48,6 +48,7 @@ pub struct Metrics {
     streams: Gauge,
     log_bytes: Gauge,
     log_sessions: Gauge,
+    log_full: Gauge,
     removed: Counter,
     removed_bytes: Counter,
     requests: Family<RequestLabels, Counter>,
@@ -158,6 +159,7 @@ impl Default for Metrics {
             streams: Gauge::default(),
             log_bytes: Gauge::default(),
             log_sessions: Gauge::default(),
+            log_full: Gauge::default(),
             removed: Counter::default(),
             removed_bytes: Counter::default(),
             requests: Family::default(),
@@ -191,6 +193,11 @@ impl Metrics {
         registry.register("streams", "Clients that follow a session", self.streams.clone());
         registry.register("log_bytes", "Bytes that the event log takes", self.log_bytes.clone());
         registry.register("log_sessions", "Sessions in the event log", self.log_sessions.clone());
+        registry.register(
+            "log_full",
+            "1 while the event log has no room for another record",
+            self.log_full.clone(),
+        );
         registry.register("removed_records", "Records removed to make room", self.removed.clone());
         registry.register(
             "removed_bytes",
@@ -218,6 +225,11 @@ impl Metrics {
         }
         self.record_bytes.inc_by(bytes as u64);
         self.append_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Whether the log has room.
+    pub fn log_is_full(&self, full: bool) {
+        self.log_full.set(i64::from(full));
     }
 
     /// What the log takes.

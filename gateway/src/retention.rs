@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
-use kube::api::ListParams;
-use tokio::time::{MissedTickBehavior, interval};
+use http::{Request, header::DATE};
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822::DateTimeParser};
+use kube::{api::ListParams, client::Body};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::{
     Gateway,
@@ -20,8 +21,12 @@ use crate::{
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(15);
+/// How long the API server may take to say what time it is.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is asked which sessions are still there.
 const PRESENCE_EVERY: u32 = 40;
+/// How far this clock and the API server's may be apart for records to be removed because of their age.
+const CLOCKS_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 /// Sessions asked for at once.
 const PAGE: u32 = 500;
 
@@ -38,6 +43,21 @@ pub struct Limits {
     pub namespace: Option<u64>,
     /// Bytes of all.
     pub total: Option<u64>,
+}
+
+impl Limits {
+    fn need_a_clock(&self) -> bool {
+        self.age.is_some() || self.deleted.is_some()
+    }
+
+    /// Those that no clock can change.
+    fn of_size(self) -> Self {
+        Self {
+            age: None,
+            deleted: None,
+            ..self
+        }
+    }
 }
 
 /// What is to be removed.
@@ -125,14 +145,48 @@ pub async fn run(gateway: &Gateway, limits: Limits) {
         if !gateway.log.removes() {
             continue;
         }
+        let now = Timestamp::now();
+        let mut limits = limits;
+        if limits.need_a_clock()
+            && let Err(why) = clock_is_right(gateway, now).await
+        {
+            tracing::warn!(
+                why,
+                "no records are removed because of their age: this clock may be wrong"
+            );
+            limits = limits.of_size();
+        }
         let ask = limits.deleted.is_some() && round.is_multiple_of(PRESENCE_EVERY);
         if ask && let Err(error) = note_present(gateway).await {
             tracing::warn!(%error, "retention cannot tell which sessions are deleted");
         }
-        if let Err(error) = once(gateway, &limits, Timestamp::now().as_second()).await {
+        if let Err(error) = once(gateway, &limits, now.as_second()).await {
             tracing::error!(%error, "retention failed");
         }
     }
+}
+
+/// Whether the API server's clock says the same. What a clock that jumped makes old would be gone for good.
+async fn clock_is_right(gateway: &Gateway, now: Timestamp) -> Result<(), String> {
+    let request = Request::get("/version")
+        .body(Body::empty())
+        .map_err(|error| error.to_string())?;
+    let answer = timeout(ANSWERS_WITHIN, gateway.client.send(request)).await;
+    let answer = answer
+        .map_err(|_| "the API server does not answer".to_owned())?
+        .map_err(|error| format!("the API server cannot be asked: {error}"))?;
+    let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok());
+    agrees(date.unwrap_or_default(), now)
+}
+
+fn agrees(date: &str, now: Timestamp) -> Result<(), String> {
+    let there = DateTimeParser::new()
+        .parse_timestamp(date)
+        .map_err(|_| "the API server does not say what time it is".to_owned())?;
+    if now.duration_since(there).abs() > CLOCKS_WITHIN {
+        return Err(format!("it is {there} at the API server, and {now} here"));
+    }
+    Ok(())
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +201,7 @@ enum Error {
 pub async fn once(gateway: &Gateway, limits: &Limits, now: i64) -> Result<(), StoreError> {
     let kept = gateway.log.kept().await?;
     gateway.metrics.kept(kept.disk, kept.sessions.len());
+    gateway.metrics.log_is_full(gateway.log.is_full());
     for removal in excess(&kept, limits, now) {
         let (mut records, mut bytes) = (0, 0);
         loop {
@@ -210,6 +265,21 @@ mod tests {
 
     fn trim(uid: &str, bytes: u64) -> Removal {
         Removal::Trim(uid.to_owned(), bytes)
+    }
+
+    #[test]
+    fn a_clock_that_the_api_server_does_not_share_is_not_believed() {
+        let date = "Fri, 02 Jan 2026 03:04:05 GMT";
+        let at = |text: &str| text.parse().unwrap();
+        assert_eq!(agrees(date, at("2026-01-02T03:13:00Z")), Ok(()));
+        assert_eq!(agrees(date, at("2026-01-02T02:55:00Z")), Ok(()));
+        let why = agrees(date, at("2036-01-02T03:04:05Z")).unwrap_err();
+        assert_eq!(
+            why,
+            "it is 2026-01-02T03:04:05Z at the API server, and 2036-01-02T03:04:05Z here"
+        );
+        assert!(agrees(date, at("2025-12-31T03:04:05Z")).is_err());
+        assert!(agrees("", at("2026-01-02T03:04:05Z")).is_err(), "nobody knows");
     }
 
     #[test]

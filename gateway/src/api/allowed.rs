@@ -14,7 +14,7 @@ use crate::{
     Gateway,
     auth::{
         Credential,
-        kubernetes::{Caller, Refusal, Verb},
+        kubernetes::{Caller, Verb},
     },
     body::Sender,
     sessions::{Target, is_namespace},
@@ -142,9 +142,7 @@ async fn allowed(
         )));
     }
     let caller = gateway.authenticate(&credential).await?;
-    if let Some(key) = &caller.key {
-        key.count().map_err(Refusal::TooOften)?;
-    }
+    gateway.count(&caller)?;
     gateway.authorize(&caller, verb, namespace, name).await?;
     parts.extensions.insert(Sender(caller.identity.user.clone()));
     Ok((caller, credential))

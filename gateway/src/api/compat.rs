@@ -1,6 +1,6 @@
 //! What the APIs of other systems share: who calls, in which namespace, and the form of their errors.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, net::IpAddr, sync::Arc};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Request},
@@ -9,7 +9,7 @@ use axum::{
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONTENT_TYPE, ORIGIN, UPGRADE},
+    header::{CONTENT_TYPE, HOST, ORIGIN, UPGRADE},
     request::Parts,
 };
 use schemars::JsonSchema;
@@ -129,21 +129,40 @@ impl<R: Right, E: From<ApiError> + IntoResponse + Send> FromRequestParts<Arc<Gat
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, E> {
         let who = who(gateway, &parts.headers).await?;
+        if who.credential.is_none() && !is_own_name(gateway, &parts.headers) {
+            return Err(E::from(ApiError::forbidden(
+                "this host name is not known here, and a page could have made its visitor's browser take it for us: use an address, or whoever runs the gateway allows the name with --allow-host",
+            )));
+        }
         if who.credential.is_none() && is_forged(&parts.headers) {
             return Err(E::from(ApiError::forbidden(
                 "web pages may send this with the header `Content-Type: application/json` only, which their browser asks leave for",
             )));
         }
-        if let Some(key) = &who.caller.key {
-            key.count()
-                .map_err(|seconds| E::from(Refusal::TooOften(seconds).into()))?;
-        }
+        gateway.count(&who.caller).map_err(|refusal| E::from(refusal.into()))?;
         may(gateway, &who, R::VERB).await?;
         Ok(Self {
             who,
             _right: PhantomData,
         })
     }
+}
+
+/// Whether the `Host` of a request is one that only we can have: a page can have its own name lead here (DNS rebinding), and
+/// then it is of our origin for its visitor's browser. Names of one word, of the cluster and of this machine cannot be bought.
+fn is_own_name(gateway: &Gateway, headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(HOST) else { return true };
+    let Ok(host) = host.to_str() else { return false };
+    let name = match host.strip_prefix('[') {
+        Some(address) => address.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let ours = [".localhost", ".svc", ".svc.cluster.local"];
+    name.parse::<IpAddr>().is_ok()
+        || !name.contains('.')
+        || ours.iter().any(|ours| name.ends_with(ours))
+        || gateway.compat.settings.hosts.contains(&name)
 }
 
 /// Whether a web page of another origin may have made a browser send it: such requests carry `Origin`, and browsers ask no

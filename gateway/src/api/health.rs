@@ -31,7 +31,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(700);
 /// That the gateway works.
 #[derive(Serialize, JsonSchema)]
 pub struct Health {
-    /// Always `healthy`.
+    /// `healthy`, or `full` while the event log has no room: then streams go on, and runners keep what happens until it has.
     status: &'static str,
     /// Version of the gateway.
     version: &'static str,
@@ -136,7 +136,7 @@ async fn health(
     gateway.log.state("").await?;
     let tasks = gateway.compat.settings.tasks;
     Ok(Json(Health {
-        status: "healthy",
+        status: if gateway.log.is_full() { "full" } else { "healthy" },
         version: env!("CARGO_PKG_VERSION"),
         cluster: gateway.cluster.state(&gateway.client).await,
         active_sessions: tasks.then(|| active::active(&gateway, None).len()),

@@ -111,6 +111,10 @@ pub fn routes(api: Api) -> Api {
         .says("What is stored so far: of a session that runs, the transcript ends where it now is.")
         .query::<Form>()
         .answers_with(200, "The transcript", &["application/x-ndjson", "text/plain"])
+        .looks(
+            "application/x-ndjson",
+            json!("{\"seq\":1,\"attempt\":1,\"turn\":1,\"ts\":\"2026-01-02T03:04:05Z\",\"kind\":\"user\",\"body\":{\"command\":\"prompt\",\"text\":\"Fix the tests.\"}}\n"),
+        )
         .refuses(&[400]);
     api.route(
         "/api/projects/{project}/agentic-sessions/{session}/transcript",

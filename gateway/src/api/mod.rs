@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use axum::{Extension, Router, http::header::CONTENT_TYPE, response::IntoResponse};
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use allowed::{Create, Delete, Get, List, OfProject, OfSession, Right, Update};
 pub use claude_code::is_query;
@@ -46,7 +46,11 @@ fn described(settings: &Settings) -> Api {
     }
     let document = openapi::get("getOpenapi", "This document", document)
         .open()
-        .answers_with(200, "An OpenAPI 3.1 document", &["application/json"]);
+        .answers_with(200, "An OpenAPI 3.1 document", &["application/json"])
+        .looks(
+            "application/json",
+            json!({"openapi": "3.1.0", "info": {"title": "Agentic gateway"}, "paths": {}}),
+        );
     api.route("/openapi.json", [document])
 }
 

@@ -205,9 +205,23 @@ impl Operation {
         self.with(move |fields, _| {
             let mut answer = json!({"description": description});
             for media in media {
-                answer["content"][*media] = json!({"schema": {"type": "string"}});
+                // A schema of a stream is taken for that of each event.
+                let is_stream = *media == "text/event-stream";
+                answer["content"][*media] = if is_stream {
+                    json!({})
+                } else {
+                    json!({"schema": {"type": "string"}})
+                };
             }
             fields["responses"][code.to_string()] = answer;
+        })
+    }
+
+    /// What its answer 200 of this media type looks like.
+    #[must_use]
+    pub fn looks(self, media: &'static str, example: Value) -> Self {
+        self.with(move |fields, _| {
+            fields["responses"]["200"]["content"][media]["example"] = example;
         })
     }
 
@@ -303,6 +317,8 @@ impl Api {
                 "description": "Agentic sessions: create them, follow their events, speak with their agents.",
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
+            // Wherever it was served.
+            "servers": [{"url": "/", "description": "This gateway"}],
             "security": [{"kubernetes": []}, {"apiKey": []}],
             "paths": self.paths,
             "components": {

@@ -56,6 +56,13 @@ pub fn routes(api: Api) -> Api {
         )
         .header("Last-Event-ID", "The id of the last event that was received.", "6c5f4f2e-0d51-4f0a-8f6b-3f1f5a0f7c11/41")
         .answers_with(200, "The events", &["text/event-stream"])
+        .looks(
+            "text/event-stream",
+            json!(
+                "event: phase\ndata: {\"attempt\":1,\"message\":null,\"phase\":\"Completed\",\"reason\":\"Completed\"}\n\n\
+                 event: close\ndata: {\"lastSeq\":7,\"reason\":\"ended\"}\n\n"
+            ),
+        )
         .refuses(&[400]);
     api.route(
         "/api/projects/{project}/agentic-sessions",

@@ -13,10 +13,12 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::kubernetes::{Identity, Verb};
+use super::{
+    kubernetes::{Identity, Verb},
+    rate::Bucket,
+};
 use crate::{compat::ANONYMOUS, sessions::is_namespace};
 
 /// How often the file is looked at.
@@ -74,13 +76,6 @@ pub struct Key {
     bucket: Arc<Mutex<Bucket>>,
 }
 
-/// Requests that a key may still make now.
-#[derive(Debug)]
-struct Bucket {
-    left: f64,
-    at: Instant,
-}
-
 /// What a key may, without what it is.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -105,10 +100,7 @@ impl Key {
             namespace: namespace.to_owned(),
             verbs: vec![Verb::Get, Verb::List, Verb::Create, Verb::Update, Verb::Delete],
             rate,
-            bucket: Arc::new(Mutex::new(Bucket {
-                left: rate.map_or(0.0, f64::from),
-                at: Instant::now(),
-            })),
+            bucket: bucket(rate),
         }
     }
 
@@ -150,22 +142,13 @@ impl Key {
 
     /// Counts a request, or says how many seconds to wait before the next.
     pub fn count(&self) -> Result<(), u64> {
-        let Some(rate) = self.rate.map(f64::from) else {
-            return Ok(());
-        };
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let earned = now.duration_since(bucket.at).as_secs_f64() * rate / 60.0;
-        bucket.left = (bucket.left + earned).min(rate);
-        bucket.at = now;
-        // A second less than one millionth is none.
-        let seconds = ((1.0 - bucket.left) * 60.0 / rate - 1e-6).ceil();
-        if seconds > 0.0 {
-            return Err(seconds as u64);
-        }
-        bucket.left -= 1.0;
-        Ok(())
+        let Some(rate) = self.rate else { return Ok(()) };
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(rate)
     }
+}
+
+fn bucket(rate: Option<u32>) -> Arc<Mutex<Bucket>> {
+    Arc::new(Mutex::new(Bucket::new(rate.unwrap_or_default())))
 }
 
 type Known = HashMap<[u8; 32], Arc<Key>>;
@@ -246,15 +229,10 @@ impl Keys {
                 return Err(format!("key {name:?}: ratePerMinute must be 1 or more, or left out"));
             }
             // A key whose entry is read again has used what it has used.
-            let bucket = before.get(&digest).filter(|old| old.rate == rate).map_or_else(
-                || {
-                    Arc::new(Mutex::new(Bucket {
-                        left: rate.map_or(0.0, f64::from),
-                        at: Instant::now(),
-                    }))
-                },
-                |old| old.bucket.clone(),
-            );
+            let bucket = before
+                .get(&digest)
+                .filter(|old| old.rate == rate)
+                .map_or_else(|| bucket(rate), |old| old.bucket.clone());
             let key = Key {
                 name,
                 built_in: false,

@@ -23,8 +23,10 @@ use crate::sessions::{self, bounded};
 pub const YES: Duration = Duration::from_mins(1);
 /// How long a no is believed: rights that were just given should work soon.
 pub const NO: Duration = Duration::from_secs(5);
-/// Tokens reviewed at once.
-static ASKING: Semaphore = Semaphore::const_new(64);
+/// Tokens of callers, whoever they are, reviewed at once.
+static CALLERS: Semaphore = Semaphore::const_new(64);
+/// The same of runners: nobody else is in their way.
+static RUNNERS: Semaphore = Semaphore::const_new(64);
 /// Answers kept at most.
 const CAPACITY: usize = 10_000;
 
@@ -68,8 +70,8 @@ pub enum Refusal {
     /// Nobody has that API key.
     #[error("the API key is not known: ask who runs this gateway for one")]
     UnknownKey,
-    /// The API key asks too often.
-    #[error("the API key made too many requests: try again in {0} s")]
+    /// The caller asks too often.
+    #[error("the API key or account made too many requests: try again in {0} s")]
     TooOften(u64),
     /// It may not.
     #[error(
@@ -155,7 +157,7 @@ impl Reviews {
         let identity = if let Some(identity) = known {
             identity
         } else {
-            let identity = review(&self.client, token, None).await?.map(Arc::new);
+            let identity = review(&self.client, token, None, Queue::Callers).await?.map(Arc::new);
             let lifetime = if identity.is_some() { YES } else { NO };
             self.identities.put(digest, identity.clone(), lifetime);
             identity
@@ -239,11 +241,21 @@ impl Reviews {
     }
 }
 
+/// Where a token waits for its review.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// With those of everybody, who may send what nobody knows.
+    Callers,
+    /// With those that say that they are of a pod which a session names.
+    Runners,
+}
+
 /// Who a token belongs to; with an audience, only if it is meant for it.
 pub(crate) async fn review(
     client: &Client,
     token: &str,
     audience: Option<&str>,
+    queue: Queue,
 ) -> Result<Option<Identity>, sessions::Error> {
     let review = TokenReview {
         spec: TokenReviewSpec {
@@ -253,7 +265,11 @@ pub(crate) async fn review(
         ..TokenReview::default()
     };
     // Whoever sends tokens that nobody knows costs the API server no more than this.
-    let _turn = ASKING.acquire().await;
+    let queue = match queue {
+        Queue::Callers => &CALLERS,
+        Queue::Runners => &RUNNERS,
+    };
+    let _turn = queue.acquire().await;
     let api: Api<TokenReview> = Api::all(client.clone());
     let params = PostParams::default();
     let answer = bounded("create", || "TokenReview".to_owned(), api.create(&params, &review)).await?;

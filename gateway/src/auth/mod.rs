@@ -2,6 +2,7 @@
 
 pub mod api_key;
 pub mod kubernetes;
+pub mod rate;
 pub mod runner;
 
 use base64::{
@@ -79,6 +80,15 @@ impl Gateway {
             Credential::Token(token) => self.reviews.authenticate(token).await,
             Credential::Key(key) => self.keys.find(key).map(Caller::from).ok_or(Refusal::UnknownKey),
         }
+    }
+
+    /// Counts a request of a caller.
+    pub fn count(&self, caller: &Caller) -> Result<(), Refusal> {
+        let counted = match &caller.key {
+            Some(key) => key.count(),
+            None => self.rates.count(&caller.identity.user),
+        };
+        counted.map_err(Refusal::TooOften)
     }
 
     /// Whether a caller may do something in a namespace, to the session `name` or to any.

@@ -1,9 +1,14 @@
 //! Runners: a projected token with our audience, bound to the pod that the session's status names.
 
+use base64::Engine as _;
 use kube::Client;
 use protocol::{frame::close, names::GATEWAY_AUDIENCE};
+use serde::Deserialize;
 
-use super::kubernetes::review;
+use super::{
+    BASE64URL,
+    kubernetes::{Queue, review},
+};
 use crate::sessions::{self, Sessions, Target, View};
 
 /// Where the API server puts the UID of the pod that a token is bound to.
@@ -40,15 +45,40 @@ impl Refusal {
     }
 }
 
-/// UID of the pod that a token is bound to.
-pub async fn pod(client: &Client, token: Option<&str>) -> Result<String, Refusal> {
+/// UID of the pod that a token is bound to. Strangers wait elsewhere than a token that says it is of the pod which the
+/// session is known to `name`.
+pub async fn pod(client: &Client, token: Option<&str>, named: Option<&str>) -> Result<String, Refusal> {
     let token = token.ok_or(Refusal::Forbidden("there is none"))?;
-    let identity = review(client, token, Some(GATEWAY_AUDIENCE)).await?;
+    let queue = match (said(token), named) {
+        (Some(said), Some(named)) if said == named => Queue::Runners,
+        _ => Queue::Callers,
+    };
+    let identity = review(client, token, Some(GATEWAY_AUDIENCE), queue).await?;
     let mut identity = identity.ok_or(Refusal::Forbidden("the cluster does not accept it for this audience"))?;
     match identity.extra.remove(POD_UID).unwrap_or_default().pop() {
         Some(uid) if !uid.is_empty() => Ok(uid),
         _ => Err(Refusal::Forbidden("it is not bound to a pod")),
     }
+}
+
+/// The pod that a token says it is of, which only a review can confirm: nobody outside the cluster knows these UIDs.
+fn said(token: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Claims {
+        #[serde(rename = "kubernetes.io")]
+        kubernetes: Bound,
+    }
+    #[derive(Deserialize)]
+    struct Bound {
+        pod: Pod,
+    }
+    #[derive(Deserialize)]
+    struct Pod {
+        uid: String,
+    }
+    let claims = token.split('.').nth(1)?;
+    let claims: Claims = serde_json::from_slice(&BASE64URL.decode(claims).ok()?).ok()?;
+    Some(claims.kubernetes.pod.uid)
 }
 
 /// The session, read live, if its status names this pod.
@@ -59,5 +89,22 @@ pub async fn session(sessions: &Sessions, target: &Target, pod: &str) -> Result<
         Ok(view)
     } else {
         Err(Refusal::NotThisPod)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_says_of_which_pod_it_is_and_others_say_nothing() {
+        let token = |claims: &str| format!("e30.{}.c2ln", BASE64URL.encode(claims));
+        let projected =
+            r#"{"aud":["agentic-gateway"],"kubernetes.io":{"namespace":"a","pod":{"name":"p","uid":"u-1"}}}"#;
+        assert_eq!(said(&token(projected)).as_deref(), Some("u-1"));
+        for other in [r#"{"kubernetes.io":{"serviceaccount":{"uid":"u-1"}}}"#, "{}", "u-1"] {
+            assert_eq!(said(&token(other)), None, "{other}");
+        }
+        assert_eq!(said("junk"), None);
     }
 }

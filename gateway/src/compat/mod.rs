@@ -31,6 +31,8 @@ pub struct Settings {
     pub namespace: String,
     /// Callers who show nothing are let in.
     pub open: bool,
+    /// Names, beside addresses and those of a cluster, by which callers who show nothing reach the gateway.
+    pub hosts: Vec<String>,
     /// Requests a minute of callers without a rate of their own.
     pub rate: Option<u32>,
     /// Model of sessions whose request names none.

@@ -47,6 +47,10 @@ pub struct Options {
     /// `false`: whoever can connect may use these two APIs.
     #[arg(long, env = "API_AUTH_ENABLED", default_value_t = true, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     auth_enabled: bool,
+    /// Host names by which whoever need not show a key may reach these two APIs, beside addresses, `localhost` and the names of
+    /// Services, such as `tasks.example.com`.
+    #[arg(long = "allow-host", env = "GATEWAY_ALLOW_HOSTS", value_delimiter = ',')]
+    allow_hosts: Vec<String>,
     /// A key for the namespace of these two APIs, beside those of `--api-keys`.
     #[arg(long, env = "API_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
@@ -122,6 +126,7 @@ impl Options {
             claude_code,
             namespace: self.compat_namespace.clone(),
             open: !self.auth_enabled,
+            hosts: self.allow_hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
             rate: self.rate_limit_enabled.then_some(self.rate_limit_per_minute),
             model: self.default_model.clone().filter(|model| !model.is_empty()),
             max_turns: self.max_turns,

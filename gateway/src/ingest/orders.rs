@@ -29,9 +29,18 @@ fn answer(record: &NewRecord) -> Option<(String, Answer)> {
         return Some((body.command, done));
     }
     match serde_json::from_str(parsed.body.get()).ok()? {
-        SessionBody::CommandDone { id, error } => Some((id, error.map_or(done, Answer::Refused))),
+        SessionBody::CommandDone { id, error } => Some((id, error.map_or(done, refused))),
         _ => None,
     }
+}
+
+/// Why a command was not carried out, as clients can show it: of the runner's words without NUL, which ends a text in many.
+fn refused(error: String) -> Answer {
+    Answer::Refused(if error.contains('\0') {
+        error.replace('\0', "\u{fffd}")
+    } else {
+        error
+    })
 }
 
 /// The next file frame for the runner; never, when it takes none.
@@ -66,7 +75,7 @@ impl Connection {
             return Ok(());
         };
         let CommandResult { id, error, seq } = result;
-        let answer = error.map_or(Answer::Done(seq), Answer::Refused);
+        let answer = error.map_or(Answer::Done(seq), refused);
         gateway.log.answer(&self.session, &id, answer).await?;
         Ok(())
     }

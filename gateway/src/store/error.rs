@@ -15,6 +15,22 @@ pub enum StoreError {
         /// Why.
         source: Arc<rusqlite::Error>,
     },
+    /// Another process has it.
+    #[error(
+        "failed to open the event log {path}: another gateway has it; end that one, or use PostgreSQL for several (DATABASE_URL)"
+    )]
+    InUse {
+        /// File of the log.
+        path: PathBuf,
+    },
+    /// It cannot be told whether another process has it.
+    #[error("failed to open {path}: {source}; check that its folder exists, is writable for this process and has room")]
+    Lock {
+        /// The file that tells.
+        path: PathBuf,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
     /// The log was written by a newer gateway.
     #[error(
         "failed to open the event log {path}: it has the layout {found}, which this gateway does not know; run the newer gateway"
@@ -51,7 +67,8 @@ pub enum StoreError {
     Read(#[source] Arc<rusqlite::Error>),
     /// PostgreSQL refused or was lost; whether the last write is stored is not known.
     #[error(
-        "failed to use the event log in PostgreSQL: {0}; check that the server runs, has room and accepts this account"
+        "failed to use the event log in PostgreSQL: {}; check that the server runs, has room and accepts this account",
+        said(.0)
     )]
     Database(#[source] Arc<tokio_postgres::Error>),
     /// PostgreSQL does not answer.
@@ -99,6 +116,14 @@ pub enum StoreError {
     /// The log's thread has ended.
     #[error("failed to reach the event log: it has stopped; restart the gateway")]
     Stopped,
+}
+
+/// An error in the server's own words, if they are its.
+fn said(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(
+        || error.to_string(),
+        |server| format!("{} (SQLSTATE {})", server.message(), server.code().code()),
+    )
 }
 
 impl From<tokio_postgres::Error> for StoreError {

@@ -271,6 +271,10 @@ pub trait EventLog: commands::CommandLog {
     fn news(&self) -> Option<mpsc::Receiver<news::News>> {
         None
     }
+    /// Whether its last write found no room.
+    fn is_full(&self) -> bool {
+        false
+    }
     /// Tells other gateways what is in no log.
     fn tell(&self, news: news::News) {
         drop(news);

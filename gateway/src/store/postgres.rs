@@ -10,6 +10,7 @@ mod removal;
 mod tls;
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
     path::PathBuf,
     sync::{
@@ -247,6 +248,14 @@ impl EventLog for PostgresLog {
             .boxed()
         })
     }
+}
+
+/// A text as PostgreSQL can keep it: it knows no NUL.
+fn text(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        return text.replace('\0', "\u{fffd}").into();
+    }
+    text.into()
 }
 
 fn record(row: &Row) -> StoredRecord {

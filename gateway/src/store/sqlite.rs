@@ -1,20 +1,32 @@
 //! The event log in an SQLite file: one writer thread that commits what has gathered while the last commit synced.
 
 mod append;
+mod ballast;
 mod commands;
+mod lock;
 mod open;
 mod read;
 mod removal;
 
-use std::{collections::HashSet, path::Path, sync::Arc, thread::JoinHandle};
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
     append::{admit, append, find},
+    ballast::Ballast,
+    lock::Lock,
     read::{Readers, piece, read},
     removal::Removal,
 };
@@ -43,7 +55,8 @@ struct Task<I, O> {
 }
 
 /// A connection to the file that nobody can write to meanwhile.
-pub(super) fn exclusive(path: &Path) -> Result<Connection, StoreError> {
+pub(super) fn exclusive(path: &Path) -> Result<(Connection, Lock), StoreError> {
+    let lock = Lock::take(path)?;
     let connection = open::writer(path)?;
     connection
         .execute_batch("BEGIN IMMEDIATE")
@@ -51,7 +64,7 @@ pub(super) fn exclusive(path: &Path) -> Result<Connection, StoreError> {
             path: path.to_owned(),
             source: Arc::new(source),
         })?;
-    Ok(connection)
+    Ok((connection, lock))
 }
 
 /// Keeps records in an SQLite file.
@@ -60,25 +73,50 @@ pub struct SqliteLog {
     jobs: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
     readers: Arc<Readers>,
+    full: Arc<AtomicBool>,
+    _lock: Lock,
+}
+
+/// What the thread that writes has.
+struct Writer {
+    connection: Connection,
+    ballast: Ballast,
+    /// The volume took nothing more.
+    full: Arc<AtomicBool>,
 }
 
 impl SqliteLog {
     /// Opens the file, creating it when there is none.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut connection = open::writer(path)?;
+        let lock = Lock::take(path)?;
+        let ballast = Ballast::beside(path);
+        let connection = match open::writer(path) {
+            // To open it takes room too.
+            Err(_) if ballast.drop_it() => open::writer(path)?,
+            opened => opened?,
+        };
+        let mut writer = Writer {
+            connection,
+            ballast,
+            full: Arc::default(),
+        };
+        writer.ballast.lay();
+        let full = writer.full.clone();
         let (jobs, mut queue) = mpsc::channel(QUEUE);
-        let writer = std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("event-log".to_owned())
             .spawn(move || {
                 while let Some(first) = queue.blocking_recv() {
-                    commit(&mut connection, gather(first, &mut queue));
+                    writer.commit(gather(first, &mut queue));
                 }
             })
             .map_err(|_| StoreError::Stopped)?;
         Ok(Self {
             jobs: Some(jobs),
-            writer: Some(writer),
+            writer: Some(thread),
             readers: Readers::new(path),
+            full,
+            _lock: lock,
         })
     }
 
@@ -171,6 +209,10 @@ impl EventLog for SqliteLog {
         let session = session.to_owned();
         self.submit(Removal::Forget { session }, Job::Remove)
     }
+
+    fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
 }
 
 fn gather(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
@@ -184,17 +226,60 @@ fn gather(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     jobs
 }
 
-/// All jobs in one transaction, answered after its commit; if anything fails nothing of it is stored and all are told so.
-fn commit(connection: &mut Connection, mut jobs: Vec<Job>) {
-    let outcome = commit_all(connection, &mut jobs).map_err(|source| StoreError::Write(Arc::new(source)));
-    for job in jobs {
-        match job {
-            Job::Admit(task) => task.answer(&outcome),
-            Job::Append(task) => task.answer(&outcome),
-            Job::Remove(task) => task.answer(&outcome),
-            Job::Command(task) => task.answer(&outcome),
+impl Writer {
+    /// All jobs in one transaction, answered after its commit; if anything fails nothing of it is stored and all are told so.
+    fn commit(&mut self, mut jobs: Vec<Job>) {
+        let mut outcome = commit_all(&mut self.connection, &mut jobs);
+        let removes = jobs.iter().any(|job| matches!(job, Job::Remove(_)));
+        if outcome.as_ref().is_err_and(is_full) {
+            outcome = self.on_a_full_volume(&mut jobs);
+        }
+        if removes && outcome.as_ref().is_err_and(is_full) && self.ballast.drop_it() {
+            tracing::warn!("the event log's volume is full: room that was kept is used to remove records");
+            outcome = self.on_a_full_volume(&mut jobs);
+        }
+        match &outcome {
+            Ok(()) => {
+                let stores = jobs.iter().any(|job| matches!(job, Job::Append(_)));
+                if stores && self.full.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the event log's volume has room again");
+                }
+                if removes {
+                    self.ballast.lay();
+                }
+            }
+            Err(error) if is_full(error) => {
+                if !self.full.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        "the event log's volume is full: nothing is stored until records are removed (--retention-size) or it is larger"
+                    );
+                }
+            }
+            Err(_) => {}
+        }
+        let outcome = outcome.map_err(|source| StoreError::Write(Arc::new(source)));
+        for job in jobs {
+            match job {
+                Job::Admit(task) => task.answer(&outcome),
+                Job::Append(task) => task.answer(&outcome),
+                Job::Remove(task) => task.answer(&outcome),
+                Job::Command(task) => task.answer(&outcome),
+            }
         }
     }
+
+    /// Tries once more when what was written before is in the file itself, which may have pages that are free.
+    fn on_a_full_volume(&mut self, jobs: &mut [Job]) -> rusqlite::Result<()> {
+        // What cannot be moved stays where it is.
+        let _ = self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        commit_all(&mut self.connection, jobs)
+    }
+}
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
 
 fn commit_all(connection: &mut Connection, jobs: &mut [Job]) -> rusqlite::Result<()> {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use gateway::store::{EventLog as _, PageSize, sqlite::SqliteLog};
+use gateway::store::{EventLog, PageSize, sqlite::SqliteLog};
 use protocol::frame::GatewayFrame;
 use rand::{Rng as _, SeedableRng as _};
 use tokio_tungstenite::tungstenite::Message;
@@ -25,34 +25,24 @@ fn seed() -> u64 {
     std::env::var("GATEWAY_KILL_SEED").map_or(20_260_102, |seed| seed.parse().unwrap())
 }
 
+/// Sessions that are written to at once, so that what dies is a commit of many.
+const SESSIONS: usize = 6;
+
+/// Names of a session: its own, its uid, its pod and its token.
+fn named(n: usize) -> [String; 4] {
+    ["s", "u", "p", "t"].map(|what| format!("{what}{n}"))
+}
+
 /// Sends until the connection breaks; the last seq that was acknowledged.
-async fn send_until_killed(process: &mut Process, session: &str, acked: u64, after: Duration) -> u64 {
-    let hello = hello(session, "u", "p1");
-    let (mut runner, welcome) = Runner::admitted(process.address, &hello, "t1").await;
-    assert!(
-        welcome.acked_seq >= acked,
-        "acknowledged {acked}, then {} was left",
-        welcome.acked_seq
-    );
-    let mut acked = welcome.acked_seq;
+async fn send_until_killed(mut runner: Runner, mut acked: u64) -> u64 {
     let mut next = acked + 1;
-    let kill = tokio::time::sleep(after);
-    tokio::pin!(kill);
     loop {
         let batch = records(next, next + 2).join(",");
-        let sent = futures::SinkExt::send(&mut runner.socket, Message::text(format!(r#"{{"records":[{batch}]}}"#)));
-        tokio::select! {
-            () = &mut kill => {
-                process.child.start_kill().unwrap();
-                kill.as_mut().reset(tokio::time::Instant::now() + Duration::from_hours(1));
-            }
-            sent = sent => {
-                if sent.is_err() {
-                    return acked;
-                }
-                next += 3;
-            }
+        let sent = Message::text(format!(r#"{{"records":[{batch}]}}"#));
+        if futures::SinkExt::send(&mut runner.socket, sent).await.is_err() {
+            return acked;
         }
+        next += 3;
         // Whatever was acknowledged before the death counts.
         while let Some(message) = futures::FutureExt::now_or_never(runner.socket.next()) {
             match message {
@@ -69,44 +59,70 @@ async fn send_until_killed(process: &mut Process, session: &str, acked: u64, aft
     }
 }
 
-#[tokio::test]
-async fn no_acknowledged_record_is_lost_when_the_gateway_is_killed_while_it_stores() {
-    let cluster = Cluster::start().await;
-    cluster.running("s", "u", "p1");
-    cluster.runner("t1", Some("p1"));
-    let folder = tempfile::tempdir().unwrap();
-    let (seed, kills) = (seed(), kills());
-    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
-    let mut acked = 0;
-    for round in 0..kills {
-        let mut process = Process::start(&cluster, folder.path()).await;
-        let begun = acked;
-        let after = Duration::from_micros(random.random_range(20_000..300_000));
-        let killed = Box::pin(send_until_killed(&mut process, "s", acked, after));
-        acked = soon("the kill", killed).await;
-        assert!(acked >= begun, "round {round}");
-        soon("the end of the process", process.child.wait()).await.unwrap();
-    }
-    let log = SqliteLog::open(&folder.path().join("events.db")).unwrap();
+/// What a session's log has, each record as it was sent.
+async fn stored(log: &dyn EventLog, uid: &str) -> u64 {
     let page = PageSize {
         records: 1000,
         bytes: 1 << 20,
     };
     let mut last = 0;
     loop {
-        let stored = log.read("u", last, page).await.unwrap();
+        let stored = log.read(uid, last, page).await.unwrap();
         if stored.is_empty() {
-            break;
+            return last;
         }
         let sent = records(last + 1, last + stored.len() as u64);
         assert!(
             stored.iter().map(|record| record.whole().unwrap()).eq(&sent),
-            "after {last}"
+            "{uid} after {last}"
         );
         last += stored.len() as u64;
     }
-    eprintln!("seed {seed}: {kills} kills, {acked} records acknowledged, {last} stored, none of them lost or changed");
-    assert!(last >= acked && acked >= kills, "{acked} acknowledged, {last} stored");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_record_is_lost_when_the_gateway_is_killed_while_it_stores() {
+    let cluster = Cluster::start().await;
+    for n in 0..SESSIONS {
+        let [session, uid, pod, token] = named(n);
+        cluster.running(&session, &uid, &pod);
+        cluster.runner(&token, Some(&pod));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (seed, kills) = (seed(), kills());
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let mut acked = [0; SESSIONS];
+    for round in 0..kills {
+        let mut process = Process::start(&cluster, folder.path()).await;
+        let mut senders = Vec::new();
+        for (n, acked) in acked.iter().enumerate() {
+            let [session, uid, pod, token] = named(n);
+            let (runner, welcome) = Runner::admitted(process.address, &hello(&session, &uid, &pod), &token).await;
+            assert!(
+                welcome.acked_seq >= *acked,
+                "round {round}: acknowledged {acked}, then {} was left",
+                welcome.acked_seq
+            );
+            senders.push(tokio::spawn(send_until_killed(runner, welcome.acked_seq)));
+        }
+        tokio::time::sleep(Duration::from_micros(random.random_range(20_000..300_000))).await;
+        process.child.start_kill().unwrap();
+        for (sender, acked) in senders.into_iter().zip(&mut acked) {
+            *acked = soon("the kill", sender).await.unwrap();
+        }
+        soon("the end of the process", process.child.wait()).await.unwrap();
+    }
+    let log = SqliteLog::open(&folder.path().join("events.db")).unwrap();
+    let mut all = 0;
+    for (n, acked) in acked.into_iter().enumerate() {
+        let last = stored(&log, &format!("u{n}")).await;
+        assert!(last >= acked && acked >= kills, "{acked} acknowledged, {last} stored");
+        all += last;
+    }
+    let acked: u64 = acked.iter().sum();
+    eprintln!(
+        "seed {seed}: {kills} kills, {acked} records of {SESSIONS} sessions acknowledged, {all} stored, none of them lost or changed"
+    );
     let check: String = rusqlite::Connection::open(folder.path().join("events.db"))
         .unwrap()
         .pragma_query_value(None, "integrity_check", |row| row.get(0))

@@ -18,6 +18,7 @@ mod ingest;
 mod kill;
 mod memory;
 mod no_record_lost;
+mod one_process;
 mod plane;
 mod projections;
 mod replicas;

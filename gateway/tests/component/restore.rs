@@ -1,8 +1,8 @@
 //! A log that is not the one the runner spoke with last, and a runner whose spool is not the one the log knows.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use gateway::store::{PageSize, sqlite::SqliteLog};
+use gateway::store::PageSize;
 use protocol::{
     Kind,
     frame::{GatewayFrame, Hello, close},
@@ -11,7 +11,7 @@ use protocol::{
 use crate::support::{
     Served,
     cluster::Cluster,
-    end, record, records,
+    end, opened, record, records,
     runner::{Runner, hello},
     soon,
     sse::Events,
@@ -19,8 +19,8 @@ use crate::support::{
 
 async fn served(file: &Path) -> Served {
     let cluster = Cluster::start().await;
-    let log = SqliteLog::open(file).unwrap();
-    let served = Served::on(cluster.client(), cluster, Arc::new(log)).await;
+    let log = opened(file).await;
+    let served = Served::on(cluster.client(), cluster, log).await;
     served.cluster.running("s", "u", "p1");
     served.cluster.runner("t1", Some("p1"));
     served.cluster.caller("token", "ann");

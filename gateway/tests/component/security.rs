@@ -11,7 +11,15 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Served, soon, sse::http};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use gateway::compat::Settings;
+
+use crate::support::{
+    Served, records,
+    runner::{Runner, hello},
+    soon,
+    sse::http,
+};
 
 /// Verbs by namespace.
 type Rights = &'static [(&'static str, &'static [&'static str])];
@@ -150,6 +158,90 @@ async fn every_caller_may_do_exactly_what_it_was_given_in_each_namespace() {
     eprintln!("{asked} cases, {allowed} of them allowed");
 }
 
+/// The operations of the APIs of other systems, and the right that each asks for in the caller's namespace.
+const OTHERS: &[(&str, Option<&str>)] = &[
+    ("submitTask", Some("create")),
+    ("getTask", Some("get")),
+    ("interruptTask", Some("update")),
+    ("listTaskSessions", Some("list")),
+    ("deleteTaskSession", Some("delete")),
+    ("followTask", Some("get")),
+    ("claudeCode", Some("create")),
+    ("claudeCodeAtRoot", Some("create")),
+    ("getClaudeCode", None),
+    ("getClaudeCodeSettings", Some("get")),
+];
+
+#[tokio::test]
+async fn callers_of_the_other_apis_may_do_what_they_were_given_in_their_one_namespace() {
+    let settings = Settings {
+        tasks: true,
+        claude_code: true,
+        namespace: "team-a".to_owned(),
+        ..Settings::default()
+    };
+    let document = gateway::api::openapi(&settings);
+    let served = Served::serving(settings).await;
+    let client = http();
+    for (caller, rights) in RIGHTS {
+        for (namespace, verbs) in *rights {
+            served.cluster.allow(caller, verbs, namespace);
+        }
+        if !["nobody", "unknown token", "runner"].contains(caller) && !caller.contains("key") {
+            served.cluster.caller(&format!("token of {caller}"), caller);
+        }
+    }
+    served.cluster.runner("token of runner", Some("p1"));
+    keys(&served);
+    let (mut asked, mut allowed, mut found) = (0, 0, 0);
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap();
+            if OPERATIONS.iter().any(|(known, _)| *known == id) {
+                continue;
+            }
+            let known = OTHERS.iter().find(|(known, _)| *known == id);
+            let (_, verb) = known.unwrap_or_else(|| panic!("{id} asks for rights that no test knows of"));
+            found += 1;
+            for (caller, rights) in RIGHTS {
+                let method: Method = method.to_uppercase().parse().unwrap();
+                let url = served.url(&path.replace("{task}", "none").replace("{task_session}", "none"));
+                let mut request = client.request(method.clone(), url);
+                // That of a key is its own; a token's is that of the APIs.
+                let (namespace, shown) = match *caller {
+                    "key: reader" => ("team-a", Some(key("reader"))),
+                    "key: creator" => ("team-ab", Some(key("creator"))),
+                    "unknown key" => ("team-a", Some("fake-other-key".to_owned())),
+                    _ => ("team-a", None),
+                };
+                request = match shown {
+                    Some(key) => request.header("x-api-key", key),
+                    None if *caller == "nobody" => request,
+                    None => request.bearer_auth(format!("token of {caller}")),
+                };
+                if method == Method::POST {
+                    // Understood by none of them: what is allowed does nothing.
+                    request = request.json(&json!({"none": 1}));
+                }
+                let answer = soon("an answer", request.send()).await.unwrap().status();
+                let has = |verb: &str| rights.iter().any(|(of, has)| *of == namespace && has.contains(&verb));
+                let may = verb.is_none_or(has);
+                let known = !["nobody", "unknown token", "runner", "unknown key"].contains(caller);
+                let refused = if known {
+                    StatusCode::FORBIDDEN
+                } else {
+                    StatusCode::UNAUTHORIZED
+                };
+                assert_eq!(answer == refused, !may, "{caller}: {method} {path}: {answer}");
+                asked += 1;
+                allowed += u32::from(may);
+            }
+        }
+    }
+    assert_eq!(found, OTHERS.len(), "an operation is gone");
+    eprintln!("{asked} cases, {allowed} of them allowed");
+}
+
 #[tokio::test]
 async fn a_key_is_told_when_to_come_again_and_its_sessions_bear_its_name() {
     let served = Served::new().await;
@@ -214,4 +306,91 @@ async fn no_path_leads_out_of_what_the_caller_may_see(#[case] path: &str) {
         answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"),
         "{path}: {answer}"
     );
+}
+
+#[tokio::test]
+async fn a_caller_who_asks_too_often_is_told_when_to_ask_again_and_others_are_not() {
+    let served = Served::new().await;
+    for (token, user) in [("token", "ann"), ("again", "ann"), ("other", "bob")] {
+        served.cluster.caller(token, user);
+        served.cluster.allow(user, &["list"], "team-a");
+    }
+    served.gateway.rates.limit(3);
+    let ask = async |token: &str| {
+        let list = http().get(served.url("/api/projects/team-a/agentic-sessions"));
+        list.bearer_auth(token).send().await.unwrap()
+    };
+    for token in ["token", "again", "token"] {
+        assert_eq!(ask(token).await.status(), 200);
+    }
+    let refused = ask("again").await;
+    assert_eq!(refused.status(), 429, "two tokens of one account");
+    assert_eq!(refused.headers()["retry-after"], "20");
+    assert_eq!(ask("other").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_does_not_wait_for_the_reviews_of_strangers() {
+    const STRANGERS: usize = 100;
+    let served = Served::new().await;
+    let claims = URL_SAFE_NO_PAD.encode(r#"{"kubernetes.io":{"pod":{"uid":"p1"}}}"#);
+    let token = format!("e30.{claims}.c2ln");
+    served.cluster.running("s", "u", "p1");
+    served.cluster.runner(&token, Some("p1"));
+    served.gateway.watched.synced().await;
+    served.cluster.hold_unknown();
+    let url = served.url("/api/projects/team-a/agentic-sessions");
+    let strangers: Vec<_> = (0..STRANGERS)
+        .map(|n| {
+            let url = url.clone();
+            tokio::spawn(async move { http().get(url).bearer_auth(format!("junk{n}")).send().await.map(drop) })
+        })
+        .collect();
+    let asked = async {
+        while served.cluster.reviews() < 64 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    soon("the strangers' reviews", asked).await;
+    let (mut runner, _) = Runner::admitted(served.address, &hello("s", "u", "p1"), &token).await;
+    assert_eq!(runner.deliver(&records(1, 3)).await, 3);
+    assert!(
+        strangers.iter().all(|stranger| !stranger.is_finished()),
+        "they still wait"
+    );
+    for stranger in strangers {
+        stranger.abort();
+    }
+}
+
+#[rstest]
+#[case("evil.example", 403)]
+#[case("evil.example:8080", 403)]
+#[case("10.0.0.7.evil.example", 403)]
+#[case("agentic-gateway.svc.evil.example", 403)]
+#[case("127.0.0.1:8080", 200)]
+#[case("[::1]:8080", 200)]
+#[case("LOCALHOST:8080", 200)]
+#[case("agentic-gateway", 200)]
+#[case("agentic-gateway.agentic.svc:8080", 200)]
+#[case("agentic-gateway.agentic.svc.cluster.local.", 200)]
+#[case("tasks.example.com", 200)]
+#[tokio::test]
+async fn who_need_not_say_who_they_are_must_say_a_name_that_only_the_gateway_can_have(
+    #[case] host: &str,
+    #[case] expected: u16,
+) {
+    let served = Served::serving(Settings {
+        tasks: true,
+        namespace: "team-a".to_owned(),
+        open: true,
+        hosts: vec!["tasks.example.com".to_owned()],
+        ..Settings::default()
+    })
+    .await;
+    let list = http().get(served.url("/api/v1/sessions")).header("host", host);
+    let answer = list.send().await.unwrap();
+    let (code, said) = (answer.status().as_u16(), answer.text().await.unwrap());
+    assert_eq!(code, expected, "{said}");
+    assert!(code == 200 || said.contains("--allow-host"), "{said}");
 }

@@ -6,7 +6,11 @@ use std::{
 use bytes::Bytes;
 use gateway::store::{
     Admission, Admitted, Appended, Batch, Content, Epoch, EventLog, Missing, NewRecord, PageSize, Receipt, State,
-    StoreError, StoredRecord, memory::MemoryLog, postgres::PostgresLog, sqlite::SqliteLog,
+    StoreError, StoredRecord,
+    commands::{Accepted, Answer, NewCommand},
+    memory::MemoryLog,
+    postgres::PostgresLog,
+    sqlite::SqliteLog,
 };
 use proptest::prelude::*;
 use protocol::{Kind, RecordHead, record::checksum};
@@ -336,6 +340,42 @@ async fn however_many_gaps_are_declared_no_commit_passes_more_than_others_can_wa
         assert_eq!(receipt.progress.acked, 2 * (GAPS + 1));
         assert!(commits > 1, "all at once");
         assert_eq!(log.state("u").await.unwrap().progress, receipt.progress);
+    }
+}
+
+#[tokio::test]
+async fn what_a_runner_says_with_nul_in_it_is_stored_like_anything_else() {
+    for log in all(tempfile::tempdir().unwrap().path()).await {
+        admit(&*log, "u", 0).await;
+        let command = NewCommand {
+            session: "u".to_owned(),
+            namespace: "team-a".to_owned(),
+            name: "s".to_owned(),
+            id: "c".to_owned(),
+            frame: "{}".to_owned(),
+            asked: "{}".to_owned(),
+        };
+        assert!(matches!(log.keep(command).await.unwrap(), Accepted::New(_)));
+        let refused = |why: &str| Answer::Refused(why.to_owned());
+        let batch = Batch {
+            answers: vec![
+                ("none\0".to_owned(), refused("no")),
+                ("c".to_owned(), refused("no\0t now")),
+            ],
+            session: "u".to_owned(),
+            epoch: 1,
+            spool: "spool\0".to_owned(),
+            records: records(1, 2).iter().map(|record| parsed(record)).collect(),
+        };
+        let stored = log.append(batch).await.unwrap();
+        assert!(matches!(stored, Appended::Stored(Receipt { new: 2, .. })), "{stored:?}");
+        assert!(log.command("u", "none\0").await.unwrap().is_none());
+        let answer = log.command("u", "c").await.unwrap().unwrap().answer;
+        assert!(
+            matches!(&answer, Answer::Refused(why) if why.starts_with("no") && why.ends_with("t now")),
+            "{answer:?}"
+        );
+        assert!(!log.answer("u", "c\0", refused("\0")).await.unwrap());
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use tokio_postgres::{Error, Row};
 
-use super::{commands, pool::Connection};
+use super::{commands, pool::Connection, text};
 use crate::store::{
     Admission, Admitted, Appended, Batch, Epoch, Missing, NewRecord, Progress, Receipt, State, progress::PASSED,
 };
@@ -117,6 +117,7 @@ pub(super) async fn append(connection: &mut Connection, batch: &Batch) -> Result
         removed: _,
     } = receipt.progress;
     if receipt.new > 0 {
+        let spool = text(&batch.spool);
         let update = "UPDATE sessions SET spool = $2, acked = $3, last = $4, ended = $5, bytes = bytes + $6, touched = $7 WHERE id = $1";
         let now = Timestamp::now().as_second();
         connection
@@ -124,7 +125,7 @@ pub(super) async fn append(connection: &mut Connection, batch: &Batch) -> Result
                 update,
                 &[
                     &id,
-                    &batch.spool,
+                    &&*spool,
                     &(acked as i64),
                     &(last as i64),
                     &i64::from(ended),

@@ -4,7 +4,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use tokio_postgres::{Error, Row};
 
-use super::{PostgresLog, pool::Connection};
+use super::{PostgresLog, pool::Connection, text};
 use crate::store::{
     StoreError,
     commands::{Accepted, Answer, Command, CommandLog, KEPT_SECONDS, MAX_PENDING, NewCommand, Waiting},
@@ -151,9 +151,11 @@ pub(super) async fn set(connection: &mut Connection, session: &str, id: &str, an
     let update = "UPDATE commands SET state = $3, error = $4, seq = $5, answered = $6
         WHERE session = $1 AND id = $2 AND state = 'pending'";
     let seq = answer.seq().map(|seq| seq as i64);
+    let (id, error) = (text(id), answer.error().map(text));
+    let (id, error) = (&*id, error.as_deref());
     let now = Timestamp::now().as_second();
     let changed = connection
-        .change(update, &[&session, &id, &answer.state(), &answer.error(), &seq, &now])
+        .change(update, &[&session, &id, &answer.state(), &error, &seq, &now])
         .await?;
     Ok(changed > 0)
 }
@@ -161,7 +163,8 @@ pub(super) async fn set(connection: &mut Connection, session: &str, id: &str, an
 async fn by_id(connection: &mut Connection, session: &str, id: &str) -> Result<Option<Command>, Error> {
     let select =
         "SELECT number, id, frame, asked, created, state, error, seq FROM commands WHERE session = $1 AND id = $2";
-    Ok(connection.one(select, &[&session, &id]).await?.as_ref().map(command))
+    let id = text(id);
+    Ok(connection.one(select, &[&session, &&*id]).await?.as_ref().map(command))
 }
 
 fn command(row: &Row) -> Command {

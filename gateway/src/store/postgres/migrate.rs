@@ -13,7 +13,7 @@ use super::{
     Database,
     append::INSERT,
     pool::{Connection, Pool},
-    prepare,
+    prepare, text,
 };
 use crate::store::{MAX_SEQ, STEP, StoreError, sqlite};
 
@@ -44,7 +44,7 @@ pub async fn migrate(file: &Path, database: &Database) -> Result<Moved, StoreErr
         return Ok(moved);
     }
     let read = |source| StoreError::Read(Arc::new(source));
-    let file = sqlite::exclusive(file)?;
+    let (file, _lock) = sqlite::exclusive(file)?;
     let sessions = sessions(&file).map_err(read)?;
     let pool = Pool::new(database)?;
     prepare(&pool).await?;
@@ -116,6 +116,8 @@ async fn copy(connection: &mut Connection, file: &Mutex<File>, session: Session)
         numbers: [epoch, acked, last, ended, removed, bytes, created, touched],
         gone,
     } = session;
+    let spool = spool.as_deref().map(text);
+    let spool = spool.as_deref();
     let insert = "INSERT INTO sessions (uid, namespace, name, writer, spool, epoch, acked, last, ended, removed, bytes, created, touched, gone)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING RETURNING id";
     let row = connection
@@ -281,13 +283,16 @@ async fn commands(connection: &mut Connection, file: &Mutex<File>) -> Result<rus
         Err(error) => return Ok(Err(error)),
     };
     for command in &commands {
+        let error = command.error.as_deref().map(text);
+        let error = error.as_deref();
         let Kept {
             texts: [session, namespace, name, id, frame, asked, state],
             created,
-            error,
+            error: _,
             seq,
             answered,
         } = command;
+        let id = text(id);
         let insert =
             "INSERT INTO commands (session, namespace, name, id, frame, asked, state, created, error, seq, answered)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING";
@@ -295,7 +300,7 @@ async fn commands(connection: &mut Connection, file: &Mutex<File>) -> Result<rus
             .change(
                 insert,
                 &[
-                    session, namespace, name, id, frame, asked, state, created, error, seq, answered,
+                    session, namespace, name, &&*id, frame, asked, state, created, &error, seq, answered,
                 ],
             )
             .await?;

@@ -14,7 +14,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use gateway::store;
 use protocol::Report;
 use protocol::report::Delivery;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -22,7 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::support::{cluster::Cluster, process::Process};
+use crate::support::{cluster::Cluster, opened, process::Process};
 use network::Network;
 use truth::Truth;
 
@@ -287,8 +286,7 @@ async fn session(extent: Extent, binary: &Path) -> (Truth, u32) {
         "{tail}"
     );
     drop(world.gateway.take());
-    let location = world.path("gateway/events.db").to_str().unwrap().parse().unwrap();
-    let log = store::open(location).await.unwrap();
+    let log = opened(&world.path("gateway/events.db")).await;
     let truth = truth::compare(&world.path("state/spool"), log, &world.uid, report.last_seq).await;
     truth.check(&world.path("last"));
     assert!(truth.records >= extent.records, "{} records", truth.records);

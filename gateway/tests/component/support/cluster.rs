@@ -41,6 +41,8 @@ struct Known {
     tokens: BTreeMap<String, Token>,
     rights: BTreeSet<(String, String, String)>,
     reviews: usize,
+    hold_unknown: bool,
+    finalized: BTreeSet<String>,
     refuse_create: Option<Value>,
     reads: usize,
     held_read: Option<usize>,
@@ -144,6 +146,16 @@ impl Cluster {
 
     pub fn reviews(&self) -> usize {
         self.known().reviews
+    }
+
+    /// Sessions of this name stay when they are deleted, as long as nobody takes their finalizer.
+    pub fn finalize(&self, name: &str) {
+        self.known().finalized.insert(name.to_owned());
+    }
+
+    /// Tokens that nobody knows are not answered.
+    pub fn hold_unknown(&self) {
+        self.known().hold_unknown = true;
     }
 
     pub fn refuse_create(&self, status: Value) {
@@ -300,23 +312,30 @@ async fn version(State(shared): State<Shared>) -> Response {
 }
 
 async fn review(State(shared): State<Shared>, Json(mut review): Json<Value>) -> Response {
-    let mut known = shared.state.lock().unwrap();
-    if known.down {
-        return failure(500, "InternalError", "down");
-    }
-    known.reviews += 1;
-    let audience = review["spec"]["audiences"][0].as_str().unwrap_or(API_SERVER);
-    let token = known.tokens.get(review["spec"]["token"].as_str().unwrap());
-    review["status"] = match token.filter(|token| token.audience == audience) {
-        Some(Token { user, audience, pod }) => {
-            let mut user = json!({"username": user, "groups": ["system:authenticated"]});
-            if let Some(pod) = pod {
-                user["extra"] = json!({"authentication.kubernetes.io/pod-uid": [pod]});
-            }
-            json!({"authenticated": true, "user": user, "audiences": [audience]})
+    let held = {
+        let mut known = shared.state.lock().unwrap();
+        if known.down {
+            return failure(500, "InternalError", "down");
         }
-        None => json!({"authenticated": false, "error": "unknown"}),
+        known.reviews += 1;
+        let audience = review["spec"]["audiences"][0].as_str().unwrap_or(API_SERVER);
+        let token = known.tokens.get(review["spec"]["token"].as_str().unwrap());
+        let token = token.filter(|token| token.audience == audience);
+        review["status"] = match token {
+            Some(Token { user, audience, pod }) => {
+                let mut user = json!({"username": user, "groups": ["system:authenticated"]});
+                if let Some(pod) = pod {
+                    user["extra"] = json!({"authentication.kubernetes.io/pod-uid": [pod]});
+                }
+                json!({"authenticated": true, "user": user, "audiences": [audience]})
+            }
+            None => json!({"authenticated": false, "error": "unknown"}),
+        };
+        token.is_none() && known.hold_unknown
     };
+    if held {
+        std::future::pending::<()>().await;
+    }
     (StatusCode::CREATED, Json(review)).into_response()
 }
 
@@ -457,6 +476,14 @@ fn merge(object: &mut Value, change: &Value) {
 }
 
 async fn delete(State(shared): State<Shared>, Path((namespace, name)): Path<(String, String)>) -> Response {
+    let kept = {
+        let known = shared.state.lock().unwrap();
+        let session = known.sessions.get(&(namespace.clone(), name.clone())).cloned();
+        session.filter(|_| known.finalized.contains(&name))
+    };
+    if let Some(session) = kept {
+        return Json(session).into_response();
+    }
     match remove(&shared, &namespace, &name) {
         Some(session) => Json(session).into_response(),
         None => failure(404, "NotFound", "not found"),

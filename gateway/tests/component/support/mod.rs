@@ -4,18 +4,18 @@ pub mod process;
 pub mod runner;
 pub mod sse;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use gateway::{
     Gateway,
     compat::Settings,
     server,
-    store::{EventLog, memory::MemoryLog},
+    store::{self, EventLog, Location, StoreError, memory::MemoryLog},
 };
 use protocol::{Kind, record::EndBody};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use cluster::Cluster;
 
@@ -33,6 +33,20 @@ pub struct Served<C = Cluster> {
     pub gateway: Arc<Gateway>,
     pub address: SocketAddr,
     pub cluster: C,
+    _watch: AbortOnDropHandle<()>,
+}
+
+/// Opens the log in a file when nobody else has it any more.
+pub async fn opened(file: &Path) -> Arc<dyn EventLog> {
+    let opened = async {
+        loop {
+            match store::open(Location::File(file.to_owned())).await {
+                Err(StoreError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
+                log => return log.unwrap(),
+            }
+        }
+    };
+    soon("the log being let go of", opened).await
 }
 
 impl Served {
@@ -73,11 +87,12 @@ impl<C> Served<C> {
             let gateway = gateway.clone();
             async move { gateway::news::run(&gateway).await }
         });
-        tokio::spawn({
+        let watch = tokio::spawn({
             let gateway = gateway.clone();
             async move { gateway.watched.run(&gateway.sessions).await }
         });
         Self {
+            _watch: AbortOnDropHandle::new(watch),
             gateway,
             address,
             cluster,

@@ -47,13 +47,11 @@ impl Process {
             .copied()
             .chain([env!("CARGO_BIN_EXE_agentic-gateway")])
             .collect();
+        let anywhere = !arguments.iter().any(|argument| argument.starts_with("--listen="));
         let mut child = Command::new(words[0])
             .args(&words[1..])
-            .args([
-                "--listen=127.0.0.1:0",
-                "--metrics-address=127.0.0.1:0",
-                "--log-format=json",
-            ])
+            .args(["--metrics-address=127.0.0.1:0", "--log-format=json"])
+            .args(anywhere.then_some("--listen=127.0.0.1:0"))
             .arg(format!("--data={}", folder.join("events.db").display()))
             .args(arguments)
             .env("KUBECONFIG", &kubeconfig)
@@ -63,9 +61,12 @@ impl Process {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut first = String::new();
         let (address, metrics) = soon("the gateway listening", async {
             loop {
                 let line = lines.next_line().await.unwrap().expect("the gateway ended");
+                first.push_str(&line);
+                first.push('\n');
                 let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else {
                     continue;
                 };
@@ -76,7 +77,7 @@ impl Process {
             }
         })
         .await;
-        let log = Arc::new(Mutex::default());
+        let log = Arc::new(Mutex::new(first));
         // What is not read would block it.
         tokio::spawn({
             let log: Arc<Mutex<String>> = log.clone();

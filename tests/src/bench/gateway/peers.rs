@@ -54,6 +54,7 @@ impl Process {
                 "--metrics-address=127.0.0.1:0",
                 "--log-format=json",
                 "--max-connections=20000",
+                "--rate-per-minute=0",
             ])
             .arg(format!("--data={}", folder.join("events.db").display()))
             .args(arguments)
