@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: builds what is measured and what measures, and runs it.
 
+mod first_token;
 mod runner;
 
 use std::{
@@ -25,7 +26,7 @@ const PARTS: &[(&str, &str, &str, &str)] = &[
         "agentic-gateway",
         "GATEWAY_BINARY",
         "what it stores a second beside bare inserts into the same SQLite with the same layout, commits and `synchronous=FULL`, how soon \
-         clients have a record, what catching up takes, and its memory",
+         clients have a record, what catching up takes, and its memory; the same rates on PostgreSQL, and how soon a client of another gateway has a record",
     ),
 ];
 
@@ -35,8 +36,15 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     if part == "runner" {
         return runner::run(&arguments[1..]);
     }
+    if part == "first-token" {
+        return first_token::run(&arguments[1..]);
+    }
     let Some((_, binary, variable, what)) = PARTS.iter().find(|(name, ..)| *name == part) else {
-        let names: Vec<_> = PARTS.iter().map(|(name, ..)| *name).chain(["runner"]).collect();
+        let names: Vec<_> = PARTS
+            .iter()
+            .map(|(name, ..)| *name)
+            .chain(["runner", "first-token"])
+            .collect();
         bail!("{part:?} is not measured: give one of {}", names.join(", "));
     };
     tools::ensure(tools::Group::ControlPlane)?;

@@ -21,6 +21,11 @@ pub enum Afterwards {
 
 /// Runs the tests that `arguments` (of the test binary) select, on a fresh cluster.
 pub fn run(afterwards: Afterwards, arguments: &[OsString]) -> Result<()> {
+    run_with(afterwards, arguments, &[])
+}
+
+/// The same with variables of the tests' environment.
+pub(crate) fn run_with(afterwards: Afterwards, arguments: &[OsString], environment: &[(&str, OsString)]) -> Result<()> {
     let name = cluster_name();
     // Two runs of one clone would use the same cluster.
     let _lock = tools::lock(&name)?;
@@ -35,6 +40,7 @@ pub fn run(afterwards: Afterwards, arguments: &[OsString]) -> Result<()> {
                 .env("KUBECTL", tools::path("kubectl")?)
                 .env("HELM", tools::path("helm")?)
                 .envs(target.audit_log.iter().map(|file| ("AUDIT_LOG", file)))
+                .envs(environment.iter().map(|(name, value)| (name, value)))
                 // Most of them wait most of the time. How many work at once the tests themselves decide.
                 .env("RUST_TEST_THREADS", "16")
                 .args([

@@ -160,7 +160,8 @@ pub fn check_body(body: &Value, model: Option<&str>) -> Result<(), Refusal> {
         )));
     }
     let model = model.ok_or_else(|| Refusal::bad_request("model: Field required"))?;
-    if !model.starts_with("claude-") {
+    // Routers that stand before the API have names with a slash.
+    if !model.starts_with("claude-") && !model.contains('/') {
         return Err(Refusal::new(StatusCode::NOT_FOUND, format!("model: {model}")));
     }
     check_sampling(body)?;

@@ -3,10 +3,12 @@
 mod harness;
 
 mod apply;
+mod compat;
 mod conversation;
 mod crashes;
 mod endings;
 mod events;
+mod first_token;
 mod own_image;
 mod refusals;
 mod repositories;

@@ -20,7 +20,12 @@ pub struct Gateway {
 impl Gateway {
     /// Makes the service account, once for each scene, and reaches the gateway.
     pub async fn reach(scene: &Scene) -> Result<Self> {
-        let namespace = scene.namespace.clone();
+        Self::of_namespace(&scene.namespace).await
+    }
+
+    /// The same for a namespace.
+    pub async fn of_namespace(namespace: &str) -> Result<Self> {
+        let namespace = namespace.to_owned();
         let _ = kubectl(&["create", "serviceaccount", "caller", "-n", &namespace]).await;
         let account = format!("--serviceaccount={namespace}:caller");
         let _ = kubectl(&[

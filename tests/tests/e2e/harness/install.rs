@@ -9,6 +9,8 @@ use super::{required, root};
 
 /// Namespace of the operator and the gateway.
 pub const SYSTEM: &str = "agentic-system";
+/// Namespace of the sessions of the task API and the claude-code API.
+pub const COMPAT: &str = "e2e-compat";
 /// Namespace of the mock model and the trace collector.
 pub const TOOLS: &str = "agentic-test-tools";
 /// The one image with a shell that is on the node.
@@ -63,6 +65,11 @@ async fn install() -> Result<()> {
         // Models, repositories and collectors of the tests are in the cluster.
         "--set-json",
         r#"networkPolicy.egress=[{"to":[{"namespaceSelector":{}}]}]"#,
+        "--set",
+        &format!(
+            "gateway.compat.apis={{tasks,claude-code}},gateway.compat.namespace={COMPAT},gateway.compat.authEnabled=false,\
+             gateway.compat.rateLimitPerMinute=0"
+        ),
         "--wait",
         "--timeout",
         "120s",

@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use tests::http::install_crypto;
 use tests::model::{FAKE_KEY, script};
 use tests::traces::{FAKE_PUBLIC_KEY, FAKE_SECRET_KEY};
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::{OnceCell, RwLock, Semaphore};
 use uuid::Uuid;
 
 use super::command::{apply, kubectl};
 use super::explain::explain;
 use super::install::installed;
 use super::wait::{SOON, until};
-use super::{COLLECTOR_URL, MODEL_URL, required};
+use super::{COLLECTOR_URL, COMPAT, MODEL_URL, required};
 
 /// Tests that kill what all others use are alone.
 static ALONE: RwLock<()> = RwLock::const_new(());
@@ -54,6 +54,38 @@ pub async fn scene(name: &str, keys: Keys<'_>, test: impl AsyncFnOnce(&Scene) ->
     play(name, keys, test).await
 }
 
+/// The one namespace of the task API and the claude-code API; it stays when a test is done.
+static COMPAT_READY: OnceCell<()> = OnceCell::const_new();
+
+/// Runs a test beside others in the namespace of the task API and the claude-code API.
+pub async fn compat_scene(test: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    installed().await?;
+    let _shared = ALONE.read().await;
+    let _place = PLACES.acquire().await.context("the semaphore was closed")?;
+    COMPAT_READY.get_or_try_init(compat_namespace).await?;
+    let result = test().await;
+    if let Err(error) = &result {
+        eprintln!("=== a test failed in namespace {COMPAT}: {error:#}");
+        explain(COMPAT).await;
+        eprintln!("=== end of {COMPAT}");
+    }
+    result
+}
+
+async fn compat_namespace() -> Result<()> {
+    if kubectl(&["get", "namespace", COMPAT]).await.is_ok() {
+        return Ok(());
+    }
+    Scene::named(COMPAT.to_owned(), Keys::Good).await?;
+    // Ten sessions at once fit on a small node.
+    let settings = json!({
+        "apiVersion": "vteam.ambient-code/v1alpha1", "kind": "ProjectSettings", "metadata": {"name": "projectsettings"},
+        "spec": {"workspace": {"size": "64Mi"}, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
+    });
+    apply(COMPAT, &settings.to_string()).await?;
+    Ok(())
+}
+
 /// The same for a test that disturbs the operator or the gateway, so that it must be alone.
 pub async fn disturbing(name: &str, test: impl AsyncFnOnce(&Scene) -> Result<()>) -> Result<()> {
     installed().await?;
@@ -75,13 +107,26 @@ async fn play(name: &str, keys: Keys<'_>, test: impl AsyncFnOnce(&Scene) -> Resu
     result
 }
 
+async fn client() -> Result<Client> {
+    install_crypto();
+    let file = Kubeconfig::read_from(required("KUBECONFIG")?)?;
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
 impl Scene {
     async fn new(name: &str, keys: Keys<'_>) -> Result<Self> {
-        install_crypto();
-        let file = Kubeconfig::read_from(required("KUBECONFIG")?)?;
-        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-        let client = Client::try_from(config)?;
+        let client = client().await?;
         let namespace = format!("e2e-{name}-{}", &Uuid::new_v4().simple().to_string()[..6]);
+        Self::with(client, namespace, keys).await
+    }
+
+    async fn named(namespace: String, keys: Keys<'_>) -> Result<Self> {
+        let client = client().await?;
+        Self::with(client, namespace, keys).await
+    }
+
+    async fn with(client: Client, namespace: String, keys: Keys<'_>) -> Result<Self> {
         kubectl(&["create", "namespace", &namespace]).await?;
         kubectl(&[
             "label",
