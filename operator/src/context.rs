@@ -12,7 +12,7 @@ use crate::{
     network::Network,
     pods::Leaving,
     project_settings::Projects,
-    session::{Gate, Memory},
+    session::{Gate, Memory, Turns},
     settings::Settings,
     strays::Strays,
 };
@@ -44,6 +44,8 @@ pub struct Context {
     pub projects: Projects,
     /// Who may run now.
     pub gate: Arc<Gate>,
+    /// Whose turn it is to be looked at.
+    pub turns: Turns,
     /// What the watches have told.
     pub memory: Memory,
     /// What the pods of sessions may reach.

@@ -20,6 +20,7 @@ mod tasks;
 pub mod uninstall;
 mod writes;
 
+pub use calls::{Counted, Writes};
 pub use network::Egress;
 pub use run::{Error, run};
 pub use settings::{LeaseSettings, PodSettings, PullPolicy, RunAs, Settings, TimingSettings};

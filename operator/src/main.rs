@@ -2,7 +2,8 @@
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use operator::{Settings, uninstall};
+use kube::client::ClientBuilder;
+use operator::{Counted, Settings, uninstall};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -41,9 +42,10 @@ async fn main() -> anyhow::Result<()> {
         .init();
     // The one provider: with two in the graph rustls would not choose. An error means that it is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = kube::Client::try_default()
+    let config = kube::Config::infer()
         .await
         .context("failed to find the cluster: give a kubeconfig or run in a pod")?;
+    let client = ClientBuilder::try_from(config).context("failed to make a client for the cluster")?;
     match command {
         Command::Run(settings) => {
             tracing::info!(
@@ -53,9 +55,9 @@ async fn main() -> anyhow::Result<()> {
             );
             let stop = CancellationToken::new();
             tokio::spawn(on_signal(stop.clone()));
-            operator::run(client, settings, stop).await?;
+            operator::run(Counted::build(client), settings, stop).await?;
         }
-        Command::Uninstall(args) => uninstall::run(client, args).await?,
+        Command::Uninstall(args) => uninstall::run(client.build(), args).await?,
     }
     Ok(())
 }

@@ -43,7 +43,6 @@ struct Tokens {
 /// What the operator counts.
 pub struct Metrics {
     registry: Registry,
-    writes: Writes,
     sessions: Family<InPhase, Gauge>,
     queue_depth: Gauge,
     queue_wait: Histogram,
@@ -60,8 +59,9 @@ pub struct Metrics {
     pub leader: Gauge,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// With what the client counts.
+    pub fn new(writes: Writes) -> Self {
         let mut registry = Registry::with_prefix("agentic_operator");
         let metrics = Self {
             reconciles: Family::default(),
@@ -70,7 +70,6 @@ impl Default for Metrics {
             status_writes: Counter::default(),
             attempts: Counter::default(),
             ended: Family::default(),
-            writes: Writes::default(),
             sessions: Family::default(),
             queue_depth: Gauge::default(),
             queue_wait: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
@@ -103,7 +102,7 @@ impl Default for Metrics {
         registry.register(
             "api_writes",
             "Writes that the API server took, by verb and kind",
-            metrics.writes.clone(),
+            writes,
         );
         registry.register("sessions", "Sessions by phase", metrics.sessions.clone());
         registry.register(
@@ -142,11 +141,6 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counter of the client's writes.
-    pub fn writes(&self) -> Writes {
-        self.writes.clone()
-    }
-
     /// A session waited for so long to be looked at.
     pub fn waited(&self, time: Duration) {
         self.queue_wait.observe(time.as_secs_f64());
@@ -250,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_run_is_counted_once_when_it_ends() {
-        let metrics = Metrics::default();
+        let metrics = Metrics::new(Writes::default());
         let running = AgenticSessionStatus {
             phase: Phase::Running,
             attempt: Some(1),

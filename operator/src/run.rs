@@ -2,13 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::Client;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backoff::Backoff,
-    calls,
+    calls::Counted,
     context::Context,
     events::Events,
     lease,
@@ -20,7 +19,7 @@ use crate::{
     preflight, project_settings,
     project_settings::Projects,
     server,
-    session::{Memory, controller},
+    session::{Memory, Turns, controller},
     settings::Settings,
     strays,
     strays::Strays,
@@ -51,14 +50,14 @@ pub enum Error {
 const LONGEST_GOODBYE: Duration = Duration::from_secs(20);
 
 /// Runs until `stop`: serves probes, waits for the CRD and the lease, works, and gives the lease back.
-pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> Result<(), Error> {
+pub async fn run(client: impl Into<Counted>, settings: Settings, stop: CancellationToken) -> Result<(), Error> {
+    let Counted { client, writes } = client.into();
     preflight::version(&client).await?;
     let address = settings.metrics_address;
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| Error::Listen { address, source })?;
-    let metrics = Metrics::default();
-    let client = calls::counted(client, metrics.writes());
+    let metrics = Metrics::new(writes);
     let under_way = TaskTracker::new();
     let context = Arc::new(Context {
         events: Events::new(client.clone(), &settings.lease.identity, under_way.clone()),
@@ -66,6 +65,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         backoff: Backoff::default(),
         projects: Projects::default(),
         gate: Arc::default(),
+        turns: Turns::new(settings.concurrency.into()),
         memory: Memory::default(),
         network: Network::default(),
         leaving: Leaving::default(),

@@ -87,9 +87,17 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 }
 
 /// Sessions whose turn it is, or that a change of their namespace's settings may concern.
-fn nudged(context: &Context, sessions: Store<Meta>) -> impl Stream<Item = Result<Meta, watcher::Error>> + use<> {
+fn nudged(context: &Arc<Context>, sessions: Store<Meta>) -> impl Stream<Item = Result<Meta, watcher::Error>> + use<> {
+    let turns = context.clone();
     context.gate.nudges().filter_map(move |nudge| {
         let found = sessions.get(&nudge);
+        if found.is_none() {
+            // It may have been its turn.
+            let namespace = nudge.namespace.as_deref().unwrap_or_default();
+            if let Some(next) = turns.turns.pass(namespace) {
+                turns.gate.look_at(namespace, next);
+            }
+        }
         async move { found.map(|session| Ok((*session).clone())) }
     })
 }
@@ -122,6 +130,9 @@ async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, 
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     let _under_way = context.under_way.token();
     context.memory.listed(LONGEST_LIST).await;
+    let Some(_turn) = Turn::begin(&context, &namespace, &name) else {
+        return Ok(Action::await_change());
+    };
     if let Some(waited) = context.memory.taken(&namespace, &name) {
         context.metrics.waited(waited);
     }
@@ -138,7 +149,7 @@ async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, 
     let settled = result?;
     context.backoff.forget(&namespace, &name);
     Ok(match settled {
-        Settled::Gone => Action::await_change(),
+        Settled::Gone | Settled::Over => Action::await_change(),
         Settled::Unreadable(why) => {
             tell_unreadable(&context, &session, &why);
             Action::await_change()
@@ -151,6 +162,28 @@ async fn reconcile(session: Arc<Meta>, context: Arc<Context>) -> Result<Action, 
             ))
         }
     })
+}
+
+/// A look that is under way. However it ends, the next of the namespace comes.
+struct Turn<'a> {
+    context: &'a Context,
+    namespace: &'a str,
+}
+
+impl<'a> Turn<'a> {
+    /// `None` when it is others' turn: it comes again when it is its own.
+    fn begin(context: &'a Context, namespace: &'a str, name: &str) -> Option<Self> {
+        let begun = context.turns.begin(namespace, name);
+        begun.then_some(Self { context, namespace })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(next) = self.context.turns.end(self.namespace) {
+            self.context.gate.look_at(self.namespace, next);
+        }
+    }
 }
 
 fn tell_unreadable(context: &Context, session: &Meta, why: &str) {

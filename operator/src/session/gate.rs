@@ -125,6 +125,11 @@ impl Gate {
         nudge(&self.later, namespace, later);
     }
 
+    /// Has a session looked at.
+    pub fn look_at(&self, namespace: &str, name: String) {
+        nudge(&self.now, namespace, vec![name]);
+    }
+
     /// Namespaces in which some may wait for what the admin decides.
     pub fn namespaces(&self) -> Vec<String> {
         let mut namespaces: HashSet<_> = held(&self.limits).keys().cloned().collect();

@@ -24,6 +24,7 @@ mod repos;
 mod resolve;
 mod status;
 mod transition;
+mod turns;
 mod validate;
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use lean::Lean;
 pub use memory::Memory;
 pub use observe::{Error as ObserveError, Found, session as find};
 pub use status::Error as StatusError;
+pub use turns::Turns;
 
 use crate::{context::Context, network, project_settings};
 
@@ -58,6 +60,8 @@ pub enum Settled {
     Gone,
     /// It cannot be read; a change of it is waited for.
     Unreadable(String),
+    /// It is over, and nothing is left to do about it.
+    Over,
     /// It was observed.
     Live {
         /// When to look again though nothing changes.
@@ -153,7 +157,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let policy = observed::Policy::of(&context.settings);
     let observed = observe::children(&context.client, &session, policy, now).await?;
     context.memory.checked(namespace, name);
-    carry_out(context, &session, &observed, now).await
+    carry_out(context, &session, &observed, Basis::Live, now).await
 }
 
 /// What is asked for, and what follows from it and what was observed.
@@ -163,12 +167,13 @@ struct Decided {
 }
 
 /// How far what is decided on may be behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Basis {
     /// As far as the watches are.
     Remembered,
     /// Not at all.
     Live,
+    /// The same, with the settings as they were read beside all else.
+    Read(Result<Arc<ProjectSettingsSpec>, String>),
 }
 
 /// `None` when nothing can be decided before another look has read who else of the namespace runs.
@@ -190,12 +195,20 @@ async fn decide(
         let plan = decide::decide(observed, &request, now);
         (request, limit, plan)
     };
-    let (mut request, mut limit, mut plan) = judge(context.projects.of(&namespace).await);
-    if basis == Basis::Live && plan.create_job.is_some() {
-        // What an attempt begins with it keeps: nothing would tell it of what the admin decided before.
-        let read = project_settings::read(&context.client, &namespace).await;
-        (request, limit, plan) = judge(read.map_err(Error::Settings)?);
-    }
+    let (request, limit, plan) = match basis {
+        Basis::Remembered => judge(context.projects.of(&namespace).await),
+        Basis::Read(settings) => judge(settings),
+        Basis::Live => {
+            let judged = judge(context.projects.of(&namespace).await);
+            if judged.2.create_job.is_none() {
+                judged
+            } else {
+                // What an attempt begins with it keeps: nothing would tell it of what the admin decided before.
+                let read = project_settings::read(&context.client, &namespace).await;
+                judge(read.map_err(Error::Settings)?)
+            }
+        }
+    };
     let plan = gate::pass(context, session, plan, observed, &request, limit, now)
         .await
         .map_err(Error::Gate)?;
@@ -207,9 +220,10 @@ async fn carry_out(
     context: &Context,
     session: &AgenticSession,
     observed: &Observed,
+    basis: Basis,
     now: Timestamp,
 ) -> Result<Settled, Error> {
-    let Some(Decided { request, plan }) = decide(context, session, observed, Basis::Live, now).await? else {
+    let Some(Decided { request, plan }) = decide(context, session, observed, basis, now).await? else {
         return Ok(Settled::COME_AGAIN);
     };
     let settings = &context.settings.pod;

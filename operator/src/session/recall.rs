@@ -20,7 +20,7 @@ use super::{
     record,
     validate::{Claim, Request},
 };
-use crate::context::Context;
+use crate::{context::Context, project_settings};
 
 /// What follows from a plan that was made on what is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,8 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
     if !ground.silent {
         context.memory.answered(&namespace, &name);
     }
-    match step(&observed.session.status, &plan, ground) {
+    let step = step(&observed.session.status, &plan, ground);
+    match step {
         Step::Ask if context.memory.ask(&namespace, &name) => return Ok(None),
         Step::Rest | Step::Ask => {}
         Step::Tell | Step::Conclude => match record(context, session, &plan, Vec::new()).await {
@@ -148,7 +149,12 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
         Step::ReadLive => return Ok(None),
     }
     gate::settle(context, session, &plan, &request);
-    Ok(Some(Settled::Live { wake: plan.wake }))
+    let over = step == Step::Rest && plan.status.phase.is_terminal() && plan.wake.is_none();
+    Ok(Some(if over {
+        Settled::Over
+    } else {
+        Settled::Live { wake: plan.wake }
+    }))
 }
 
 /// Begins a session that has nothing yet: its claim, if it has one, is made while it is read once more.
@@ -176,7 +182,11 @@ async fn begin(
             None => Ok(()),
         }
     };
-    let (claim, session) = tokio::join!(create, observe::session(&context.client, &namespace, &name));
+    let (claim, session, settings) = tokio::join!(
+        create,
+        observe::session(&context.client, &namespace, &name),
+        project_settings::read(&context.client, &namespace)
+    );
     let Found::Live(session) = session? else {
         return Ok(None);
     };
@@ -185,7 +195,8 @@ async fn begin(
         return Ok(None);
     }
     let observed = observe::newborn(&session, observed::Policy::of(&context.settings));
-    match carry_out(context, &session, &observed, now).await {
+    let basis = Basis::Read(settings.map_err(Error::Settings)?);
+    match carry_out(context, &session, &observed, basis, now).await {
         // There is a Job of that name. Whose, and what follows, is found out by a whole look.
         Err(Error::Apply(error)) if error.is_race() => Ok(None),
         settled => settled.map(Some),
