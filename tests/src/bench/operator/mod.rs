@@ -5,6 +5,7 @@
 
 mod admit;
 mod audit;
+mod churn;
 mod load;
 mod many;
 mod plane;
@@ -30,7 +31,7 @@ use super::{
 const ABOUT: &str = "\
 The operator's release binary on a bare control plane (etcd, API server, controller manager, no scheduler), and a client that makes the same claim
 and Job for each session by itself; both take turns, slice by slice, and are timed by the API server's audit log, from the answer to the session's
-creation to the answer to its Job's. Pods are put on a node, started and ended by the bench in the place of scheduler and kubelet. Memory is
+creation to the answer to its Job's. Pods are put on a node, started and ended by the bench in the place of scheduler and kubelet; no kwok. Memory is
 resident memory; processor time is the process's own, all threads.";
 
 /// How long anything may take that should come by itself.
@@ -53,6 +54,9 @@ pub struct Options {
     /// Sessions that are followed through their whole life.
     #[arg(long, default_value_t = 200)]
     lives: usize,
+    /// Sessions a second whose pods start and end by themselves, and for how many seconds; 0x0 for none.
+    #[arg(long, default_value = "25x20", value_parser = parse_load)]
+    churn: (f64, f64),
     /// Sessions that are there when the operator is started again.
     #[arg(long, default_value_t = 10_000)]
     sessions: usize,
@@ -80,9 +84,11 @@ pub async fn run(options: Options) -> Result<()> {
     let machine = machine::describe();
     let version = burst(&options, &mut table).await?;
     if options.sessions > 0 {
+        eprintln!("part 2 of 3: {} sessions (about 3 min)", options.sessions);
         many::measure(&options, &mut table).await?;
     }
     if options.pending > 0 {
+        eprintln!("part 3 of 3: {} sessions that wait (about 4 min)", options.pending);
         admit::measure(&options, &mut table).await?;
     }
     println!(
@@ -95,6 +101,7 @@ pub async fn run(options: Options) -> Result<()> {
 
 /// Loads in turns with the bare client, then whole lives.
 async fn burst(options: &Options, table: &mut Table) -> Result<String> {
+    eprintln!("part 1 of 3: loads, whole lives, pods that start and end by themselves (about 4 min)");
     let plane = Plane::start()?;
     let operator = plane.operator(&options.operator).await?;
     tokio::time::sleep(QUIET).await;
@@ -138,6 +145,7 @@ async fn burst(options: &Options, table: &mut Table) -> Result<String> {
     );
     quiet(&mut audit, &mut writes, "writes in 20 s while all pods wait", table).await?;
     lives(options, &plane, &operator, &kubelet, &mut audit, table).await?;
+    churn::measure(options.churn, &plane, &operator, &kubelet, &mut audit, table).await?;
     let version = plane.version()?;
     operator.stop().await?;
     Ok(version)
