@@ -10,6 +10,7 @@ use crate::{
     events::Events,
     metrics::Metrics,
     network::Network,
+    orphans::Bare,
     pods::Leaving,
     project_settings::Projects,
     session::{Gate, Memory, Turns},
@@ -52,6 +53,8 @@ pub struct Context {
     pub network: Network,
     /// Pods that may have to be freed.
     pub leaving: Leaving,
+    /// Pods that no Job controls.
+    pub bare: Bare,
     /// Pods that left the watch, and may be there.
     pub strays: Strays,
     /// Reconciles under way: a token each.

@@ -8,6 +8,7 @@ mod lease;
 mod metrics;
 mod network;
 mod nodes;
+mod orphans;
 mod pods;
 mod preflight;
 mod project_settings;

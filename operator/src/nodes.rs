@@ -35,26 +35,27 @@ struct Error {
     source: kube::Error,
 }
 
-/// Nodes that do not answer, and since when.
+/// All nodes: those that do not answer, and since when.
 #[derive(Debug, Default)]
-struct Silent(HashMap<String, Timestamp>);
+struct Nodes(HashMap<String, Option<Timestamp>>);
 
-impl Silent {
+impl Nodes {
     fn see(&mut self, node: &Node) {
-        let name = node.name_any();
-        match silent_since(node) {
-            Some(since) => self.0.insert(name, since),
-            None => self.0.remove(&name),
-        };
+        self.0.insert(node.name_any(), silent_since(node));
     }
 
     /// Those that are silent for longer than `bound`.
-    fn lost(&self, bound: SignedDuration, now: Timestamp) -> impl Iterator<Item = (&str, Timestamp)> {
-        let lost = move |since: Timestamp| now.duration_since(since) >= bound;
-        self.0
-            .iter()
-            .filter(move |(_, since)| lost(**since))
-            .map(|(node, since)| (&**node, *since))
+    fn lost(&self, bound: SignedDuration, now: Timestamp) -> Vec<(&str, Timestamp)> {
+        let silent = self.0.iter().filter_map(|(node, since)| Some((&**node, (*since)?)));
+        silent
+            .filter(|(_, since)| now.duration_since(*since) >= bound)
+            .collect()
+    }
+
+    /// All are silent, or most of several: it is the way to them that is lost, and their pods go on. Kubernetes stops evicting then too.
+    fn are_out_of_reach(&self) -> bool {
+        let (all, silent) = (self.0.len(), self.0.values().flatten().count());
+        silent > 0 && (silent == all || all > 2 && silent * 2 > all)
     }
 }
 
@@ -77,24 +78,33 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 async fn watch(context: &Context) {
     let nodes: Api<Node> = Api::all(context.client.clone());
     let mut events = std::pin::pin!(watcher(nodes, watching()).default_backoff());
-    let mut silent = Silent::default();
-    let mut listing = Silent::default();
+    let (mut known, mut listing) = (Nodes::default(), Nodes::default());
+    let mut out_of_reach = false;
     let mut tick = tokio::time::interval(jittered(LOOK_AGAIN));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             event = events.next() => match event {
-                Some(Ok(watcher::Event::Apply(node))) => silent.see(&node),
-                Some(Ok(watcher::Event::Delete(node))) => { silent.0.remove(&node.name_any()); }
-                Some(Ok(watcher::Event::Init)) => listing = Silent::default(),
+                Some(Ok(watcher::Event::Apply(node))) => known.see(&node),
+                Some(Ok(watcher::Event::Delete(node))) => { known.0.remove(&node.name_any()); }
+                Some(Ok(watcher::Event::Init)) => listing = Nodes::default(),
                 Some(Ok(watcher::Event::InitApply(node))) => listing.see(&node),
-                Some(Ok(watcher::Event::InitDone)) => silent = std::mem::take(&mut listing),
+                Some(Ok(watcher::Event::InitDone)) => known = std::mem::take(&mut listing),
                 Some(Err(error)) => tracing::warn!(%error, "failed to watch nodes: pods of lost nodes are not ended"),
                 None => return,
             },
             _ = tick.tick() => {
                 let bound = SignedDuration::from_secs(context.settings.timing.node_loss.into());
-                for (node, since) in silent.lost(bound, Timestamp::now()) {
+                let lost = known.lost(bound, Timestamp::now());
+                if known.are_out_of_reach() {
+                    if !out_of_reach && !lost.is_empty() {
+                        tracing::warn!("most nodes do not answer: nothing is done about their pods");
+                    }
+                    out_of_reach = true;
+                    continue;
+                }
+                out_of_reach = false;
+                for (node, since) in lost {
                     let _under_way = context.under_way.token();
                     if let Err(error) = end_pods(context, node, since).await {
                         tracing::warn!(node, error = %error, cause = %error.source, "pods of a lost node");
@@ -194,17 +204,37 @@ mod tests {
 
     #[test]
     fn a_node_is_lost_when_it_was_silent_for_long_enough_and_not_when_its_kubelet_complains() {
-        let mut silent = Silent::default();
-        silent.see(&node("dead", "Unknown", 1_000));
-        silent.see(&node("sick", "False", 1_000));
-        silent.see(&node("back", "Unknown", 1_000));
-        silent.see(&node("back", "True", 1_200));
+        let mut nodes = Nodes::default();
+        nodes.see(&node("dead", "Unknown", 1_000));
+        nodes.see(&node("sick", "False", 1_000));
+        nodes.see(&node("back", "Unknown", 1_000));
+        nodes.see(&node("back", "True", 1_200));
         let lost = |now| {
             let now = Timestamp::from_second(now).unwrap();
-            let lost = silent.lost(SignedDuration::from_secs(300), now);
-            lost.map(|(node, _)| node.to_owned()).collect::<Vec<_>>()
+            let lost = nodes.lost(SignedDuration::from_secs(300), now);
+            lost.into_iter().map(|(node, _)| node.to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(lost(1_299), [""; 0]);
         assert_eq!(lost(1_300), ["dead"]);
+    }
+
+    #[test]
+    fn nodes_that_are_silent_together_are_out_of_reach_and_not_lost() {
+        for (ready, out_of_reach) in [
+            (vec!["Unknown"], true),
+            (vec!["True"], false),
+            (vec!["Unknown", "Unknown"], true),
+            (vec!["Unknown", "True"], false),
+            (vec!["Unknown", "True", "False"], false),
+            (vec!["Unknown", "Unknown", "True"], true),
+            (vec!["Unknown", "Unknown", "True", "True"], false),
+            (vec![], false),
+        ] {
+            let mut nodes = Nodes::default();
+            for (number, ready) in ready.iter().enumerate() {
+                nodes.see(&node(&format!("node-{number}"), ready, 1_000));
+            }
+            assert_eq!(nodes.are_out_of_reach(), out_of_reach, "{ready:?}");
+        }
     }
 }

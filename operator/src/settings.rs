@@ -61,6 +61,9 @@ pub struct TimingSettings {
     /// How long a deleted pod is held for a session that cannot be read.
     #[arg(long, hide = true, default_value_t = 600)]
     pub hold_unreadable: u32,
+    /// How long what is left of a session that is gone may take to go by itself.
+    #[arg(long, hide = true, default_value_t = 15)]
+    pub orphan_grace: u32,
     /// How long a namespace's `NetworkPolicy` stays behind its last session.
     #[arg(long, hide = true, default_value_t = 60)]
     pub network_kept: u32,
@@ -77,6 +80,7 @@ impl Default for TimingSettings {
             drain_bound: 86_400,
             node_loss: 300,
             hold_unreadable: 600,
+            orphan_grace: 15,
             network_kept: 60,
         }
     }

@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity};
 use kube::KubeSchema;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// CPU, memory and ephemeral storage of the agent's container.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     /// What the scheduler sets aside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<Amounts>,
-    /// What the container may use at most.
+    /// What the container may use at most. More than 0: to Kubernetes a limit of 0 is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(
+        validation = Rule::new("!has(self.cpu) || (type(self.cpu) == int ? self.cpu > 0 : !isQuantity(self.cpu) || quantity(self.cpu).isGreaterThan(quantity('0')))").message("limits.cpu must be more than 0, which would be no limit: leave it out or give an amount"),
+        validation = Rule::new("!has(self.memory) || (type(self.memory) == int ? self.memory > 0 : !isQuantity(self.memory) || quantity(self.memory).isGreaterThan(quantity('0')))").message("limits.memory must be more than 0, which would be no limit: leave it out or give an amount"),
+        validation = Rule::new("!has(self.ephemeral__dash__storage) || (type(self.ephemeral__dash__storage) == int ? self.ephemeral__dash__storage > 0 : !isQuantity(self.ephemeral__dash__storage) || quantity(self.ephemeral__dash__storage).isGreaterThan(quantity('0')))").message("limits.ephemeral-storage must be more than 0, which would be no limit: leave it out or give an amount")
+    )]
     pub limits: Option<Amounts>,
 }
 

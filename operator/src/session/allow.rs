@@ -6,7 +6,11 @@ use crds::{
 };
 use protocol::names::RUNNER_SECRETS;
 
-use super::{quantity::exceeds, resolve::usd, validate::Invalid};
+use super::{
+    quantity::{exceeds, is_nothing},
+    resolve::usd,
+    validate::Invalid,
+};
 
 /// Refuses the first value that is above its ceiling or in no list.
 pub fn check(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Result<(), Invalid> {
@@ -215,8 +219,9 @@ fn ceilings(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Result
             ),
         ] {
             if let (Some(asked), Some(ceiling)) = (asked, ceiling)
-                && exceeds(asked, ceiling)
+                && (exceeds(asked, ceiling) || kind == "limits" && is_nothing(asked))
             {
+                // A limit of 0 is none to the kubelet.
                 return Err(too_much(&format!("resources.{kind}.{name}"), &asked.0, &ceiling.0));
             }
         }

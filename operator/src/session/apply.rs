@@ -5,6 +5,7 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
+    core::Status,
 };
 use protocol::names::{REPORT_FINALIZER, annotation};
 use serde_json::json;
@@ -73,6 +74,19 @@ pub async fn apply(
         status: _,
         wake: _,
     } = plan;
+    // What goes is justified by what is recorded, and what is refused below must not keep it: it may be what fills a quota.
+    for tuned in tune {
+        self::tune(client, namespace, tuned).await?;
+    }
+    for target in delete {
+        match target {
+            Target::Pod(name, uid) => remove::<Pod>(client, namespace, "pod", name, uid).await?,
+            Target::Job(name, uid) => remove::<Job>(client, namespace, "Job", name, uid).await?,
+        }
+    }
+    for (name, uid) in release {
+        self::release(client, namespace, name, uid).await?;
+    }
     if let Some(request) = request {
         if *create_claim {
             // One that exists already is not made.
@@ -87,18 +101,6 @@ pub async fn apply(
             let job = build::drain(request, *number, *attempt, settings);
             create(client, namespace, "Job", &job).await.map_err(not_ours)?;
         }
-    }
-    for tuned in tune {
-        self::tune(client, namespace, tuned).await?;
-    }
-    for target in delete {
-        match target {
-            Target::Pod(name, uid) => remove::<Pod>(client, namespace, "pod", name, uid).await?,
-            Target::Job(name, uid) => remove::<Job>(client, namespace, "Job", name, uid).await?,
-        }
-    }
-    for (name, uid) in release {
-        self::release(client, namespace, name, uid).await?;
     }
     if *delete_session {
         expire(client, session).await?;
@@ -174,7 +176,7 @@ where
     match writes::create(client, namespace, object).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => Err(Error::Exists { kind, name }),
-        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
+        Err(kube::Error::Api(status)) if is_refusal(&status) => {
             let said = status.message;
             Err(Error::Refused { kind, name, said })
         }
@@ -185,6 +187,12 @@ where
             source: Box::new(source),
         }),
     }
+}
+
+/// The API server's own word, and that of a webhook which cannot be asked: the API server calls that an error of its own.
+fn is_refusal(status: &Status) -> bool {
+    let by_webhook = status.code == 500 && status.message.contains("failed calling webhook");
+    matches!(status.code, 400 | 403 | 413 | 422) || by_webhook
 }
 
 /// A drain can wait: a name that is taken is looked at again later, and our own Job of a lost answer is found then too.

@@ -67,6 +67,22 @@ pub fn no_events(next: &mut AgenticSessionStatus, gateway: bool, now: Timestamp)
     set(next, condition::EVENTS_DELIVERED, status, reason, message, now);
 }
 
+/// What is left cannot be delivered now, and why.
+pub fn held_up(next: &mut AgenticSessionStatus, why: &str, now: Timestamp) {
+    if denied(next, condition::EVENTS_DELIVERED) == Some(Reason::Undelivered.as_str()) {
+        let why = why.trim_end_matches('.');
+        let message = numbers(next, why);
+        set(
+            next,
+            condition::EVENTS_DELIVERED,
+            "False",
+            Reason::Undelivered,
+            &message,
+            now,
+        );
+    }
+}
+
 /// What was not delivered will not come any more.
 pub fn lost(next: &mut AgenticSessionStatus, why: &str, now: Timestamp) {
     let message = numbers(next, why);

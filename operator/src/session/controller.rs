@@ -68,6 +68,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         .inspect_ok(move |event| {
             leaving.leaving.see(event);
             leaving.strays.see(event);
+            leaving.bare.see(event);
         })
         .map(move |event| concerned("pods", event, |event| memory.memory.pod_event(event)))
         .flat_map(stream::iter);

@@ -91,6 +91,17 @@ fn start_deadline(seen: &Observed, request: &Result<Request, Invalid>) -> Option
     Some(after(job.started.or(job.created)?, terms(seen, request).start_timeout))
 }
 
+/// How long the API server has refused what the session needs.
+pub fn refused_for(seen: &Observed, now: Timestamp) -> SignedDuration {
+    let status = &seen.session.status;
+    let since = if status.phase.is_terminal() {
+        status.completion_time.as_ref().map(|time| time.0)
+    } else {
+        transition::not_started_since(status)
+    };
+    since.map_or(SignedDuration::ZERO, |since| now.duration_since(since))
+}
+
 /// When what the API server refuses since the last attempt, or since the run began, is final.
 pub fn refusal_ends(seen: &Observed, request: &Result<Request, Invalid>) -> Option<Timestamp> {
     let since = transition::not_started_since(&seen.session.status)?;

@@ -6,6 +6,7 @@
 
 use crds::{AgenticSessionStatus, Phase, condition};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use protocol::{Reason, spec::LiveLimits};
 
 use super::{
@@ -23,6 +24,8 @@ const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 const START_SLOW: SignedDuration = SignedDuration::from_secs(11);
 /// The same for what takes a person.
 const LOOK_LATER: SignedDuration = SignedDuration::from_secs(30);
+/// The same for what has taken a person long already.
+const LOOK_SELDOM: SignedDuration = SignedDuration::from_mins(2);
 
 /// A new attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,10 +326,14 @@ pub fn refused(
     let message = format!("The API server refuses {kind} {name}: {said}");
     let mut plan = Plan::nothing(seen.session.status.clone());
     plan.status.observed_generation = seen.session.generation;
-    plan.wake = Some(LOOK_LATER);
+    // Recorded, or the write of these very words would have it tried again at once: they may be others each time.
+    let wait = deadline::refused_for(seen, now).clamp(LOOK_LATER, LOOK_SELDOM);
+    let at = Time(now.saturating_add(wait).unwrap_or(Timestamp::MAX));
+    plan.wake = Some(wait);
     if seen.session.status.phase != Phase::Pending {
         // A drain's: it has time, and the session's end stays as it is.
-        tracing::warn!(kind, name, said, "refused");
+        plan.status.next_drain_time = Some(at);
+        conditions::held_up(&mut plan.status, &message, now);
         return plan;
     }
     if plan.status.run.is_none() {
@@ -336,7 +343,7 @@ pub fn refused(
     plan.status = if end.is_some_and(|end| now >= end) {
         transition::finish(&plan.status, Phase::Failed, reason, &message, now)
     } else {
-        transition::refused(&plan.status, reason, &message, now)
+        transition::refused(&plan.status, reason, &message, at, now)
     };
     plan
 }
@@ -540,14 +547,11 @@ fn live(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now
         });
         let terms = (&deadline::terms(seen, request), &seen.policy);
         plan.status = transition::record(&plan.status, verdict, pod, seen.claim, terms, now);
-        if let (
-            Ok(request),
-            Some(RunnerSeen::Ended {
-                report: Some(report), ..
-            }),
-        ) = (request, pod.map(|pod| &pod.runner))
+        if let Some(RunnerSeen::Ended {
+            report: Some(report), ..
+        }) = pod.map(|pod| &pod.runner)
         {
-            repos::record(&mut plan.status.repos, &request.repos, &report.repos);
+            repos::record(&mut plan.status.repos, &seen.session.repos, &report.repos);
         }
         return plan;
     }

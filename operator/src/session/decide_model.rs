@@ -137,6 +137,7 @@ impl Model {
                 generation: Some(self.generation),
                 suspend: self.suspend,
                 start_requested: self.start_requested.clone(),
+                repos: Vec::new(),
                 status: self.status.clone(),
             },
             claim: self.claim,

@@ -3,6 +3,7 @@
 //! Memory says whether there is something to do; it may lag. So nothing is decided on it before it has our own writes, and what
 //! takes away or ends is decided again on live reads.
 
+mod orphans;
 mod told;
 
 #[cfg(test)]
@@ -19,6 +20,8 @@ use kube::core::PartialObjectMeta;
 use tokio::{sync::watch, time::Instant};
 
 use super::observed::{JobFor, OurJob, PodSeen};
+
+pub use orphans::Orphan;
 
 /// What triggers name: a session.
 pub type Meta = PartialObjectMeta<AgenticSession>;

@@ -46,7 +46,7 @@ use validate::{Invalid, Request};
 pub use apply::{Error as ApplyError, create, release};
 pub use gate::Gate;
 pub use lean::Lean;
-pub use memory::Memory;
+pub use memory::{Memory, Orphan};
 pub use observe::{Error as ObserveError, Found, session as find};
 pub use status::Error as StatusError;
 pub use turns::Turns;
@@ -191,7 +191,9 @@ async fn decide(
             .as_ref()
             .ok()
             .and_then(|settings| settings.max_concurrent_sessions);
-        let request = settings.and_then(|settings| validate::validate(session, &settings));
+        let over = observed.session.status.phase.is_terminal();
+        let judge = if over { validate::ended } else { validate::validate };
+        let request = settings.and_then(|settings| judge(session, &settings));
         let plan = decide::decide(observed, &request, now);
         (request, limit, plan)
     };

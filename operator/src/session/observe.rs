@@ -93,6 +93,8 @@ pub async fn children(
     let mut found: Vec<_> = found.iter().filter_map(|pod| pod_of(pod, &name)).collect();
     let strays = strays(client, &namespace, &name, &jobs, &found).await;
     found.extend(strays.map_err(failed("the pods"))?);
+    let deserted = deserted(client, &namespace, &seen, &jobs, &found).await;
+    found.extend(deserted.map_err(failed("the pods"))?);
     let (pods, drain_pods) = sort_pods(found.into_iter(), &jobs.current, &seen);
     if let Some(job) = jobs.current.ours().filter(|job| !live && !job.finished && !job.counted)
         && pods.iter().all(|pod| pod.job_uid != job.uid)
@@ -314,6 +316,28 @@ async fn strays(
     Ok(strays
         .filter(|(_, pod)| ours.iter().any(|job| job.uid == pod.job_uid))
         .collect())
+}
+
+/// The pod of the attempt that status speaks of, when its Job was taken away from above it, and perhaps its labels too: it runs on, and
+/// must not pass for one that is gone.
+async fn deserted(
+    client: &Client,
+    namespace: &str,
+    seen: &SessionSeen,
+    jobs: &Jobs,
+    found: &[(JobFor, PodSeen)],
+) -> kube::Result<Option<(JobFor, PodSeen)>> {
+    let status = &seen.status;
+    let (Some(name), Some(uid), Some(attempt)) = (&status.pod_name, &status.pod_uid, status.attempt) else {
+        return Ok(None);
+    };
+    if found.iter().any(|(_, pod)| pod.uid == *uid) {
+        return Ok(None);
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let pod = pods.get_opt(name).await?.filter(|pod| pod.uid().as_ref() == Some(uid));
+    let job = jobs.current.ours().map_or("", |job| &*job.uid);
+    Ok(pod.map(|pod| (JobFor::Attempt(attempt), PodSeen::of(&pod, attempt, job))))
 }
 
 /// UID of what should have come further by now and does not say in its status why it has not: the Job that has no pod, or the

@@ -13,14 +13,14 @@ use kube::{Resource as _, ResourceExt as _};
 use protocol::{
     Reason,
     names::{annotation, component, label},
-    spec::LiveLimits,
+    spec::{LiveLimits, Repo},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::settings::{Settings, TimingSettings};
 
 pub use super::pod::{Grace, PodSeen, RunnerSeen, Trouble};
-use super::{build, validate};
+use super::{build, repos, validate};
 
 /// Characters of a start request that count: as many as the status field takes that remembers it.
 pub const LONGEST_START_REQUEST: usize = 256;
@@ -78,6 +78,8 @@ pub struct SessionSeen {
     pub suspend: bool,
     /// The annotation that asks for the next run.
     pub start_requested: Option<String>,
+    /// `spec.repos`, as the runner was told of them.
+    pub repos: Vec<Repo>,
     /// The recorded status.
     pub status: AgenticSessionStatus,
 }
@@ -91,6 +93,7 @@ impl From<&AgenticSession> for SessionSeen {
                 .annotations()
                 .get(annotation::START_REQUESTED_AT)
                 .map(|value| value.chars().take(LONGEST_START_REQUEST).collect()),
+            repos: repos::repos(&session.spec),
             status: session.status.clone().unwrap_or_default(),
         }
     }

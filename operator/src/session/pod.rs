@@ -1,6 +1,6 @@
 //! What a pod says of its attempt.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus,
 };
@@ -114,6 +114,38 @@ pub enum RunnerSeen {
     },
 }
 
+impl RunnerSeen {
+    /// A node whose clock is behind tells of a start before the pod was made. Its times are taken as late as they must be.
+    fn not_before(self, created: Option<Timestamp>) -> Self {
+        let behind = |since: Option<Timestamp>| match (since, created) {
+            (Some(since), Some(created)) if since < created => created.duration_since(since),
+            _ => SignedDuration::ZERO,
+        };
+        let later = |time: Option<Timestamp>, by| time.map(|time: Timestamp| time.saturating_add(by).unwrap_or(time));
+        match self {
+            Self::Waiting => Self::Waiting,
+            Self::Running { since } => Self::Running {
+                since: later(since, behind(since)),
+            },
+            Self::Ended {
+                since,
+                until,
+                exit_code,
+                out_of_memory,
+                said,
+                report,
+            } => Self::Ended {
+                since: later(since, behind(since)),
+                until: later(until, behind(since)),
+                exit_code,
+                out_of_memory,
+                said,
+                report,
+            },
+        }
+    }
+}
+
 impl PodSeen {
     /// Reads the pod of an attempt, or of a drain, of this number.
     pub fn of(pod: &Pod, number: u32, job_uid: &str) -> Self {
@@ -125,12 +157,15 @@ impl PodSeen {
             .flatten()
             .find(|c| c.name == container::AGENT);
         let disk_full = disk_full(status);
+        let created = pod.creation_timestamp().map(|t| t.0);
+        let runner = runner(status).not_before(created);
+        let waits = runner == RunnerSeen::Waiting;
         Self {
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
             attempt: number,
             job_uid: job_uid.to_owned(),
-            created: pod.creation_timestamp().map(|t| t.0),
+            created,
             deleting: pod.metadata.deletion_timestamp.is_some(),
             scheduled: pod
                 .spec
@@ -142,9 +177,9 @@ impl PodSeen {
             disk_full,
             init_failed: init_failed(pod, status),
             message: status.message.clone().unwrap_or_default(),
-            runner: runner(status),
+            runner,
             // What becomes of a sidecar later is not a start that is hindered.
-            trouble: trouble(pod, status).filter(|_| runner(status) == RunnerSeen::Waiting),
+            trouble: trouble(pod, status).filter(|_| waits),
             limits: pod
                 .annotations()
                 .get(annotation::LIMITS)

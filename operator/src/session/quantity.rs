@@ -55,6 +55,11 @@ fn scale(suffix: &str) -> Option<(i128, i128)> {
     })
 }
 
+/// Whether an amount is 0 or less, or none at all.
+pub fn is_nothing(amount: &Quantity) -> bool {
+    nanos(amount).is_none_or(|nanos| nanos <= 0)
+}
+
 /// Whether `one` is more than `other`. What cannot be read is more than anything: the API server would refuse it.
 pub fn exceeds(one: &Quantity, other: &Quantity) -> bool {
     match (nanos(one), nanos(other)) {

@@ -405,7 +405,13 @@ fn doubling(first_wait: u64, made: u32) -> u64 {
 /// Adds the attempt's running time; answers when it ended.
 fn attempt_ran(next: &mut AgenticSessionStatus, pod: Option<&PodSeen>, claim: ClaimSeen, now: Timestamp) -> Timestamp {
     let (since, until) = match pod.map(|pod| &pod.runner) {
-        Some(RunnerSeen::Ended { since, until, .. }) => (*since, until.unwrap_or(now)),
+        Some(RunnerSeen::Ended { since, until, .. }) => {
+            // By a clock that is ahead it ended later than now.
+            let until = until.unwrap_or(now);
+            let ahead = until.duration_since(now).max(SignedDuration::ZERO);
+            let earlier = |time: Timestamp| time.saturating_sub(ahead).unwrap_or(time);
+            (since.map(earlier), earlier(until))
+        }
         Some(RunnerSeen::Running { since }) => (*since, now),
         // A pod that is gone: from when its runner was seen to start.
         Some(RunnerSeen::Waiting) | None => (runner_started(next), now),
@@ -504,8 +510,17 @@ pub fn next_run(status: &AgenticSessionStatus, session: &SessionSeen, goes_on: b
 }
 
 /// The API server refuses what an attempt needs.
-pub fn refused(status: &AgenticSessionStatus, reason: Reason, message: &str, now: Timestamp) -> AgenticSessionStatus {
+///
+/// It is not asked again before that time.
+pub fn refused(
+    status: &AgenticSessionStatus,
+    reason: Reason,
+    message: &str,
+    not_before: Time,
+    now: Timestamp,
+) -> AgenticSessionStatus {
     let mut next = waiting(status, reason, message);
+    next.next_attempt_time = Some(not_before);
     conditions::set(&mut next, condition::RUNNER_STARTED, "False", reason, message, now);
     next
 }

@@ -16,7 +16,7 @@ use k8s_openapi::{
 use kube::{Resource as _, ResourceExt as _};
 use protocol::{
     names::{RUNNER_SECRETS, label},
-    spec::{AgenticSpec, LiveLimits, McpServer, Repo, Tools, User},
+    spec::{AgenticSpec, LiveLimits, Repo, Tools, User},
 };
 
 use super::{allow, mcp, mcp::McpSecret, repos, resolve};
@@ -193,6 +193,30 @@ impl Invalid {
 
 /// Makes a session safe to build from, with the namespace's and the built-in values where it names none.
 pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Result<Request, Invalid> {
+    let request = formed(session, settings)?;
+    allow::check(&session.spec, settings)?;
+    allow::queue_priority(request.queue_priority.as_deref(), settings)?;
+    let (servers, secrets) = mcp::servers(&session.spec, settings)?;
+    Ok(Request {
+        mcp_secrets: secrets,
+        spec: AgenticSpec {
+            tools: Tools {
+                mcp_servers: servers,
+                ..request.spec.tools
+            },
+            ..request.spec
+        },
+        ..request
+    })
+}
+
+/// The same of a session whose run is over: what was begun when it was allowed is not judged by what is allowed today. It has no MCP
+/// servers, and no agent is built from it.
+pub fn ended(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Result<Request, Invalid> {
+    formed(session, settings)
+}
+
+fn formed(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Result<Request, Invalid> {
     let spec = &session.spec;
     let name = session.name_any();
     if name.len() > MAX_NAME {
@@ -216,15 +240,12 @@ pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Res
         .map(|(name, value)| (name.clone(), value.0.clone()))
         .collect();
     no_nul(&prompt, &llm, &environment)?;
-    allow::check(spec, settings)?;
     // The label without a value names no queue: a Job that waited for it would wait for ever.
     let queue = session
         .labels()
         .get(label::KUEUE_QUEUE)
         .filter(|queue| !queue.is_empty());
     let queue_priority = queue.and_then(|_| session.labels().get(label::KUEUE_PRIORITY));
-    allow::queue_priority(queue_priority.map(String::as_str), settings)?;
-    let (mcp_servers, mcp_secrets) = mcp::servers(spec, settings)?;
     let limits = resolve::limits(spec, settings);
     let ttl = spec.ttl_seconds_after_finished.or(settings.ttl_seconds_after_finished);
     Ok(Request {
@@ -237,14 +258,14 @@ pub fn validate(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Res
         timeout: limits.timeout.unwrap_or(DEFAULT_TIMEOUT),
         limits,
         environment,
-        spec: agentic_spec(spec, settings, &llm, mcp_servers),
+        spec: agentic_spec(spec, settings, &llm),
         llm,
         repos: repos::repos(spec),
         secrets: resolve::secrets(spec, settings)
             .into_iter()
             .map(RunnerSecret::from)
             .collect(),
-        mcp_secrets,
+        mcp_secrets: Vec::new(),
         claim: resolve::claim(spec, settings),
         resources: resolve::resources(spec, settings),
         pod: resolve::pod(spec, settings),
@@ -287,12 +308,7 @@ fn no_nul(prompt: &str, llm: &LlmSettings, environment: &BTreeMap<String, String
     Ok(())
 }
 
-fn agentic_spec(
-    spec: &AgenticSessionSpec,
-    settings: &ProjectSettingsSpec,
-    llm: &LlmSettings,
-    mcp_servers: BTreeMap<String, McpServer>,
-) -> AgenticSpec {
+fn agentic_spec(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec, llm: &LlmSettings) -> AgenticSpec {
     let tools = spec.tools.clone().unwrap_or_default();
     let rules = |rules: Vec<ToolRule>| rules.into_iter().map(|rule| rule.0).collect();
     AgenticSpec {
@@ -306,7 +322,7 @@ fn agentic_spec(
             allowed: rules(tools.allowed),
             disallowed: rules(tools.disallowed),
             permission_mode: tools.permission_mode.unwrap_or_default().into(),
-            mcp_servers,
+            mcp_servers: BTreeMap::new(),
         },
         append_system_prompt: spec.append_system_prompt.clone(),
         additional_args: spec.additional_args.iter().map(|argument| argument.0.clone()).collect(),

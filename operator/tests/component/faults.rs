@@ -155,7 +155,7 @@ fn hyper_frame(bytes: bytes::Bytes) -> http_body::Frame<bytes::Bytes> {
     http_body::Frame::data(bytes)
 }
 
-fn whole(bytes: impl Into<bytes::Bytes>) -> Box<DynBody> {
+pub fn whole(bytes: impl Into<bytes::Bytes>) -> Box<DynBody> {
     let frame = Ok::<_, tower::BoxError>(hyper_frame(bytes.into()));
     Box::new(StreamBody::new(futures::stream::iter([frame])))
 }

@@ -20,6 +20,7 @@ mod network;
 mod outcomes;
 mod plane;
 mod random;
+mod refused;
 mod rules;
 mod runs;
 mod settings;

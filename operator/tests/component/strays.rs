@@ -106,3 +106,60 @@ async fn a_pod_that_lost_its_label_does_not_stay_behind_its_session() {
     }
     drop(kubelet);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_job_was_taken_away_from_above_it_is_followed_to_its_end() {
+    let world = World::new("strays-bare").await;
+    world.create("poem", json!({"prompt": "p"})).await;
+    let pod = running(&world, "poem").await;
+    world.jobs().delete("poem-job", &orphaning()).await.unwrap();
+    until("the Job to go", async || {
+        world.jobs().get_opt("poem-job").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    until("the pod without a Job", async || {
+        world.pod_now(&pod).await?.owner_references().is_empty().then_some(())
+    })
+    .await;
+    world.end(&pod, 3, Some(&report(Outcome::Succeeded, 1))).await;
+    world.phase("poem", Phase::Completed).await;
+    assert_eq!(jobs_created("strays-bare"), ["poem-job"], "no other beside it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_does_not_work_on_for_a_session_that_is_gone_or_held_in_its_deletion() {
+    let mut world = World::without_operator("strays-orphans").await;
+    world.timing.orphan_grace = 1;
+    world.start_operator().await;
+    let kubelet = world.kubelet();
+    for name in ["poem", "ode"] {
+        world.create(name, json!({"prompt": "p"})).await;
+    }
+    let (poem, ode) = (running(&world, "poem").await, running(&world, "ode").await);
+    // Its children are to be left; and its author holds it.
+    world.sessions().delete("poem", &orphaning()).await.unwrap();
+    world
+        .patch("ode", json!({"metadata": {"finalizers": ["example.com/hold"]}}))
+        .await;
+    world.sessions().delete("ode", &DeleteParams::default()).await.unwrap();
+    for (pod, job) in [(&poem, "poem-job"), (&ode, "ode-job")] {
+        until("the pod to go", async || {
+            world.pod_now(pod).await.is_none().then_some(())
+        })
+        .await;
+        until("the Job to go", async || {
+            world.jobs().get_opt(job).await.unwrap().is_none().then_some(())
+        })
+        .await;
+    }
+    assert!(world.sessions().get_opt("ode").await.unwrap().is_some(), "it is held");
+    world.patch("ode", json!({"metadata": {"finalizers": null}})).await;
+    drop(kubelet);
+}
+
+fn orphaning() -> DeleteParams {
+    DeleteParams {
+        propagation_policy: Some(kube::api::PropagationPolicy::Orphan),
+        ..DeleteParams::default()
+    }
+}

@@ -252,8 +252,9 @@ impl Pair {
             json!({"spec": {"ttlSecondsAfterFinished": null, "suspend": false}, "metadata": {"ownerReferences": null}}),
         )
         .await;
-        let click = format!("final-{}", self.clicks);
-        let mut asked = false;
+        // Each is a request of its own: one that is handled already asks for nothing.
+        let mut clicks = 0_u32;
+        let last_click = |clicks: u32| format!("final-{}-{clicks}", self.clicks);
         let rests = until("the session to come to rest", async || {
             let Some(session) = scene.session().await else {
                 // Somebody's owner reference, or its own time after the end.
@@ -264,7 +265,7 @@ impl Pair {
                 return None;
             }
             let reason = status.reason.as_deref().unwrap_or_default();
-            let handled = status.handled_start_request.as_deref() == Some(&*click);
+            let handled = status.handled_start_request == Some(last_click(clicks));
             match status.phase {
                 Phase::Pending if reason == "Suspended" => {
                     patch(json!({"spec": {"suspend": false}})).await;
@@ -277,7 +278,7 @@ impl Pair {
                 }
                 Phase::Pending if ["Creating", "WaitingForVolume", "Retrying"].contains(&reason) => None,
                 Phase::Pending => Some(()),
-                Phase::Creating if asked && handled => Some(()),
+                Phase::Creating if clicks > 0 && handled => Some(()),
                 Phase::Creating if reason == "PodRejected" => {
                     // Nobody makes its pod.
                     patch(json!({"spec": {"suspend": true}})).await;
@@ -289,8 +290,9 @@ impl Pair {
                 }
                 Phase::Stopping => None,
                 Phase::Completed | Phase::Failed | Phase::Stopped => {
-                    asked = true;
-                    patch(json!({"spec": {"suspend": false}, "metadata": {"annotations": {"ambient-code.io/start-requested-at": click}}})).await;
+                    clicks += 1;
+                    let click = json!({"ambient-code.io/start-requested-at": last_click(clicks)});
+                    patch(json!({"spec": {"suspend": false}, "metadata": {"annotations": click}})).await;
                     None
                 }
             }

@@ -1,0 +1,191 @@
+//! Ends what outlives its session.
+//!
+//! Garbage collection does, when a session is deleted, but not when somebody asks for its children to be left, or holds the session with
+//! a finalizer of their own. An agent must not work on for a session that is gone.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{DeleteParams, Preconditions},
+    core::{ObjectMeta, PartialObjectMeta},
+    runtime::watcher::Event,
+};
+use protocol::names::label;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    context::Context,
+    session::{self, Found, Lean, Orphan},
+};
+
+/// How often they are looked for, at most.
+const TICK: Duration = Duration::from_secs(5);
+
+/// A pod with a session's label that no Job controls: namespace and name.
+type Place = (String, String);
+
+/// Pods of sessions that no Job controls any more, by UID.
+#[derive(Default)]
+pub struct Bare(Mutex<HashMap<String, Place>>);
+
+impl Bare {
+    /// Notes what concerns such pods.
+    pub fn see(&self, event: &Event<Lean<Pod>>) {
+        match event {
+            Event::Apply(Lean(pod)) | Event::InitApply(Lean(pod)) => {
+                let controlled = pod
+                    .owner_references()
+                    .iter()
+                    .any(|owner| owner.controller == Some(true));
+                let uid = pod.uid().unwrap_or_default();
+                if controlled || pod.metadata.deletion_timestamp.is_some() {
+                    self.held().remove(&uid);
+                } else {
+                    let place = (pod.namespace().unwrap_or_default(), pod.name_any());
+                    self.held().insert(uid, place);
+                }
+            }
+            Event::Delete(Lean(pod)) => {
+                self.held().remove(pod.uid().as_deref().unwrap_or_default());
+            }
+            Event::Init | Event::InitDone => {}
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Place>> {
+        // Every change is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs until `stop`.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let grace = Duration::from_secs(context.settings.timing.orphan_grace.into());
+    let mut since: HashMap<String, Instant> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(TICK.min(grace.max(Duration::from_secs(1)))) => {}
+        }
+        let jobs = context.memory.orphans();
+        let pods: Vec<_> = context.bare.held().clone().into_iter().collect();
+        let now: HashSet<_> = jobs
+            .iter()
+            .map(|job| &job.uid)
+            .chain(pods.iter().map(|(uid, _)| uid))
+            .collect();
+        since.retain(|uid, _| now.contains(uid));
+        let mut due = |uid: &String| since.entry(uid.clone()).or_insert_with(Instant::now).elapsed() >= grace;
+        for job in jobs.iter().filter(|job| due(&job.uid)) {
+            let _under_way = context.under_way.token();
+            if let Err(error) = end_job(&context, job).await {
+                tracing::warn!(namespace = job.namespace, job = job.job, %error, "failed to end what outlived its session");
+            }
+        }
+        for (uid, (namespace, name)) in pods.iter().filter(|(uid, _)| due(uid)) {
+            let _under_way = context.under_way.token();
+            if let Err(error) = end_pod(&context, namespace, name, uid).await {
+                tracing::warn!(namespace, pod = name, %error, "failed to end what outlived its session");
+            }
+        }
+    }
+}
+
+/// Its pods follow, and their reports are let go as those of every session that is gone.
+async fn end_job(context: &Context, orphan: &Orphan) -> Result<(), Error> {
+    let jobs: Api<Job> = Api::namespaced(context.client.clone(), &orphan.namespace);
+    let job = jobs.get_metadata_opt(&orphan.job).await?;
+    let Some(job) = job.filter(|job| job.uid().as_ref() == Some(&orphan.uid)) else {
+        return Ok(());
+    };
+    if !is_ours(&job.metadata) || !is_left(context, &orphan.namespace, &job.metadata).await? {
+        return Ok(());
+    }
+    tracing::warn!(
+        namespace = orphan.namespace,
+        job = orphan.job,
+        "outlived its session: deleted"
+    );
+    gone(jobs.delete(&orphan.job, &this_one(&orphan.uid)).await)
+}
+
+async fn end_pod(context: &Context, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let pod: Option<PartialObjectMeta<Pod>> = pods.get_metadata_opt(name).await?;
+    let Some(pod) = pod.filter(|pod| pod.uid().as_deref() == Some(uid)) else {
+        context.bare.held().remove(uid);
+        return Ok(());
+    };
+    let controlled = pod
+        .owner_references()
+        .iter()
+        .any(|owner| owner.controller == Some(true));
+    if controlled || !is_ours(&pod.metadata) || !is_left(context, namespace, &pod.metadata).await? {
+        return Ok(());
+    }
+    tracing::warn!(namespace, pod = name, "outlived its session: deleted");
+    gone(pods.delete(name, &this_one(uid)).await)
+}
+
+/// An object that could not be looked at or deleted.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error(transparent)]
+    Observe(#[from] session::ObserveError),
+}
+
+/// Made by us: nobody controls it but a session, or nobody any more.
+fn is_ours(meta: &ObjectMeta) -> bool {
+    let labels = meta.labels.as_ref();
+    let managed = labels
+        .and_then(|labels| labels.get(label::MANAGED_BY))
+        .map(String::as_str)
+        == Some(label::MANAGER);
+    let mut controllers = meta
+        .owner_references
+        .iter()
+        .flatten()
+        .filter(|owner| owner.controller == Some(true));
+    managed && controllers.all(|owner| owner.kind == crds::AgenticSession::kind(&()))
+}
+
+/// Whether the session that its labels name is gone, or going.
+async fn is_left(context: &Context, namespace: &str, meta: &ObjectMeta) -> Result<bool, Error> {
+    let label = |name: &str| meta.labels.as_ref().and_then(|labels| labels.get(name));
+    let (Some(session), Some(uid)) = (label(label::SESSION), label(label::SESSION_UID)) else {
+        return Ok(false);
+    };
+    Ok(match session::find(&context.client, namespace, session).await? {
+        Found::Gone => true,
+        Found::Live(session) => session.uid().as_ref() != Some(uid),
+        Found::Unreadable(_) => false,
+    })
+}
+
+fn this_one(uid: &str) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            ..Preconditions::default()
+        }),
+        ..DeleteParams::background()
+    }
+}
+
+/// Gone or replaced is done.
+fn gone<T>(result: kube::Result<T>) -> Result<(), Error> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
