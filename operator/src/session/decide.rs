@@ -248,7 +248,7 @@ fn pending(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         plan.wake = Some(wait);
         return plan;
     }
-    match drain::hindrance(&mut plan, seen, now).or_else(|| hindrance(seen)) {
+    match drain::hindrance(&mut plan, seen, now).or_else(|| hindrance(seen, &request.name)) {
         None => {
             plan.create_claim = seen.claim == ClaimSeen::Missing;
             plan.create_job = Some(attempt);
@@ -389,7 +389,7 @@ pub struct Hindrance {
 }
 
 /// Why an attempt cannot begin yet.
-fn hindrance(seen: &Observed) -> Option<Hindrance> {
+fn hindrance(seen: &Observed, session: &str) -> Option<Hindrance> {
     let wait = |reason, message: String| {
         Some(Hindrance {
             reason,
@@ -436,9 +436,12 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
             return wait(Reason::ConfigError, message.to_owned());
         }
         ClaimSeen::Foreign => {
-            let message = "The persistent volume claim that the session needs exists and is not the session's: delete the \
-                           claim, or create the session under another name, or name the claim in spec.workspace.existingClaim.";
-            return wait(Reason::NameConflict, message.to_owned());
+            let message = format!(
+                "The persistent volume claim {}, which the session needs, exists and is not the session's: delete the claim, \
+                 or create the session under another name, or name the claim in spec.workspace.existingClaim.",
+                build::own_claim_name(session)
+            );
+            return wait(Reason::NameConflict, message);
         }
     }
     match seen.next_job {
@@ -448,9 +451,12 @@ fn hindrance(seen: &Observed) -> Option<Hindrance> {
             "Waits for the Job of an earlier session of this name to be deleted.".to_owned(),
         ),
         JobSeen::Foreign => {
-            let message = "The Job that the session needs exists and is not the session's: \
-                           delete the Job, or create the session under another name.";
-            wait(Reason::NameConflict, message.to_owned())
+            let message = format!(
+                "The Job {}, which the session needs, exists and is not the session's: delete the Job, or create the session \
+                 under another name.",
+                build::job_name(session, next_attempt(&seen.session.status).number)
+            );
+            wait(Reason::NameConflict, message)
         }
     }
 }

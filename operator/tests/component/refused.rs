@@ -181,11 +181,21 @@ async fn a_run_that_was_allowed_is_not_judged_by_what_is_allowed_at_its_end() {
     world
         .settings_of_the_namespace(json!({"ceilings": {"timeout": 60}}))
         .await;
-    world
-        .status_when("kept", |s| {
-            s.conditions.iter().any(|c| c.type_ == condition::SPEC_ACCEPTED)
-        })
-        .await;
+    // Seen when the sessions are looked at, which an edit brings about.
+    let mut edits = 0;
+    until("the settings to be seen", async || {
+        edits += 1;
+        world
+            .patch("kept", json!({"spec": {"displayName": edits.to_string()}}))
+            .await;
+        let status = world.status("kept").await;
+        status
+            .conditions
+            .iter()
+            .any(|c| c.type_ == condition::SPEC_ACCEPTED)
+            .then_some(())
+    })
+    .await;
     let pushed = Report {
         repos: vec![RepoReport {
             index: 0,

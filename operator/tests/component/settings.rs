@@ -163,7 +163,11 @@ async fn a_retained_claim_has_no_owner_is_found_again_and_is_not_a_namesakes() {
     let conflict = world
         .status_when("poem", |s| s.reason.as_deref() == Some("NameConflict"))
         .await;
-    assert!(conflict.message.unwrap().contains("spec.workspace.existingClaim"));
+    let message = conflict.message.unwrap();
+    assert!(
+        message.contains("claim ambient-workspace-poem,") && message.contains("spec.workspace.existingClaim"),
+        "{message}"
+    );
 }
 
 /// The watch of settings tells nothing after its first list.

@@ -106,6 +106,10 @@ impl World {
     }
 
     pub fn start_operator_with(&mut self, client: Client) {
+        // One that was free a while ago may be somebody's by now.
+        if self.metrics.port() != 0 {
+            self.metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        }
         let stop = CancellationToken::new();
         let (settings, token) = (self.settings(), stop.clone());
         let task =

@@ -290,7 +290,9 @@ impl Pair {
                 }
                 Phase::Stopping => None,
                 Phase::Completed | Phase::Failed | Phase::Stopped => {
-                    clicks += 1;
+                    if clicks == 0 || handled {
+                        clicks += 1;
+                    }
                     let click = json!({"ambient-code.io/start-requested-at": last_click(clicks)});
                     patch(json!({"spec": {"suspend": false}, "metadata": {"annotations": click}})).await;
                     None
