@@ -1,9 +1,12 @@
 //! The whole run of an attempt, from the volume to the exit code.
 
+mod around;
 mod converse;
+mod end;
 mod finish;
 mod ladder;
 mod live;
+mod opening;
 mod orders;
 mod repos;
 mod verdict;
@@ -14,98 +17,40 @@ use std::path::Path;
 use std::sync::Arc;
 
 use protocol::record::{LogLevel, SessionBody, UserBody};
-use protocol::{Outcome, identity, names};
+use protocol::{Outcome, identity};
 use secrecy::SecretString;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
-use crate::agent::{Agent, AgentError, Place};
+use crate::agent::Agent;
 use crate::cli::command::Conversation;
-use crate::cli::outcome;
 use crate::config::{Config, Folders};
 use crate::control::Control;
 use crate::history::History;
 use crate::journal::Journal;
 use crate::langfuse::Exporter;
 use crate::last_word::LastWord;
-use crate::limits::Amount;
-use crate::plan::{Plan, messages_again, plan};
-use crate::proxy::mcp::Servers;
-use crate::proxy::{Metered, Proxy, ProxyConfig, ProxyError, Witness};
+use crate::plan::messages_again;
+use crate::proxy::{Metered, Proxy};
 use crate::report::ReportFile;
 use crate::spool::{Spool, SpoolError};
 use crate::status::Status;
 use crate::transcript::Transcript;
 use crate::uplink::Uplink;
 use crate::workspace::state::{self, Guard, Keeper, StateError};
-use crate::workspace::transcripts;
 
 use converse::{Converse, Episode};
+use end::chain;
 use live::Live;
+use opening::{Opening, Say};
 
-/// How often the agent is started again within an attempt.
-const RESTARTS: u32 = 3;
+pub use end::End;
+
 /// Said to an agent whose turn was stopped.
 pub const CONTINUE: &str = "Your work was interrupted before it was finished. Continue where you left off.";
 
 const LOST_CONVERSATION: &str = "The earlier conversation could not be resumed: its transcript is not there. A new one begins with the messages of the turn that was open.";
-
-/// How an attempt ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct End {
-    /// Outcome.
-    pub outcome: Outcome,
-    /// For people: what happened and what to do.
-    pub message: String,
-}
-
-impl End {
-    fn new(outcome: Outcome, message: impl Into<String>) -> Self {
-        Self {
-            outcome,
-            message: message.into(),
-        }
-    }
-}
-
-impl From<SpoolError> for End {
-    fn from(error: SpoolError) -> Self {
-        Self::new(error.outcome(), chain(&error))
-    }
-}
-
-impl From<StateError> for End {
-    fn from(error: StateError) -> Self {
-        let outcome = match &error {
-            StateError::Superseded { .. } => Outcome::Superseded,
-            StateError::Volume { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Outcome::DiskFull,
-            StateError::Volume { .. } | StateError::Expired => Outcome::VolumeUnavailable,
-        };
-        Self::new(outcome, error.to_string())
-    }
-}
-
-impl From<ProxyError> for End {
-    fn from(error: ProxyError) -> Self {
-        let outcome = match &error {
-            ProxyError::BaseUrl(_) | ProxyError::Credential(_) => Outcome::ConfigError,
-            ProxyError::Listen(_) | ProxyError::Client(_) => Outcome::RunnerError,
-        };
-        Self::new(outcome, chain(&error))
-    }
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
 
 /// Leaves the report of an attempt whose configuration cannot be read; returns its outcome.
 pub fn refuse(report: &Path, attempt: u32, error: &dyn std::error::Error) -> Outcome {
@@ -299,212 +244,6 @@ impl Attempt {
         }
     }
 
-    /// What the CLI is to be started for, if it is.
-    fn opening(&mut self, config: &Config) -> Result<Opening, End> {
-        self.conclude_what_is_recorded()?;
-        self.conclude_what_was_cleared(config)?;
-        let plan = self.plan(config);
-        let resumed = |id, interrupted| Conversation::Resumed { id, interrupted };
-        let fresh = || Conversation::New(Uuid::new_v4());
-        let (conversation, say) = match plan {
-            Plan::Finish(Outcome::Succeeded) => return Ok(Opening::Finish(End::new(Outcome::Succeeded, ""))),
-            Plan::Finish(outcome) => {
-                let said = self.journal.history().result.clone();
-                return Ok(Opening::Finish(End::new(outcome, said)));
-            }
-            Plan::Wait { conversation } => {
-                let conversation = conversation.map_or_else(fresh, |id| resumed(id, false));
-                return Ok(Opening::Work(conversation, Say::Nothing));
-            }
-            Plan::Begin { again } if again.is_empty() && config.prompt.is_empty() => {
-                return Ok(Opening::Work(fresh(), Say::Nothing));
-            }
-            Plan::Begin { again } if again.is_empty() => (fresh(), Say::Prompt),
-            Plan::Begin { again } => {
-                if self.journal.history().conversation.is_some() {
-                    self.journal.log(LogLevel::Warning, LOST_CONVERSATION)?;
-                }
-                (fresh(), Say::Again(again))
-            }
-            Plan::Resume {
-                conversation: id,
-                interrupted,
-                again,
-            } if again.is_empty() => (resumed(id, interrupted), Say::NothingYet),
-            Plan::Resume {
-                conversation: id,
-                interrupted,
-                again,
-            } => (resumed(id, interrupted), Say::Again(again)),
-            Plan::Continue { conversation: id } => (resumed(id, false), Say::Continuation),
-        };
-        Ok(match self.rounds_used_up() {
-            Some(end) => Opening::Finish(end),
-            None => Opening::Work(conversation, say),
-        })
-    }
-
-    /// Writes that a turn is over whose result, or whose stop, is recorded, for a runner that died in between.
-    fn conclude_what_is_recorded(&mut self) -> Result<(), End> {
-        let history = self.journal.history();
-        if !history.open_turn() {
-            return Ok(());
-        }
-        let turn = history.turn;
-        // The next message was taken up already.
-        let goes_on = history.untaken().any(|message| message.started);
-        let ended = match (history.stopped(), history.stream.concluded()) {
-            (Some(cause), _) => Some(cause),
-            (None, Some(result)) if !goes_on => Some(outcome(result, &Witness::default())),
-            _ => None,
-        };
-        ended.map_or(Ok(()), |outcome| self.turn_ended(turn, outcome))
-    }
-
-    /// Writes that the conversation was cleared while nobody listened: what was sent last is in the transcript of another
-    /// one. Without a message since, the turn is over with it.
-    fn conclude_what_was_cleared(&mut self, config: &Config) -> Result<(), End> {
-        let history = self.journal.history();
-        let Some(last) = history.untaken().last().map(|message| message.body.clone()) else {
-            return Ok(());
-        };
-        let found = transcripts::conversation(&config.folders.transcripts, &last.uuid).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the transcripts could not be searched");
-            None
-        });
-        let (Some(cli_session_id), Some(known)) = (found, history.conversation) else {
-            return Ok(());
-        };
-        let (turn, open) = (history.turn, history.open_turn() && history.stopped().is_none());
-        if cli_session_id != known {
-            self.journal
-                .session(&SessionBody::ConversationReset { cli_session_id })?;
-        }
-        // It stands in the transcript of the conversation that it began.
-        if open && last.text.trim_start().starts_with("/clear") {
-            self.journal.session(&SessionBody::Taken { uuids: vec![last.uuid] })?;
-            self.turn_ended(turn, Outcome::Succeeded)?;
-        }
-        Ok(())
-    }
-
-    fn plan(&mut self, config: &Config) -> Plan {
-        let folder = &config.folders.transcripts;
-        let mut arrived = Vec::new();
-        let plan = plan(self.journal.history(), config.run, self.interactive, |uuid| {
-            let held = transcripts::holds(folder, uuid).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the transcripts could not be searched");
-                false
-            });
-            arrived.extend(held.then_some(*uuid));
-            held
-        });
-        self.journal.goes_on(&arrived);
-        plan
-    }
-
-    async fn start_proxy(&mut self, config: &Config, token: &SecretString) -> Result<(), End> {
-        if self.proxy.is_some() {
-            return Ok(());
-        }
-        let Some(upstream) = config.upstream.clone() else {
-            return Err(no_credentials());
-        };
-        self.every_model_has_a_price(config)?;
-        let proxy = ProxyConfig {
-            upstream,
-            token: token.clone(),
-            prices: config.prices.clone(),
-            mcp: Servers::new(&config.options.tools.mcp_servers, &config.mcp)
-                .map_err(|error| End::new(Outcome::ConfigError, error.to_string()))?,
-        };
-        let proxy = Proxy::start(proxy, self.meter.clone()).await?;
-        let history = self.journal.history();
-        proxy.set_spent(Amount {
-            cost: history.cost_so_far(),
-            tokens: history.usage().total(),
-        });
-        proxy.set_limits(self.live.budget());
-        self.proxy = Some(proxy);
-        Ok(())
-    }
-
-    /// A limit of dollars can hold only for models with a price.
-    fn every_model_has_a_price(&self, config: &Config) -> Result<(), End> {
-        let models = [
-            config.options.model.as_deref(),
-            config.options.fallback_model.as_deref(),
-        ];
-        let unpriced = models
-            .into_iter()
-            .flatten()
-            .find(|model| config.prices.of_setting(model).is_none());
-        match unpriced {
-            Some(model) if self.live.now().max_cost_usd.is_some() => Err(End::new(
-                Outcome::ConfigError,
-                format!(
-                    "limits.maxCostUSD is set, and there is no price for the model {model:?}: name another model, or have the administrator add its price to ProjectSettings `prices`"
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    async fn open_agent(&mut self, config: &Config) -> Result<(), End> {
-        let mut stop = self.stop.clone();
-        let opened = tokio::select! {
-            opened = Agent::open(&config.agent.place) => opened,
-            _ = stop.wait_for(|stop| *stop) => return Err(End::new(Outcome::Stopped, "told to stop while the agent was started")),
-            () = sleep_until(self.deadline()) => return Err(verdict::timed_out()),
-        };
-        let agent = opened.map_err(|error| End::new(Outcome::AgentLost, chain(&error)))?;
-        let missing = agent.hello().missing.join(", ");
-        if !missing.is_empty() {
-            // On a person's own machine the CLI may find them elsewhere; an image says what it has.
-            if matches!(config.agent.place, Place::Container(_)) {
-                return Err(End::new(
-                    Outcome::ConfigError,
-                    format!(
-                        "the agent's image lacks {missing}: the CLI and the runner need glibc, bash and git; build the image of spec.pod.image upon one that has them, such as debian with the packages bash and git"
-                    ),
-                ));
-            }
-            let said = format!("This machine lacks {missing}: the agent will miss it.");
-            self.journal.log(LogLevel::Warning, said)?;
-        }
-        self.last_word.agent(agent.line());
-        self.agent = Some(agent);
-        Ok(())
-    }
-
-    async fn agent_lost(&mut self, out_of_memory: bool, why: &str) -> Result<(), End> {
-        self.losses += 1;
-        if self.losses > RESTARTS {
-            let outcome = if out_of_memory {
-                Outcome::OutOfMemory
-            } else {
-                Outcome::AgentLost
-            };
-            return Err(End::new(
-                outcome,
-                format!("the agent was lost {} times; the last time: {why}", self.losses),
-            ));
-        }
-        self.clear_agent().await;
-        self.journal.session(&SessionBody::AgentRestarted { out_of_memory })?;
-        Ok(())
-    }
-
-    /// The container may live on, and with it the tools of the CLI that died. A shim takes one connection, so it is kept as
-    /// long as there is one.
-    async fn clear_agent(&mut self) {
-        if let Some(agent) = &mut self.agent
-            && !agent.clear(ladder::KILLED).await
-        {
-            self.agent = None;
-        }
-    }
-
     /// When the running time is used up, by the limits as last read.
     fn deadline(&self) -> Instant {
         self.begun + self.live.timeout().saturating_sub(self.used)
@@ -534,28 +273,6 @@ impl Attempt {
         }
         Ok(())
     }
-}
-
-/// What the CLI is told once it runs.
-enum Say {
-    /// The session's prompt, for the first time.
-    Prompt,
-    /// Messages that are recorded already.
-    Again(Vec<UserBody>),
-    /// That it shall go on.
-    Continuation,
-    /// Nothing, as long as it goes on by itself.
-    NothingYet,
-    /// Nothing: it waits for messages.
-    Nothing,
-}
-
-/// How an attempt goes on.
-enum Opening {
-    /// The CLI is started.
-    Work(Conversation, Say),
-    /// There is nothing for it to do.
-    Finish(End),
 }
 
 fn open_journal(config: &Config) -> Result<Journal, End> {
@@ -598,24 +315,5 @@ fn hello(config: &Config, journal: &Journal) -> protocol::frame::Hello {
         spool: journal.spool().id().to_owned(),
         next_seq: journal.spool().next_seq(),
         cli_version: journal.history().cli_version.clone(),
-    }
-}
-
-fn no_credentials() -> End {
-    let [own, other] = names::RUNNER_SECRETS;
-    End::new(
-        Outcome::NoCredentials,
-        format!(
-            "no credential for the model API: put ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN (for Vertex AI: VERTEX_USER_TOKEN or GOOGLE_APPLICATION_CREDENTIALS) into the Secret {own} or {other} of the session's namespace"
-        ),
-    )
-}
-
-impl From<AgentError> for Episode {
-    fn from(error: AgentError) -> Self {
-        Self::AgentLost {
-            out_of_memory: false,
-            why: error.to_string(),
-        }
     }
 }

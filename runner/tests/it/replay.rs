@@ -2,20 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use protocol::record::{SessionBody, UserBody};
+use protocol::record::SessionBody;
 use protocol::{Kind, Outcome, Record};
 use rand::{Rng as _, SeedableRng as _};
 use runner::cli::{Event, Lines, RawLine, Turn, outcome, wire};
 use runner::history::History;
-use runner::journal::Journal;
 use runner::langfuse::spans::Tracer;
 use runner::proxy::Witness;
-use runner::redact::Vault;
 use runner::spool::Spool;
-use runner::transcript::{Format, Transcript};
 use serde_json::Value;
 use tokio::time::Instant;
-use uuid::Uuid;
+
+use crate::fuzz::journal;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings")
@@ -133,26 +131,7 @@ async fn every_recording_is_kept_as_it_came_and_gives_the_same_spans_again() {
     for (name, stream) in recordings() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::open(dir.path(), |_| {}).unwrap();
-        let mut journal = Journal::new(
-            spool,
-            History::default(),
-            Vault::default(),
-            None,
-            Transcript::new(Format::Quiet),
-            1,
-        );
-        let started = SessionBody::AttemptStarted {
-            run: 1,
-            pod_uid: String::new(),
-            runner_version: "0".into(),
-        };
-        journal.session(&started).unwrap();
-        let prompt = UserBody {
-            command: "prompt".into(),
-            uuid: Uuid::from_u128(1),
-            text: "MARK".into(),
-        };
-        journal.user(&prompt).unwrap();
+        let mut journal = journal(spool);
         let lines = lines(&stream, 5);
         for line in &lines {
             let RawLine::Whole(line) = line else {

@@ -121,7 +121,8 @@ async fn lines_of_the_cli_are_kept_whatever_is_in_them() {
     }
 }
 
-fn journal(spool: Spool) -> Journal {
+/// A journal whose first turn has begun.
+pub fn journal(spool: Spool) -> Journal {
     let quiet = Transcript::new(Format::Quiet);
     let mut journal = Journal::new(spool, History::default(), Vault::default(), None, quiet, 1);
     let started = SessionBody::AttemptStarted {
