@@ -1,7 +1,7 @@
 //! Repositories: cloned, worked on, pushed, with a credential that the agent cannot reach.
 
 use anyhow::{Context as _, Result, ensure};
-use crds::session::{Repo, RepoOutput};
+use crds::session::{ObjectName, Repo, RepoOutput};
 use crds::{AgenticSessionSpec, Phase};
 use serde_json::{Value, json};
 use tests::model::FAKE_KEY;
@@ -11,6 +11,7 @@ use crate::harness::command::apply;
 use crate::harness::git::{Git, HOST};
 use crate::harness::mock::Mock;
 use crate::harness::scene::{marker, small};
+use crate::harness::ssh::{self, Ssh};
 use crate::harness::volume::on_volume;
 use crate::harness::wait::SOON;
 use crate::harness::{Keys, MODEL_URL, Scene, scene};
@@ -21,12 +22,17 @@ const TOKEN: &str = "ghp_fake0e2e7c41d98a23f6b05c4d";
 
 /// A git server, the keys for it, and the admin's word that it may be private.
 async fn served<'a>(scene: &'a Scene, repository: &str) -> Result<Git<'a>> {
+    served_for(scene, repository, ["GITHUB_TOKEN", "GITHUB_HOST"]).await
+}
+
+/// The same with the entries of the Secret that have these names.
+async fn served_for<'a>(scene: &'a Scene, repository: &str, [token, host]: [&str; 2]) -> Result<Git<'a>> {
     // First: the operator knows of it before the server is there.
     scene.settings(&json!({ "allowedPrivateHosts": ["git"] })).await?;
     let git = Git::serve(scene, TOKEN, &[repository]).await?;
     let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": protocol::names::RUNNER_SECRETS[0] },
-        "stringData": { "ANTHROPIC_API_KEY": FAKE_KEY, "ANTHROPIC_BASE_URL": MODEL_URL, "GITHUB_TOKEN": TOKEN,
-                        "GITHUB_HOST": HOST, "ca.crt": git.ca } });
+        "stringData": { "ANTHROPIC_API_KEY": FAKE_KEY, "ANTHROPIC_BASE_URL": MODEL_URL, token: TOKEN, host: HOST,
+                        "ca.crt": git.ca } });
     apply(&scene.namespace, &secret.to_string()).await?;
     Ok(git)
 }
@@ -147,6 +153,79 @@ async fn a_refused_push_fails_with_the_servers_words_and_is_tried_again_on_reque
         ensure!(git.within("locked", "git show work:work.txt").await? == "work\n");
         mock.prompt_was_given_once(&marker).await?;
         ensure!(git.asked().await?.contains(" with a token"));
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_repository_of_gitlab_is_cloned_and_pushed_with_its_token() -> Result<()> {
+    scene("gitlab", Keys::None, async |scene| {
+        let git = served_for(scene, "app", ["GITLAB_TOKEN", "GITLAB_HOST"]).await?;
+        let (mock, marker) = (Mock::reach().await?, marker());
+        let steps = json!([
+            { "tools": [bash("env; git config --list; git ls-remote origin 2>&1; echo work > work.txt")] },
+            { "text": "Written.", "hold": marker },
+        ]);
+        scene
+            .create_with("labourer", session("app", "work", &marker, &steps))
+            .await?;
+        mock.request(&marker, SOON, |request| request.step == Some(1)).await?;
+        let pod = scene.status("labourer").await?.pod_name.context("no pod in status")?;
+        let agent = search(scene, &pod, "agent", &[TOKEN]).await?;
+        ensure!(
+            found(&agent).is_empty(),
+            "the agent's container has the credential: {agent}"
+        );
+        mock.release(&marker).await?;
+        let status = scene.phase("labourer", Phase::Completed).await?;
+        ensure!(status.repos.first().is_some_and(|repo| repo.pushed), "{status:#?}");
+        ensure!(git.within("app", "git show work:work.txt").await? == "work\n");
+        ensure!(git.asked().await?.contains(" with a token"));
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_repository_over_ssh_is_cloned_and_pushed_with_the_key_of_a_secret() -> Result<()> {
+    scene("ssh", Keys::Good, async |scene| {
+        const SECRET: &str = "deploy-key";
+        scene
+            .settings(&json!({ "allowedPrivateHosts": [ssh::HOST], "allowedSecrets": [SECRET] }))
+            .await?;
+        let server = Ssh::serve(scene).await?;
+        let secret = json!({ "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/ssh-auth",
+            "metadata": { "name": SECRET },
+            "stringData": { "ssh-privatekey": server.key, "known_hosts": server.known_host } });
+        apply(&scene.namespace, &secret.to_string()).await?;
+        let line = server.key.lines().nth(1).context("a key of one line")?;
+        let (mock, marker) = (Mock::reach().await?, marker());
+        let steps = json!([
+            { "tools": [bash("env; cat ~/.ssh/* 2>&1; git ls-remote origin 2>&1; cat README.md; echo work > work.txt")] },
+            { "text": "Written.", "hold": marker },
+        ]);
+        let mut spec = session("app", "work", &marker, &steps);
+        spec.repos[0].url = Some(Ssh::url());
+        let names = [protocol::names::RUNNER_SECRETS[0], SECRET];
+        spec.runner_secrets = Some(names.map(|name| ObjectName(name.to_owned())).to_vec());
+        scene.create_with("smith", spec).await?;
+        let request = mock.request(&marker, SOON, |request| request.step == Some(1)).await?;
+        let seen = request.messages().last().map(ToString::to_string).unwrap_or_default();
+        ensure!(
+            seen.contains("First line.") && !seen.contains("refs/heads/main"),
+            "the agent has the clone, and no way to the server: {seen}"
+        );
+        let pod = scene.status("smith").await?.pod_name.context("no pod in status")?;
+        let runner = search(scene, &pod, "runner", &[line]).await?;
+        ensure!(!found(&runner).is_empty(), "the search must find what is there: {runner}");
+        let agent = search(scene, &pod, "agent", &[line]).await?;
+        ensure!(found(&agent).is_empty(), "the agent's container has the key: {agent}");
+        mock.release(&marker).await?;
+        let status = scene.phase("smith", Phase::Completed).await?;
+        ensure!(status.repos.first().is_some_and(|repo| repo.pushed), "{status:#?}");
+        ensure!(server.within("git show work:work.txt").await? == "work\n");
+        ensure!(server.log().await?.contains("Accepted publickey for agent"));
         Ok(())
     })
     .await

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 pub(crate) use self::binaries::{Binaries, SMALL_PROFILE, linked_as_shipped};
 use self::{
     buildah::Build,
-    roots::{AGENT, BARE, Root, SMALL},
+    roots::{AGENT, BARE, Root, SMALL, SSH},
 };
 use crate::{claude_cli, packages, paths, progress, tools::Scratch};
 
@@ -63,6 +63,13 @@ const IMAGES: &[Image] = &[
         dockerfile: "tests/Dockerfile",
         root: &SMALL,
         binaries: &["mock-model", "trace-collector", "git-server"],
+        has_cli: false,
+    },
+    Image {
+        name: "agentic-test-ssh",
+        dockerfile: "tests/Dockerfile.ssh",
+        root: &SSH,
+        binaries: &[],
         has_cli: false,
     },
     // What users bring for their agents: one that has all that is needed, and one that has next to nothing.

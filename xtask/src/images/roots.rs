@@ -34,6 +34,14 @@ pub(super) const AGENT: Root = Root {
     hook: ("customize", include_str!("agent_root.sh")),
 };
 
+/// What an agent works with, and a server to clone from: for a test, never beside an agent.
+pub(super) const SSH: Root = Root {
+    name: "ssh",
+    variant: "essential",
+    packages: "bash,coreutils,git,openssh-client,openssh-server",
+    hook: ("customize", include_str!("agent_root.sh")),
+};
+
 /// A shell that needs no C library, and nothing else.
 pub(super) const BARE: Root = Root {
     name: "bare",

@@ -17,6 +17,8 @@ pub const TOOLS: &str = "agentic-test-tools";
 pub const SHELL_IMAGE: &str = "localhost/agentic-runner:dev";
 /// The image of the test tools.
 pub const TOOLS_IMAGE: &str = "localhost/agentic-test-tools:dev";
+/// The image with an ssh server.
+pub const SSH_IMAGE: &str = "localhost/agentic-test-ssh:dev";
 /// The mock model, as pods reach it.
 pub const MODEL_URL: &str = "http://mock-model.agentic-test-tools.svc:8080";
 /// The trace collector, as pods reach it.

@@ -13,6 +13,7 @@ pub mod mock;
 pub mod phases;
 pub mod scene;
 pub mod sse;
+pub mod ssh;
 pub mod volume;
 pub mod wait;
 
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-pub use install::{COLLECTOR_URL, COMPAT, MODEL_URL, SHELL_IMAGE, SYSTEM, TOOLS, TOOLS_IMAGE};
+pub use install::{COLLECTOR_URL, COMPAT, MODEL_URL, SHELL_IMAGE, SSH_IMAGE, SYSTEM, TOOLS, TOOLS_IMAGE};
 pub use scene::{Keys, Scene, disturbing, scene};
 
 /// A variable of the environment without which nothing can be tested.
