@@ -176,7 +176,7 @@ fn idle_sockets() -> u64 {
 
 /// `GATEWAY_STALLED_READERS=10000` for the long run.
 fn stalled_readers() -> u64 {
-    std::env::var("GATEWAY_STALLED_READERS").map_or(600, |count| count.parse().unwrap())
+    std::env::var("GATEWAY_STALLED_READERS").map_or(400, |count| count.parse().unwrap())
 }
 
 fn allow_sockets(count: u64) {
@@ -204,7 +204,7 @@ async fn stalled(address: SocketAddr, path: &str) -> tokio::net::TcpStream {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_do_not_read_hold_little_and_keep_nobody_from_reading() {
     const SESSIONS: usize = 6;
-    const RECORDS: u64 = 8_000;
+    const RECORDS: u64 = 4_000;
     let count = stalled_readers();
     allow_sockets(count);
     let cluster = Cluster::start().await;
