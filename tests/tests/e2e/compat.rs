@@ -1,5 +1,10 @@
 //! The task API and the claude-code API, by clients that are not ours, with the real CLI.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+
 use anyhow::{Context as _, Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -12,7 +17,27 @@ use crate::harness::forward::Forward;
 use crate::harness::mock::Mock;
 use crate::harness::scene::{compat_scene, marker};
 use crate::harness::wait::{SOON, until};
-use crate::harness::{COMPAT, SYSTEM};
+use crate::harness::{COMPAT, SYSTEM, root};
+
+/// Every line of the guide, shells and Python programs one after the other.
+fn guide(python: &Path, folder: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(root().join("docs/task-api.md"))?;
+    let mut script = "set -eux\n".to_owned();
+    let blocks = text.split("\n```").skip(1).step_by(2);
+    for (number, (language, code)) in blocks.filter_map(|block| block.split_once('\n')).enumerate() {
+        match language {
+            "sh" => script += code,
+            "python" => {
+                let file = folder.join(format!("{number}.py"));
+                std::fs::write(&file, code)?;
+                let _ = write!(script, "{} {}", python.display(), file.display());
+            }
+            _ => {}
+        }
+        script += "\n";
+    }
+    Ok(script)
+}
 
 async fn reach() -> Result<Forward> {
     Forward::to_service(SYSTEM, "agentic-gateway", 8080).await
@@ -36,6 +61,86 @@ async fn done(server: &Forward, task: &Value) -> Result<Value> {
     until(&format!("task {id} to be over"), SOON, async || {
         let (_, task) = ask(server, Method::GET, &format!("/api/v1/tasks/{id}"), &Value::Null).await?;
         Ok((task["status"] != "running").then_some(task))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn every_line_of_the_task_guide_works_as_printed() -> Result<()> {
+    compat_scene(async || {
+        let python = tokio::task::spawn_blocking(xtask::python_websockets).await??;
+        let server = reach().await?;
+        let folder = std::env::temp_dir().join(marker());
+        std::fs::create_dir(&folder)?;
+        let output = tokio::process::Command::new("bash")
+            .arg("-c")
+            .arg(guide(&python, &folder)?)
+            .current_dir(&folder)
+            .env("SERVER", server.url())
+            .env("no_proxy", "127.0.0.1")
+            .env("NO_PROXY", "127.0.0.1")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        std::fs::remove_dir_all(&folder)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(
+            output.status.success(),
+            "{said}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        ensure!(said.contains("Event: complete"), "{said}");
+        ensure!(said.matches(r#""type":"result""#).count() == 2, "{said}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn ten_requests_at_once_do_not_see_each_other_and_a_models_name_arrives_unchanged() -> Result<()> {
+    compat_scene(async || {
+        let server = reach().await?;
+        let requests = (0..10).map(|n| {
+            let (marker, server) = (marker(), &server);
+            async move {
+                let write = format!("test ! -e seen && echo {marker} > seen && ls");
+                let steps = json!([
+                    {"tools": [{"name": "Bash", "input": {"command": write, "description": "test"}}]},
+                    {"text": format!("answer {n}")},
+                ]);
+                let body = json!({
+                    "prompt": script::prompt(&marker, &steps), "model": "openrouter/qwen/qwen3-coder", "stream": false,
+                    "verbose": true, "additionalArgs": ["--append-system-prompt", format!("Say {marker}.")],
+                });
+                let (code, answer) = ask(server, Method::POST, "/claude-code", &body).await?;
+                ensure!(
+                    code == 200 && answer["result"] == format!("answer {n}"),
+                    "{code}: {answer}"
+                );
+                let asked = Mock::reach().await?.requests(&marker).await?;
+                let model = |request: &tests::model::Logged| request.body["model"].clone();
+                ensure!(
+                    !asked.is_empty()
+                        && asked
+                            .iter()
+                            .all(|request| model(request) == "openrouter/qwen/qwen3-coder"),
+                    "{asked:#?}"
+                );
+                ensure!(
+                    asked.iter().any(|request| request.system_end.contains(&marker)),
+                    "the argument acts: {asked:#?}"
+                );
+                ensure!(
+                    !answer["messages"].to_string().contains("\"is_error\":true"),
+                    "{answer}"
+                );
+                Ok(answer["sessionId"].as_str().context("no session")?.to_owned())
+            }
+        });
+        let answers: Result<BTreeSet<String>> = futures::future::join_all(requests).await.into_iter().collect();
+        ensure!(answers?.len() == 10, "ten sessions");
+        Ok(())
     })
     .await
 }
