@@ -24,6 +24,11 @@ fn script(python: &Path, folder: &Path) -> String {
                 std::fs::write(&file, code).unwrap();
                 let _ = write!(script, "{} {}", python.display(), file.display());
             }
+            "js" => {
+                let file = folder.join(format!("{number}.mjs"));
+                std::fs::write(&file, code).unwrap();
+                let _ = write!(script, "node --experimental-websocket {}", file.display());
+            }
             _ => {}
         }
         script += "\n";

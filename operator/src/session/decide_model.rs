@@ -522,6 +522,7 @@ fn pod_of(job: &OurJob, number: u32, forced: u32, now: Timestamp) -> PodSeen {
         job_uid: job.uid.clone(),
         created: Some(now),
         deleting: false,
+        deleted: None,
         scheduled: true,
         terminal: false,
         held: true,

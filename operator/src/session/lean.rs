@@ -93,6 +93,7 @@ pub struct Head {
     generation: Option<i64>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+    deletion_grace_period_seconds: Option<i64>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
     finalizers: Option<Vec<String>>,
@@ -122,6 +123,7 @@ impl From<Head> for ObjectMeta {
             generation: head.generation,
             creation_timestamp: head.creation_timestamp,
             deletion_timestamp: head.deletion_timestamp,
+            deletion_grace_period_seconds: head.deletion_grace_period_seconds,
             labels: head.labels,
             annotations: head.annotations,
             finalizers: head.finalizers,
@@ -288,6 +290,7 @@ mod tests {
             "metadata": {
                 "name": "poem-job-x", "namespace": "poets", "uid": "p1", "resourceVersion": "7",
                 "creationTimestamp": "2026-01-02T03:04:05Z", "deletionTimestamp": "2026-01-02T03:05:05Z",
+                "deletionGracePeriodSeconds": 60,
                 "finalizers": ["vteam.ambient-code/report"],
                 "labels": {"app.kubernetes.io/component": "attempt"},
                 "annotations": {"vteam.ambient-code/limits": "{\"timeout\": 60}"},

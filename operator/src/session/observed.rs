@@ -1,7 +1,7 @@
 //! What was seen of a session and its children, reduced to what decisions rest on.
 
 use crds::{AgenticSession, AgenticSessionStatus};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{
         batch::v1::Job,
@@ -249,12 +249,22 @@ pub struct OurJob {
     pub finished_at: Option<Timestamp>,
     /// A pod of it has ended and is counted: it will be finished soon, and makes no other.
     pub counted: bool,
-    /// It was ended by its `activeDeadlineSeconds`.
+    /// It was ended by its `activeDeadlineSeconds`, and says so.
     pub deadline_exceeded: bool,
     /// Its `activeDeadlineSeconds`.
     pub deadline: Option<i64>,
     /// What was resolved when it was made.
     pub resolved: Option<Resolved>,
+}
+
+impl OurJob {
+    /// Whether its deadline had passed at a moment. The Job controller deletes the pod first and says why afterwards.
+    pub fn is_past_its_deadline(&self, at: Timestamp) -> bool {
+        let deadline = self.started.zip(self.deadline);
+        let deadline =
+            deadline.and_then(|(started, seconds)| started.checked_add(SignedDuration::from_secs(seconds)).ok());
+        deadline.is_some_and(|deadline| at >= deadline)
+    }
 }
 
 impl JobSeen {

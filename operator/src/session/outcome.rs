@@ -2,7 +2,7 @@
 
 use protocol::{Outcome, Reason, Report};
 
-use super::observed::{JobSeen, PodSeen, RunnerSeen};
+use super::observed::{JobSeen, OurJob, PodSeen, RunnerSeen};
 
 /// What an ended attempt left behind.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +120,9 @@ fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
         free: false,
         retry_after: None,
     };
-    if evidence.job.ours().is_some_and(|job| job.deadline_exceeded) {
+    let deleted = evidence.pod.and_then(|pod| pod.deleted);
+    let timed_out = |job: &OurJob| job.deadline_exceeded || deleted.is_some_and(|at| job.is_past_its_deadline(at));
+    if evidence.job.ours().is_some_and(timed_out) {
         return (
             End::Failed,
             Reason::Timeout,
@@ -203,6 +205,7 @@ mod tests {
             job_uid: "job-uid".into(),
             created: None,
             deleting: false,
+            deleted: None,
             scheduled: true,
             terminal: true,
             held: true,
@@ -366,6 +369,33 @@ mod tests {
             job: &job,
         });
         assert_eq!((verdict.end, verdict.reason), (End::Failed, Reason::Timeout));
+    }
+
+    #[rstest]
+    #[case::after_it("2026-01-02T03:01:00Z", End::Failed, Reason::Timeout)]
+    #[case::before_it("2026-01-02T03:00:59Z", COUNTS, Reason::PodDeleted)]
+    fn a_pod_that_was_deleted_at_its_jobs_deadline_timed_out_though_the_job_does_not_say_so_yet(
+        #[case] deleted: &str,
+        #[case] end: End,
+        #[case] reason: Reason,
+    ) {
+        let job = JobSeen::Ours(OurJob {
+            started: Some("2026-01-02T03:00:00Z".parse().unwrap()),
+            deadline: Some(60),
+            ..OurJob::default()
+        });
+        let pod = PodSeen {
+            deleting: true,
+            deleted: Some(deleted.parse().unwrap()),
+            ..pod(ended(143, Some(Report::new(Outcome::Stopped, 4))))
+        };
+        let verdict = judge(&Evidence {
+            attempt: 4,
+            stopping: None,
+            pod: Some(&pod),
+            job: &job,
+        });
+        assert_eq!((verdict.end, verdict.reason), (end, reason));
     }
 
     #[test]

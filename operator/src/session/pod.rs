@@ -27,6 +27,8 @@ pub struct PodSeen {
     pub created: Option<Timestamp>,
     /// It is being deleted.
     pub deleting: bool,
+    /// When that was asked for.
+    pub deleted: Option<Timestamp>,
     /// A node has taken it.
     pub scheduled: bool,
     /// All its containers have ended.
@@ -167,6 +169,7 @@ impl PodSeen {
             job_uid: job_uid.to_owned(),
             created,
             deleting: pod.metadata.deletion_timestamp.is_some(),
+            deleted: deleted(pod),
             scheduled: pod
                 .spec
                 .as_ref()
@@ -210,6 +213,13 @@ impl PodSeen {
             RunnerSeen::Running { .. } | RunnerSeen::Waiting => None,
         }
     }
+}
+
+/// The timestamp is when its grace ends.
+fn deleted(pod: &Pod) -> Option<Timestamp> {
+    let end = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+    end.checked_sub(SignedDuration::from_secs(grace)).ok()
 }
 
 fn condition<'a>(status: &'a PodStatus, type_: &str) -> Option<&'a PodCondition> {

@@ -32,6 +32,11 @@ fn guide(python: &Path, folder: &Path) -> Result<String> {
                 std::fs::write(&file, code)?;
                 let _ = write!(script, "{} {}", python.display(), file.display());
             }
+            "js" => {
+                let file = folder.join(format!("{number}.mjs"));
+                std::fs::write(&file, code)?;
+                let _ = write!(script, "node --experimental-websocket {}", file.display());
+            }
             _ => {}
         }
         script += "\n";
@@ -90,7 +95,7 @@ async fn every_line_of_the_task_guide_works_as_printed() -> Result<()> {
             "{said}\n{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        ensure!(said.contains("Event: complete"), "{said}");
+        ensure!(said.matches("Event: complete").count() == 2, "{said}");
         ensure!(said.matches(r#""type":"result""#).count() == 2, "{said}");
         Ok(())
     })
