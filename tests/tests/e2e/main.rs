@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod agent;
 mod apply;
 mod compat;
 mod conversation;
@@ -10,6 +11,8 @@ mod endings;
 mod events;
 mod first_token;
 mod own_image;
+mod pressure;
+mod reach;
 mod refusals;
 mod repositories;
 mod rest;

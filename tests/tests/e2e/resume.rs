@@ -108,7 +108,7 @@ impl<'a> Work<'a> {
 }
 
 /// The sessions' attempts so far had this reason for another one, by the Events.
-async fn told_why(scene: &Scene, name: &str, reason: &str) -> Result<()> {
+pub async fn told_why(scene: &Scene, name: &str, reason: &str) -> Result<()> {
     let field = format!("involvedObject.name={name}");
     let events = scene
         .kubectl(&[
