@@ -1,6 +1,9 @@
 //! The line to PostgreSQL with TLS: whom it is spoken with is checked, and nothing is said in the clear that should not be.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use gateway::store::{
     Admission, EventLog as _, StoreError,
@@ -9,7 +12,7 @@ use gateway::store::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use xtask::postgres::Postgres;
 
-use crate::support::{cluster::Cluster, process::Process};
+use crate::support::{cluster::Cluster, process::Process, soon};
 
 /// An authority's certificate in a file, and a server's that it has issued, with its key.
 struct Issued {
@@ -120,7 +123,17 @@ async fn a_gateway_with_an_authority_speaks_tls_on_each_of_its_lines() {
         format!("--database-ca={}", issued.authority.display()),
     ];
     let _process = Process::start_with(&[], &cluster, folder.path(), &arguments).await;
-    let seen = encrypted(&server);
+    // Its lines are made when it needs them, or in the background.
+    let seen = soon("a line to the database", async {
+        loop {
+            let seen = encrypted(&server);
+            if seen != "0|0" {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
     assert!(
         seen.ends_with("|0") && !seen.starts_with("0|"),
         "encrypted|plain: {seen}"
