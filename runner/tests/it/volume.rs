@@ -102,11 +102,8 @@ async fn a_runner_that_stands_still_in_a_read_ends_though_nobody_reads_what_it_s
     let status = timeout(2 * DEADLINE, child.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(75));
     let report = session.report();
-    assert_eq!(
-        (report.outcome, report.turns),
-        (Outcome::VolumeUnavailable, 1),
-        "{report:?}"
-    );
+    // Whether the round is counted yet when its tool begins is the CLI's affair.
+    assert_eq!(report.outcome, Outcome::VolumeUnavailable, "{report:?}");
     assert!(report.message.contains("does not answer"), "{}", report.message);
     session.assert_nothing_left().await;
 }
