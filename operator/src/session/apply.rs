@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{
     build,
-    decide::{Drain, Plan, Target, Tuned},
+    plan::{Drain, Plan, Target, Tuned},
     validate::Request,
 };
 use crate::{settings::PodSettings, writes};

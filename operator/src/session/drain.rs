@@ -8,8 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     build,
-    decide::{Drain, Hindrance, Plan, Target, next_attempt},
+    decide::{Hindrance, next_attempt},
     observed::{ClaimSeen, Observed, OurJob, PodSeen, RunnerSeen},
+    plan::{Drain, Plan, Target},
     transition,
     validate::{Invalid, Request},
 };

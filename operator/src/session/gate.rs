@@ -25,8 +25,9 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     admission::{Answer, Change, EXACT, Ledger, Place, message},
-    decide::{Plan, queued},
+    decide::queued,
     observed::Observed,
+    plan::Plan,
     validate::{Invalid, Request},
 };
 use crate::context::{Context, PAGE};

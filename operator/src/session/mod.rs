@@ -17,6 +17,7 @@ mod memory;
 mod observe;
 mod observed;
 mod outcome;
+mod plan;
 mod pod;
 mod quantity;
 mod recall;
@@ -28,9 +29,7 @@ mod turns;
 mod validate;
 
 #[cfg(test)]
-mod decide_model;
-#[cfg(test)]
-mod decide_tests;
+mod model;
 
 use std::sync::Arc;
 
@@ -38,9 +37,9 @@ use crds::{AgenticSession, ProjectSettingsSpec};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource as _, ResourceExt as _};
 
-use decide::Plan;
 use memory::Look;
 use observed::Observed;
+use plan::Plan;
 use validate::{Invalid, Request};
 
 pub use apply::{Error as ApplyError, create, release};
@@ -238,7 +237,7 @@ async fn carry_out(
     };
     let plan = match applied.await {
         Ok(()) => {
-            let job = |attempt: decide::Attempt| build::job_name(&session.name_any(), attempt.number);
+            let job = |attempt: plan::Attempt| build::job_name(&session.name_any(), attempt.number);
             made.extend(plan.create_job.map(job));
             plan
         }

@@ -11,12 +11,11 @@ use kube::ResourceExt as _;
 use protocol::Reason;
 
 use super::{
-    Basis, Decided, Error, Found, Settled, apply, build, carry_out, decide,
-    decide::Plan,
-    gate,
+    Basis, Decided, Error, Found, Settled, apply, build, carry_out, decide, gate,
     memory::Known,
     observe, observed,
     observed::{Observed, PodSeen},
+    plan::Plan,
     record,
     validate::{Claim, Request},
 };
@@ -210,7 +209,7 @@ mod tests {
     use super::*;
     use crate::session::{
         decide::decide,
-        decide_model::{Happening, Model, happenings},
+        model::{Happening, Model, happenings},
         observed::Observed,
     };
 

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use protocol::names::{REPORT_FINALIZER, component, container, path};
 
 use super::{Request, labels, meta, pod};
-use crate::{session::decide::Attempt, settings::PodSettings};
+use crate::{session::plan::Attempt, settings::PodSettings};
 
 /// How long a drain's pod may work, seconds.
 const POD_SECONDS: i64 = 300;

@@ -10,7 +10,7 @@ use protocol::{
 
 use super::{Request, json};
 use crate::{
-    session::{decide::Attempt, validate::Claim},
+    session::{plan::Attempt, validate::Claim},
     settings::PodSettings,
 };
 

@@ -11,7 +11,7 @@ use protocol::names::{REPORT_FINALIZER, annotation, component, label};
 
 use super::{Request, labels, meta, pod};
 use crate::{
-    session::{decide::Attempt, observed::Resolved},
+    session::{observed::Resolved, plan::Attempt},
     settings::PodSettings,
 };
 

@@ -13,7 +13,7 @@ use protocol::names::{GRACE_PERIOD_SECONDS, container, path};
 
 use super::{Request, environment, environment::variable, volumes};
 use crate::{
-    session::decide::Attempt,
+    session::plan::Attempt,
     settings::{PodSettings, RunAs},
 };
 

@@ -1,0 +1,128 @@
+//! An attempt under way: followed, stopped, judged.
+
+use crds::Phase;
+use jiff::Timestamp;
+
+use super::{LOOK_AGAIN, LOOK_LATER, START_SLOW, held};
+use crate::session::{
+    deadline, drain,
+    observed::{Observed, OurJob, PodSeen, RunnerSeen},
+    outcome::{Evidence, judge},
+    plan::{Plan, Target, Tuned},
+    repos, transition,
+    validate::{Invalid, Request},
+};
+
+/// The attempt's Job was made, and its end is not recorded.
+pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
+    // The reconcile that recorded the last drain may have begun the run too: what is left of that drain goes now.
+    drain::clean(&mut plan, seen);
+    let recorded = &seen.session.status;
+    let attempt = recorded.attempt.unwrap_or(1);
+    // An attempt is one pod. When somebody takes it away, finalizers and all, its Job makes another, which is not followed.
+    let first = recorded.pod_uid.as_deref();
+    let mut pods: Vec<&PodSeen> = seen
+        .pods
+        .iter()
+        .filter(|pod| pod.attempt == attempt && first.is_none_or(|uid| pod.uid == uid))
+        .collect();
+    // One that lives speaks for the attempt; then one with a report.
+    pods.sort_by_key(|pod| (pod.is_judgeable(), !has_report(pod), std::cmp::Reverse(pod.created)));
+    let pod = pods.first().copied();
+    let stopping = recorded.phase == Phase::Stopping;
+    if !stopping {
+        plan.status = transition::note_start_request(plan.status, &seen.session);
+    }
+
+    let over = match pod {
+        Some(pod) => pod.is_judgeable(),
+        None => first.is_some() || seen.job.ours().is_none_or(|job| job.finished || job.deleting),
+    };
+    if over && recorded.phase == Phase::Creating && pod.is_some_and(has_report) {
+        // Watchers are promised every phase: what ended before anybody looked is first recorded as running.
+        plan.status = transition::progress(&plan.status, pod, None, seen.claim, now);
+        return plan;
+    }
+    if over {
+        let message = recorded.message.clone().unwrap_or_default();
+        let verdict = judge(&Evidence {
+            attempt,
+            stopping: stopping.then(|| (transition::recorded_reason(recorded), &*message)),
+            pod,
+            job: &seen.job,
+        });
+        let terms = (&deadline::terms(seen, request), &seen.policy);
+        plan.status = transition::record(&plan.status, verdict, pod, seen.claim, terms, now);
+        if let Some(RunnerSeen::Ended {
+            report: Some(report), ..
+        }) = pod.map(|pod| &pod.runner)
+        {
+            repos::record(&mut plan.status.repos, &seen.session.repos, &report.repos);
+        }
+        return plan;
+    }
+    if stopping {
+        plan.delete = stop_targets(&pods, seen.job.ours());
+        plan.wake = Some(LOOK_LATER);
+        return plan;
+    }
+    let trouble = pod.and_then(|pod| pod.trouble.as_ref()).or(seen.unsaid.as_ref());
+    if let Some((reason, message)) = deadline::passed(seen, pod, trouble, request, now) {
+        plan.status = transition::stopping(&plan.status, reason, &message);
+        return plan;
+    }
+    let held = seen
+        .job
+        .ours()
+        .filter(|job| job.suspended && pod.is_none())
+        .map(|job| held(&job.name));
+    plan.status = transition::progress(&plan.status, pod, held.as_ref().or(trouble), seen.claim, now);
+    plan.status = transition::admitted(plan.status, held.as_ref(), now);
+    plan.tune = tuned(seen, pod, request);
+    plan.wake = deadline::next(seen, pod, trouble, request).map(|at| at.duration_since(now));
+    // Why a Job has no pod, or what a pod waits for, may be said in Events alone, which nobody watches.
+    let soon = match pod {
+        None => Some(LOOK_AGAIN),
+        Some(pod) if pod.scheduled && pod.runner == RunnerSeen::Waiting => Some(START_SLOW),
+        Some(_) => None,
+    };
+    plan.wake = plan.wake.into_iter().chain(soon).min();
+    plan
+}
+
+/// What the attempt is held to by now and was not told yet. The Job comes first: it is what later decisions read.
+fn tuned(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Invalid>) -> Vec<Tuned> {
+    let terms = deadline::terms(seen, request);
+    let mut tuned = Vec::new();
+    if let Some(job) = seen.job.ours().filter(|job| !job.deleting && !job.finished)
+        && (request.is_ok() || job.resolved.is_some())
+        && job.resolved.is_none_or(|told| told.limits != terms.limits)
+    {
+        tuned.push(Tuned::Job(job.name.clone(), job.uid.clone(), terms));
+    }
+    if let Some(pod) = pod.filter(|pod| !pod.is_over())
+        && (request.is_ok() || pod.limits.is_some())
+        && pod.limits != Some(terms.limits)
+    {
+        tuned.push(Tuned::Pod(pod.name.clone(), pod.uid.clone(), terms.limits));
+    }
+    tuned
+}
+
+fn has_report(pod: &PodSeen) -> bool {
+    matches!(pod.runner, RunnerSeen::Ended { report: Some(_), .. })
+}
+
+fn stop_targets(pods: &[&PodSeen], job: Option<&OurJob>) -> Vec<Target> {
+    if pods.is_empty() {
+        return job
+            .filter(|j| !j.deleting)
+            .map(|j| Target::Job(j.name.clone(), j.uid.clone()))
+            .into_iter()
+            .collect();
+    }
+    pods.iter()
+        .filter(|pod| !pod.deleting && !pod.is_over())
+        .map(|pod| Target::Pod(pod.name.clone(), pod.uid.clone()))
+        .collect()
+}

@@ -1,0 +1,224 @@
+//! Attempts: what follows one, and when.
+
+use crds::Phase;
+use jiff::SignedDuration;
+use protocol::{Outcome, Report};
+
+use super::{running, running_with};
+use crate::session::{
+    model::{Happening, Model, TIMEOUT},
+    observed::{ClaimSeen, RunnerSeen},
+    plan::{Plan, Tuned},
+};
+
+#[test]
+fn a_runner_that_outlives_its_timeout_is_stopped_two_minutes_later() {
+    let mut model = running();
+    let wake = model.look(true).wake;
+    assert_eq!(wake, Some(SignedDuration::from_secs(TIMEOUT as i64 + 120)));
+    model.happen(Happening::Time(TIMEOUT as i64 + 119));
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Running);
+    model.happen(Happening::Time(1));
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Stopping, Some("Timeout"))
+    );
+    model.look(true);
+    assert!(model.pods[0].deleting);
+    model.end_runner(Some(Outcome::Stopped));
+    model.happen(Happening::PodTurnsTerminal);
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("Timeout"))
+    );
+}
+
+#[test]
+fn a_workspace_that_went_with_its_pod_is_not_gone_on_with() {
+    let mut model = Model {
+        gateway: true,
+        ..running_with(ClaimSeen::Ephemeral)
+    };
+    let ready = model.status.conditions.iter().find(|c| c.type_ == "WorkspaceReady");
+    assert_eq!(ready.map(|c| (&*c.status, &*c.reason)), Some(("True", "Ephemeral")));
+    model.end_runner(Some(Outcome::ModelUnavailable));
+    model.happen(Happening::PodTurnsTerminal);
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("ModelUnavailable"))
+    );
+    assert!(
+        model.status.message.as_ref().unwrap().contains("went with the pod"),
+        "{:?}",
+        model.status.message
+    );
+    model.happen(Happening::StartRequested(7));
+    model.settle();
+    assert_eq!((model.status.phase, model.status.run), (Phase::Failed, Some(1)));
+    assert_eq!(
+        model.status.handled_start_request.as_deref(),
+        Some("7"),
+        "it is answered by an Event"
+    );
+    assert_eq!(model.made, vec![1]);
+}
+
+#[test]
+fn a_workspace_that_went_with_its_pod_does_not_come_back_after_a_stop() {
+    let mut model = running_with(ClaimSeen::Ephemeral);
+    model.happen(Happening::Suspend(true));
+    model.look(true);
+    model.look(true);
+    model.end_runner(Some(Outcome::Stopped));
+    model.happen(Happening::PodTurnsTerminal);
+    model.look(true);
+    model.happen(Happening::Suspend(false));
+    model.settle();
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref(), model.status.run),
+        (Phase::Stopped, Some("StoppedByUser"), Some(1))
+    );
+    assert_eq!(model.made, vec![1]);
+}
+
+#[test]
+fn an_image_that_cannot_be_pulled_fails_the_session_after_five_minutes() {
+    let mut model = Model::new();
+    model.look(true);
+    model.happen(Happening::JobController);
+    model.happen(Happening::PodHindered);
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Creating, Some("ImagePullFailed"))
+    );
+    model.happen(Happening::Time(301));
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Stopping);
+    model.look(true);
+    model.pods[0].terminal = true;
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("ImagePullFailed"))
+    );
+    assert!(model.status.message.unwrap().contains("no such image"));
+}
+
+#[test]
+fn the_model_apis_own_word_goes_before_and_the_third_failure_is_final() {
+    let mut model = running();
+    let mut waits = Vec::new();
+    for retry_after in [None, Some(77)] {
+        let now = model.now;
+        let plan = rate_limited(&mut model, retry_after);
+        let wait = plan.status.next_attempt_time.unwrap().0.duration_since(now);
+        waits.push(wait.as_secs());
+        model.happen(Happening::Time(wait.as_secs() - 1));
+        assert_eq!(model.look(true).create_job, None, "not before its time");
+        model.happen(Happening::Time(1));
+        assert!(model.look(true).create_job.is_some());
+        model.happen(Happening::JobController);
+        model.happen(Happening::RunnerStarts);
+        model.look(true);
+    }
+    assert_eq!(waits, [10, 77]);
+    let last = rate_limited(&mut model, Some(77)).status;
+    assert_eq!(
+        (last.phase, last.reason.as_deref()),
+        (Phase::Failed, Some("RateLimited"))
+    );
+    assert_eq!(last.next_attempt_time, None);
+}
+
+#[test]
+fn the_second_wait_is_twice_the_first() {
+    let mut model = running();
+    rate_limited(&mut model, None);
+    model.happen(Happening::Time(10));
+    model.look(true);
+    model.happen(Happening::JobController);
+    model.happen(Happening::RunnerStarts);
+    model.look(true);
+    let now = model.now;
+    let plan = rate_limited(&mut model, None);
+    assert_eq!(
+        plan.status.next_attempt_time.unwrap().0.duration_since(now).as_secs(),
+        20
+    );
+}
+
+/// The attempt ends with 429.
+fn rate_limited(model: &mut Model, retry_after: Option<u64>) -> Plan {
+    let now = model.now;
+    let report = Report {
+        retry_after,
+        ..Report::new(Outcome::RateLimited, model.status.attempt.unwrap())
+    };
+    model.pods.last_mut().unwrap().runner = RunnerSeen::Ended {
+        since: Some(now),
+        until: Some(now),
+        exit_code: 75,
+        out_of_memory: false,
+        said: String::new(),
+        report: Some(Box::new(report)),
+    };
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    model.look(true)
+}
+
+#[test]
+fn evictions_do_not_use_up_attempts() {
+    let mut model = running();
+    for _ in 0..5 {
+        model.happen(Happening::PodEvicted);
+        model.end_runner(Some(Outcome::Stopped));
+        model.happen(Happening::PodTurnsTerminal);
+        model.happen(Happening::JobController);
+        model.look(true);
+        assert_eq!(model.status.phase, Phase::Pending);
+        model.happen(Happening::Time(300));
+        model.look(true);
+        model.look(true);
+        model.happen(Happening::JobController);
+        model.happen(Happening::RunnerStarts);
+        model.look(true);
+        assert_eq!(model.status.phase, Phase::Running, "{:?}", model.status);
+    }
+    assert_eq!((model.status.attempt, model.status.free_retries), (Some(6), Some(5)));
+}
+
+#[test]
+fn a_session_that_ended_before_anybody_looked_is_recorded_as_running_first() {
+    let mut model = Model::new();
+    model.look(true);
+    model.happen(Happening::JobController);
+    model.happen(Happening::RunnerStarts);
+    model.end_runner(Some(Outcome::Succeeded));
+    assert_eq!(model.status.phase, Phase::Creating);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Running);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Completed);
+}
+
+#[test]
+fn a_timeout_that_is_raised_moves_the_backstop_and_tells_job_and_pod_once() {
+    let mut model = running();
+    model.happen(Happening::TimeoutChanged(1_000));
+    let plan = model.look(true);
+    assert_eq!(plan.tune.len(), 2, "{:?}", plan.tune);
+    assert_eq!(plan.wake, Some(SignedDuration::from_secs(1_000 + 120)));
+    for tuned in std::mem::take(&mut model.told) {
+        match tuned {
+            Tuned::Job(_, _, resolved) => model.jobs[0].1.resolved = Some(resolved),
+            Tuned::Pod(_, _, limits) => model.pods[0].limits = Some(limits),
+        }
+    }
+    assert_eq!(model.look(true).tune, [], "what was told is not told again");
+}

@@ -1,0 +1,93 @@
+//! What ends a session, and when it is deleted.
+
+use crds::Phase;
+use protocol::{Outcome, Report};
+use rstest::rstest;
+
+use super::{brought_to, running};
+use crate::session::{
+    decide::refused,
+    model::{Happening, Model, drain_report},
+    observed::RunnerSeen,
+    validate::Invalid,
+};
+
+#[test]
+fn a_session_that_cannot_be_read_as_a_request_fails_with_what_to_do() {
+    let mut model = Model {
+        request: Err(Invalid::NotOnePrompt),
+        ..Model::new()
+    };
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("ConfigError"))
+    );
+    assert!(model.made.is_empty());
+}
+
+#[test]
+fn a_session_is_deleted_when_its_time_is_over_and_its_records_are_delivered_and_not_before() {
+    let mut model = Model {
+        gateway: true,
+        ..running()
+    };
+    model.request.as_mut().unwrap().ttl = Some(60);
+    model.end_runner(None);
+    model.end_runner(Some(Outcome::AgentError));
+    if let RunnerSeen::Ended { report, .. } = &mut model.pods[0].runner {
+        *report = Some(Box::new(Report {
+            last_seq: 9,
+            acked_seq: 2,
+            ..Report::new(Outcome::AgentError, 1)
+        }));
+    }
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Failed);
+    model.look(true);
+    model.happen(Happening::JobController);
+    model.happen(Happening::Time(300));
+    model.look(true);
+    assert!(!model.expired, "its records are on their way: {:#?}", model.status);
+    model.end_drain(Some(&drain_report(Outcome::Succeeded)));
+    model.look(true);
+    assert!(!model.expired, "what it delivered is recorded first");
+    model.look(true);
+    assert!(model.expired, "{:#?}", model.status);
+}
+
+#[rstest]
+#[case::suspended(Phase::Stopped, false)]
+#[case::ended(Phase::Completed, true)]
+#[case::running(Phase::Running, false)]
+fn a_session_that_is_only_suspended_is_not_deleted_by_its_time(#[case] phase: Phase, #[case] deleted: bool) {
+    let mut model = brought_to(phase);
+    model.request.as_mut().unwrap().ttl = Some(50);
+    model.happen(Happening::Time(49));
+    model.look(true);
+    assert!(!model.expired);
+    model.happen(Happening::Time(1));
+    model.look(true);
+    assert_eq!(model.expired, deleted);
+}
+
+#[test]
+fn what_the_api_server_refuses_is_final_when_the_time_to_start_is_over() {
+    let mut model = Model::new();
+    let refusal = |model: &mut Model| {
+        let said = ("Job", "write-poem-job", "pods \"x\" is forbidden");
+        model.status = refused(&model.observed(), &model.request, said, model.now).status;
+        model.status.clone()
+    };
+    assert_eq!(refusal(&mut model).phase, Phase::Pending);
+    model.happen(Happening::Time(3_599));
+    assert_eq!(refusal(&mut model).phase, Phase::Pending);
+    model.happen(Happening::Time(1));
+    let last = refusal(&mut model);
+    assert_eq!(
+        (last.phase, last.reason.as_deref()),
+        (Phase::Failed, Some("ConfigError"))
+    );
+}

@@ -1,0 +1,167 @@
+//! A model of the world for `decide`: an API server without surprises, a Job controller, a kubelet, and somebody who interferes.
+
+mod children;
+mod happening;
+mod rules;
+
+use crds::{AgenticSessionStatus, Phase};
+use jiff::Timestamp;
+use protocol::Outcome;
+use serde_json::json;
+
+use super::{
+    decide::decide,
+    observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, Policy, SessionSeen},
+    plan::{Drain, Plan, Tuned},
+    validate::{Invalid, Request, tests::checked},
+};
+use crate::settings::TimingSettings;
+
+pub use children::drain_report;
+pub use happening::{Happening, happenings};
+
+/// `spec.timeout` of the model's session.
+pub const TIMEOUT: u64 = 120;
+
+/// The world, with one session.
+pub struct Model {
+    pub now: Timestamp,
+    pub generation: i64,
+    pub suspend: bool,
+    pub start_requested: Option<String>,
+    pub status: AgenticSessionStatus,
+    pub claim: ClaimSeen,
+    pub jobs: Vec<(u32, OurJob)>,
+    pub pods: Vec<PodSeen>,
+    /// Attempts whose Job was ever made.
+    pub made: Vec<u32>,
+    pub request: Result<Request, Invalid>,
+    /// There is a gateway, and records are left when a runner dies.
+    pub gateway: bool,
+    /// Drain Jobs, and their pods, as those of attempts.
+    pub drains: Vec<(u32, OurJob)>,
+    pub drain_pods: Vec<PodSeen>,
+    /// The session was deleted by its time to live.
+    pub expired: bool,
+    /// What the runner of the living pod, and its Job, were told last.
+    pub told: Vec<Tuned>,
+    /// How many pods somebody took away.
+    pub forced: u32,
+}
+
+impl Model {
+    pub fn new() -> Self {
+        Self {
+            now: Timestamp::from_second(1_800_000_000).unwrap(),
+            generation: 1,
+            suspend: false,
+            start_requested: None,
+            status: AgenticSessionStatus::default(),
+            claim: ClaimSeen::Missing,
+            jobs: Vec::new(),
+            pods: Vec::new(),
+            made: Vec::new(),
+            request: checked(json!({"prompt": "p", "timeout": TIMEOUT})),
+            gateway: false,
+            drains: Vec::new(),
+            drain_pods: Vec::new(),
+            expired: false,
+            told: Vec::new(),
+            forced: 0,
+        }
+    }
+
+    pub fn observed(&self) -> Observed {
+        let job = |n: Option<u32>| {
+            let found = self.jobs.iter().find(|(number, _)| Some(*number) == n);
+            found.map_or(JobSeen::Missing, |(_, job)| JobSeen::Ours(job.clone()))
+        };
+        let live = matches!(self.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
+        Observed {
+            session: SessionSeen {
+                generation: Some(self.generation),
+                suspend: self.suspend,
+                start_requested: self.start_requested.clone(),
+                repos: Vec::new(),
+                status: self.status.clone(),
+            },
+            claim: self.claim,
+            job: job(self.status.attempt),
+            next_job: if live {
+                JobSeen::Missing
+            } else {
+                job(Some(self.status.attempt.unwrap_or(0) + 1))
+            },
+            earlier: self
+                .jobs
+                .iter()
+                .filter(|(n, _)| Some(*n) < self.status.attempt)
+                .map(|(_, job)| job.clone())
+                .collect(),
+            pods: self.pods.clone(),
+            drains: self.drains.clone(),
+            drain_pods: self.drain_pods.clone(),
+            policy: Policy {
+                gateway: self.gateway,
+                timing: TimingSettings::default(),
+            },
+            unsaid: None,
+        }
+    }
+
+    pub fn look(&mut self, lives: bool) -> Plan {
+        let before = self.status.clone();
+        let plan = decide(&self.observed(), &self.request, self.now);
+        if plan.create_claim {
+            assert_eq!(self.claim, ClaimSeen::Missing);
+            self.claim = ClaimSeen::Ours { bound: true };
+        }
+        if let Some(attempt) = plan.create_job {
+            self.make_job(attempt);
+        }
+        if let Some(Drain { number, .. }) = plan.create_drain {
+            self.make_drain(number);
+        }
+        self.told.extend(plan.tune.iter().cloned());
+        for target in &plan.delete {
+            self.delete(target);
+        }
+        if plan.delete_session {
+            assert!(before.phase.is_terminal(), "a session is deleted before its end");
+            self.expired = true;
+        }
+        for (_, uid) in &plan.release {
+            self.release(uid);
+        }
+        if lives {
+            self.status = plan.status.clone();
+            rules::check_transition(&before, &self.status);
+        }
+        plan
+    }
+
+    /// The world goes on by itself, kindly: what is deleted ends, what waits starts, what runs succeeds.
+    pub fn settle(&mut self) {
+        for _ in 0..80 {
+            self.happen(Happening::JobController);
+            for pod in self
+                .pods
+                .iter_mut()
+                .chain(&mut self.drain_pods)
+                .filter(|pod| pod.deleting)
+            {
+                pod.terminal = true;
+            }
+            self.jobs.iter_mut().for_each(|(_, job)| job.suspended = false);
+            self.sweep();
+            self.look(true);
+            self.happen(Happening::RunnerStarts);
+            self.look(true);
+            self.happen(Happening::RunnerEnds(Outcome::Succeeded));
+            self.happen(Happening::PodTurnsTerminal);
+            self.end_drain(Some(&drain_report(Outcome::Succeeded)));
+            self.happen(Happening::Time(60));
+            self.look(true);
+        }
+    }
+}
