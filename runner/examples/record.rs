@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result};
 use runner::cli::command::{Conversation, Start, spawn};
 use runner::cli::options::Options;
-use runner::cli::wire;
+use runner::cli::stdin;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tests::model::script::prompt;
@@ -184,8 +184,8 @@ async fn recorded(options: &Options, says: Vec<Say>) -> Result<String> {
     let mut kept = String::new();
     for say in says {
         match say {
-            Say::Message(n, text) => write(&mut stdin, &wire::user_message(Uuid::from_u128(n), &text)).await?,
-            Say::Interrupt => write(&mut stdin, &wire::interrupt("i", false)).await?,
+            Say::Message(n, text) => write(&mut stdin, &stdin::user_message(Uuid::from_u128(n), &text)).await?,
+            Say::Interrupt => write(&mut stdin, &stdin::interrupt("i", false)).await?,
             Say::Until(part) => loop {
                 let line = timeout(DEADLINE, out.next_line()).await??;
                 let line = line.with_context(|| format!("the CLI ended before it said {part}"))?;

@@ -4,6 +4,7 @@ mod around;
 mod converse;
 mod end;
 mod finish;
+mod heard;
 mod ladder;
 mod live;
 mod opening;

@@ -77,30 +77,6 @@ async fn a_gateway_that_takes_anothers_place_says_that_it_waits_and_goes_on_with
     assert_eq!(runner.deliver(&records(7, 7)).await, 7);
 }
 
-/// Runs the test again in a mount namespace of its own, with a disk of so few bytes; there it gives the disk's folder.
-fn on_a_small_disk(test: &str, size: &str) -> Option<std::path::PathBuf> {
-    const FOLDER: &str = "SMALL_DISK";
-    if let Some(folder) = std::env::var_os(FOLDER) {
-        return Some(folder.into());
-    }
-    if !rustix::process::geteuid().is_root() && std::env::var_os("CI").is_none() {
-        eprintln!("left out: only root may mount a small disk");
-        return None;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let mount = format!("mount -t tmpfs -o size={size} none \"$SMALL_DISK\"; exec \"$@\"");
-    let output = std::process::Command::new("unshare")
-        .args(["--mount", "sh", "-euc", &mount, "sh"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(FOLDER, folder.path())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    None
-}
-
 async fn status(process: &Process) -> String {
     let health = http()
         .get(format!("http://{}/health", process.address))
@@ -127,7 +103,8 @@ async fn metric(process: &Process, name: &str) -> String {
 
 #[test]
 fn a_full_volume_is_left_by_lowering_what_is_kept() {
-    let Some(disk) = on_a_small_disk("one_process::a_full_volume_is_left_by_lowering_what_is_kept", "32m") else {
+    const TEST: &str = "one_process::a_full_volume_is_left_by_lowering_what_is_kept";
+    let Some(disk) = xtask::small_disk(TEST, "32m").unwrap() else {
         return;
     };
     tokio::runtime::Runtime::new().unwrap().block_on(fill(&disk));

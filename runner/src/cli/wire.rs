@@ -1,60 +1,10 @@
-//! The CLI's line protocol. A line is kept as it came; only what decisions need is looked at.
+//! What the CLI's lines say. Only what decisions need is looked at.
 
 use std::borrow::Cow;
 
-use protocol::record::MAX_RECORD;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
-
-/// A line of stdout as it was cut from the stream.
-#[derive(Debug, PartialEq, Eq)]
-pub enum RawLine {
-    /// Without its newline.
-    Whole(Vec<u8>),
-    /// Longer than a record can be: its length; the bytes were not kept.
-    TooLong(u64),
-}
-
-/// Cuts the stream into lines, whatever the pieces it comes in.
-#[derive(Default)]
-pub struct Lines {
-    buffer: Vec<u8>,
-    /// Bytes of a line that is too long, dropped so far.
-    dropped: u64,
-}
-
-impl Lines {
-    /// Takes the next piece and hands each line that is complete with it to `each`.
-    pub fn push(&mut self, mut piece: &[u8], mut each: impl FnMut(RawLine)) {
-        while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
-            self.take(&piece[..end]);
-            piece = &piece[end + 1..];
-            if let Some(line) = self.finish() {
-                each(line);
-            }
-        }
-        self.take(piece);
-    }
-
-    /// What is left when the stream has ended without a newline.
-    pub fn finish(&mut self) -> Option<RawLine> {
-        let dropped = std::mem::take(&mut self.dropped);
-        let line = std::mem::take(&mut self.buffer);
-        if dropped > 0 {
-            return Some(RawLine::TooLong(dropped));
-        }
-        (!line.iter().all(u8::is_ascii_whitespace)).then_some(RawLine::Whole(line))
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        if self.dropped > 0 || self.buffer.len() + bytes.len() > MAX_RECORD {
-            self.dropped += (std::mem::take(&mut self.buffer).len() + bytes.len()) as u64;
-        } else {
-            self.buffer.extend_from_slice(bytes);
-        }
-    }
-}
 
 /// What the CLI says it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -365,122 +315,11 @@ fn control_request(line: &str) -> Option<Event> {
     })
 }
 
-/// A user message as a line of stdin. One line of bad JSON ends the CLI, so lines are only made here.
-pub fn user_message(uuid: Uuid, text: &str) -> Vec<u8> {
-    line(&serde_json::json!({
-        "type": "user",
-        "message": { "role": "user", "content": text },
-        "uuid": uuid,
-    }))
-}
-
-/// Asks the CLI to stop its turn, and to forget what is queued or to go on with it.
-pub fn interrupt(request_id: &str, cancel_queued: bool) -> Vec<u8> {
-    line(&serde_json::json!({
-        "type": "control_request",
-        "request_id": request_id,
-        "request": { "subtype": "interrupt", "cancel_queued": cancel_queued },
-    }))
-}
-
-/// Somebody's answer to a permission question.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PermissionAnswer {
-    response: serde_json::Value,
-    /// Whether the tool may run.
-    pub allowed: bool,
-}
-
-impl PermissionAnswer {
-    /// Reads an answer in the CLI's own form; the CLI takes a malformed one as a denial, so there is none here.
-    pub fn parse(response: &str) -> Result<Self, &'static str> {
-        let response: serde_json::Value = serde_json::from_str(response).map_err(|_| "the answer is not JSON")?;
-        let allowed = match response["behavior"].as_str() {
-            Some("allow") => true,
-            Some("deny") if response["message"].is_string() => false,
-            _ => {
-                return Err(
-                    r#"the answer must be {"behavior":"allow","updatedInput"?} or {"behavior":"deny","message":"…"}"#,
-                );
-            }
-        };
-        Ok(Self { response, allowed })
-    }
-
-    /// The answer as a line of stdin.
-    pub fn line(&self, request_id: &str) -> Vec<u8> {
-        line(&serde_json::json!({
-            "type": "control_response",
-            "response": { "subtype": "success", "request_id": request_id, "response": self.response },
-        }))
-    }
-}
-
-/// Refuses what the CLI asks: a one-shot has nobody to answer.
-pub fn refusal(request_id: &str, subtype: &str) -> Vec<u8> {
-    let response = if subtype == "can_use_tool" {
-        serde_json::json!({
-            "subtype": "success",
-            "request_id": request_id,
-            "response": { "behavior": "deny", "message": "Nobody is there to answer permission questions in this session." },
-        })
-    } else {
-        serde_json::json!({
-            "subtype": "error",
-            "request_id": request_id,
-            "error": "not supported by this runner",
-        })
-    };
-    line(&serde_json::json!({ "type": "control_response", "response": response }))
-}
-
-fn line(message: &serde_json::Value) -> Vec<u8> {
-    let mut line = message.to_string().into_bytes();
-    line.push(b'\n');
-    line
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
-
-    fn lines(pieces: &[&[u8]]) -> Vec<RawLine> {
-        let (mut lines, mut found) = (Lines::default(), Vec::new());
-        for piece in pieces {
-            lines.push(piece, |line| found.push(line));
-        }
-        found.extend(lines.finish());
-        found
-    }
-
-    proptest! {
-        #[test]
-        fn lines_do_not_depend_on_the_pieces_they_come_in(text in "[a-c\n]{0,60}", cuts in prop::collection::vec(0_usize..60, 0..6)) {
-            let bytes = text.as_bytes();
-            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
-            cuts.extend([0, bytes.len()]);
-            cuts.sort_unstable();
-            let pieces: Vec<_> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
-            let expected: Vec<_> = text.split('\n').filter(|line| !line.is_empty())
-                .map(|line| RawLine::Whole(line.as_bytes().to_vec())).collect();
-            prop_assert_eq!(lines(&pieces), expected);
-        }
-    }
-
-    #[test]
-    fn a_line_beyond_the_limit_is_counted_and_the_next_one_is_whole() {
-        let long = vec![b'x'; MAX_RECORD + 5];
-        assert_eq!(
-            lines(&[&long, b"yy\nnext\n"]),
-            [
-                RawLine::TooLong(MAX_RECORD as u64 + 7),
-                RawLine::Whole(b"next".to_vec())
-            ]
-        );
-    }
 
     #[rstest]
     #[case(
@@ -520,25 +359,5 @@ mod tests {
     #[case("{\"type\":")]
     fn what_is_no_object_is_said_to_be_none(#[case] line: &str) {
         assert_eq!(event(line), None);
-    }
-
-    #[rstest]
-    #[case(r#"{"behavior":"allow"}"#, Ok(true))]
-    #[case(r#"{"behavior":"deny","message":"no"}"#, Ok(false))]
-    #[case::a_denial_says_why(r#"{"behavior":"deny"}"#, Err(()))]
-    #[case(r#"{"behavior":"maybe"}"#, Err(()))]
-    #[case("[]", Err(()))]
-    #[case("{", Err(()))]
-    fn only_an_answer_that_the_cli_understands_is_one(#[case] text: &str, #[case] expected: Result<bool, ()>) {
-        let parsed = PermissionAnswer::parse(text);
-        assert_eq!(parsed.map(|answer| answer.allowed).map_err(|_| ()), expected);
-    }
-
-    #[test]
-    fn a_message_is_one_line_whatever_it_holds() {
-        let bytes = user_message(Uuid::nil(), "a\nb\u{2028}\"\\$$(A)\u{7f}");
-        assert_eq!(bytes.iter().position(|byte| *byte == b'\n'), Some(bytes.len() - 1));
-        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(value["message"]["content"], "a\nb\u{2028}\"\\$$(A)\u{7f}");
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant};
 use super::End;
 use super::converse::{Converse, Episode, Step};
 use crate::agent::ToShim;
-use crate::cli::wire;
+use crate::cli::stdin;
 
 /// How long each rung may take to have an effect.
 const RUNG: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ impl Converse<'_> {
 
     /// Asks the CLI to stop its turn; returns whether the process is gone.
     async fn interrupted(&mut self) -> Result<bool, End> {
-        let interrupt = ToShim::Stdin(wire::interrupt("stop", true).into());
+        let interrupt = ToShim::Stdin(stdin::interrupt("stop", true).into());
         if self.tell(&interrupt).is_err() {
             return Ok(true);
         }

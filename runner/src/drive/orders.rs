@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant};
 use super::End;
 use super::converse::Converse;
 use crate::agent::ToShim;
-use crate::cli::wire::{self, PermissionAnswer};
+use crate::cli::stdin::{self, PermissionAnswer};
 use crate::command::{Command, Order};
 use crate::control::Control;
 use crate::history::Done;
@@ -129,7 +129,7 @@ impl Converse<'_> {
         kill_point::reach("interrupt", 0);
         self.interrupting = Some((turn, Instant::now() + STOPS));
         // What people said meanwhile is not theirs to lose: it opens the next turn.
-        let _ = self.tell(&ToShim::Stdin(wire::interrupt(id, false).into()));
+        let _ = self.tell(&ToShim::Stdin(stdin::interrupt(id, false).into()));
         Ok(Effect::Done(seq))
     }
 

@@ -170,78 +170,49 @@ fn a_disk_that_refuses_is_told_to_everyone_who_waits() {
     assert!(spool.append(1, 1, Kind::Cli, body(1)).is_err());
 }
 
-/// Runs the test again in a mount namespace of its own, with a small disk at the folder that it is given.
-fn on_a_small_disk(test: &str, then: impl Fn(&Path)) {
-    const FOLDER: &str = "SMALL_DISK";
-    if let Some(folder) = std::env::var_os(FOLDER) {
-        return then(Path::new(&folder));
-    }
-    if !rustix::process::geteuid().is_root() && std::env::var_os("CI").is_none() {
-        eprintln!("left out: only root may mount a small disk");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let output = std::process::Command::new("unshare")
-        .args([
-            "--mount",
-            "sh",
-            "-euc",
-            "mount -t tmpfs -o size=1m none \"$SMALL_DISK\"; exec \"$@\"",
-            "sh",
-        ])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(FOLDER, dir.path())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-}
-
 #[test]
 fn on_a_full_disk_the_end_is_written_into_reserved_space() {
-    on_a_small_disk(
-        "spool::tests::on_a_full_disk_the_end_is_written_into_reserved_space",
-        |dir| {
-            let mut spool = Spool::open(dir, |_| ()).unwrap();
-            let mut written = 0;
-            let error = loop {
-                written += 1;
-                let body = raw(Kind::Cli, &"x".repeat(700)).unwrap();
-                match spool.append(3, 1, Kind::Cli, body) {
-                    Ok(record) if record.seq % 50 == 0 => {
-                        if let Err(error) = runtime().block_on(spool.durable(record.seq)) {
-                            break error;
-                        }
-                    }
-                    Ok(_) => {}
-                    Err(error) => break error,
+    const TEST: &str = "spool::tests::on_a_full_disk_the_end_is_written_into_reserved_space";
+    let Some(dir) = xtask::small_disk(TEST, "1m").unwrap() else {
+        return;
+    };
+    let mut spool = Spool::open(&dir, |_| ()).unwrap();
+    let mut written = 0;
+    let error = loop {
+        written += 1;
+        let body = raw(Kind::Cli, &"x".repeat(700)).unwrap();
+        match spool.append(3, 1, Kind::Cli, body) {
+            Ok(record) if record.seq % 50 == 0 => {
+                if let Err(error) = runtime().block_on(spool.durable(record.seq)) {
+                    break error;
                 }
-            };
-            assert_eq!(error.outcome(), Outcome::DiskFull);
-            let end = spool.append_end(1, Outcome::DiskFull).unwrap();
-            runtime().block_on(spool.durable(end.seq)).unwrap();
-            assert!(end.seq > 500 && end.seq <= written + 1, "{} of {written}", end.seq);
-            drop(spool);
-            let mut sums = Sums::default();
-            let mut ends = Vec::new();
-            segment::scan(dir, &mut |record, bytes| {
-                if record.kind == Kind::End {
-                    ends.push(serde_json::from_str::<EndBody>(record.body.get()).unwrap());
-                    assert_eq!(*ends.last().unwrap(), sums.end(Outcome::DiskFull));
-                }
-                sums.add(record.seq, record.attempt, record.kind, bytes);
-            })
-            .unwrap();
-            assert_eq!(ends.len(), 1);
-            assert_eq!((ends[0].last_seq, sums.attempt), (end.seq - 1, 3));
-            // Somebody made room: the next attempt goes on, and keeps a reserve again.
-            fs::write(dir.join("x"), "").unwrap();
-            let (spool, records) = reopened(dir);
-            assert_eq!(records.len() as u64, end.seq);
-            assert_eq!(spool.last_attempt(), (3, true));
-        },
-    );
+            }
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.outcome(), Outcome::DiskFull);
+    let end = spool.append_end(1, Outcome::DiskFull).unwrap();
+    runtime().block_on(spool.durable(end.seq)).unwrap();
+    assert!(end.seq > 500 && end.seq <= written + 1, "{} of {written}", end.seq);
+    drop(spool);
+    let mut sums = Sums::default();
+    let mut ends = Vec::new();
+    segment::scan(&dir, &mut |record, bytes| {
+        if record.kind == Kind::End {
+            ends.push(serde_json::from_str::<EndBody>(record.body.get()).unwrap());
+            assert_eq!(*ends.last().unwrap(), sums.end(Outcome::DiskFull));
+        }
+        sums.add(record.seq, record.attempt, record.kind, bytes);
+    })
+    .unwrap();
+    assert_eq!(ends.len(), 1);
+    assert_eq!((ends[0].last_seq, sums.attempt), (end.seq - 1, 3));
+    // Somebody made room: the next attempt goes on, and keeps a reserve again.
+    fs::write(dir.join("x"), "").unwrap();
+    let (spool, records) = reopened(&dir);
+    assert_eq!(records.len() as u64, end.seq);
+    assert_eq!(spool.last_attempt(), (3, true));
 }
 
 proptest! {

@@ -289,26 +289,23 @@ cat <&3"#,
     )
 }
 
-/// Runs the test again in a mount namespace of its own, with a disk of so few bytes; there it gives the disk's folder.
-pub fn on_a_small_disk(test: &str, size: &str) -> Option<PathBuf> {
-    const FOLDER: &str = "SMALL_DISK";
-    if let Some(folder) = std::env::var_os(FOLDER) {
-        return Some(folder.into());
+/// Looks into every file below the folder for what must not be there.
+pub fn assert_nowhere(folder: &Path, secrets: &[&str]) {
+    let mut open = vec![folder.to_owned()];
+    let mut files = 0;
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                open.push(entry.path());
+                continue;
+            }
+            files += 1;
+            let bytes = std::fs::read(entry.path()).unwrap();
+            let text = String::from_utf8_lossy(&bytes);
+            for secret in secrets {
+                assert!(!text.contains(secret), "{secret} is in {}", entry.path().display());
+            }
+        }
     }
-    if !rustix::process::geteuid().is_root() && std::env::var_os("CI").is_none() {
-        eprintln!("left out: only root may mount a small disk");
-        return None;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let mount = format!("mount -t tmpfs -o size={size} none \"$SMALL_DISK\"; exec \"$@\"");
-    let output = std::process::Command::new("unshare")
-        .args(["--mount", "sh", "-euc", &mount, "sh"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(FOLDER, dir.path())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    None
+    assert!(files > 5, "{files} files were looked into");
 }

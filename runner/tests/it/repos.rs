@@ -181,7 +181,7 @@ async fn a_repository_that_cannot_be_cloned_ends_the_session_before_the_model_is
 async fn a_volume_without_room_for_two_copies_is_said_before_the_model_is_asked() {
     const TEST: &str = "repos::a_volume_without_room_for_two_copies_is_said_before_the_model_is_asked";
     // Too little for what must be left over, though a small repository is in it twice with ease.
-    let Some(small) = crate::common::on_a_small_disk(TEST, "48m") else {
+    let Some(small) = xtask::small_disk(TEST, "48m").unwrap() else {
         return;
     };
     let (scene, session) = scene().await;

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use protocol::spec::Repo;
 use runner::workspace::git::save::Saved;
 use runner::workspace::git::{bundle, push};
 
@@ -133,6 +134,14 @@ async fn what_is_no_bundle_is_refused() {
     take().await.unwrap();
 }
 
+/// Has the agent bundle all but what this commit has; the runner must not take it.
+async fn refused_without(scene: &Scene, repo: &Repo, commit: &str) {
+    let bundle = scene.path("workspace/.b.bundle");
+    let without = format!("^{commit}");
+    scene.agent("one", &["bundle", "create", bundle.to_str().unwrap(), "HEAD", &without]);
+    refused(bundle::take(&scene.repos(), repo, ".b.bundle").await, "not sound");
+}
+
 /// A bundle whose tree leads out of the work tree of everybody who checks it out.
 #[tokio::test]
 async fn objects_that_would_harm_who_clones_them_are_refused() {
@@ -159,18 +168,7 @@ async fn objects_that_would_harm_who_clones_them_are_refused() {
     let parent = scene.agent("one", &["rev-parse", "HEAD"]);
     let commit = scene.agent("one", &["commit-tree", &tree, "-p", &parent, "-m", "evil"]);
     scene.agent("one", &["update-ref", "HEAD", &commit]);
-    let bundle = scene.path("workspace/.b.bundle");
-    scene.agent(
-        "one",
-        &[
-            "bundle",
-            "create",
-            bundle.to_str().unwrap(),
-            "HEAD",
-            &format!("^{parent}"),
-        ],
-    );
-    refused(bundle::take(&scene.repos(), &repo, ".b.bundle").await, "not sound");
+    refused_without(&scene, &repo, &parent).await;
 }
 
 /// A bundle that names what the runner does not have.
@@ -183,16 +181,5 @@ async fn a_bundle_with_missing_objects_is_refused() {
     let first = scene.agent("one", &["rev-parse", "HEAD"]);
     std::fs::write(scene.work("one").join("README.md"), "y").unwrap();
     scene.save(&repo, ".b.bundle").unwrap();
-    let bundle = scene.path("workspace/.b.bundle");
-    scene.agent(
-        "one",
-        &[
-            "bundle",
-            "create",
-            bundle.to_str().unwrap(),
-            "HEAD",
-            &format!("^{first}"),
-        ],
-    );
-    refused(bundle::take(&scene.repos(), &repo, ".b.bundle").await, "not sound");
+    refused_without(&scene, &repo, &first).await;
 }
