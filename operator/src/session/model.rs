@@ -9,10 +9,12 @@ use jiff::Timestamp;
 use protocol::Outcome;
 use serde_json::json;
 
+use rules::{Tally, Terms};
+
 use super::{
     decide::decide,
     observed::{ClaimSeen, JobSeen, Observed, OurJob, PodSeen, Policy, SessionSeen},
-    plan::{Drain, Plan, Tuned},
+    plan::{Drain, Plan},
     validate::{Invalid, Request, tests::checked},
 };
 use crate::settings::TimingSettings;
@@ -43,10 +45,12 @@ pub struct Model {
     pub drain_pods: Vec<PodSeen>,
     /// The session was deleted by its time to live.
     pub expired: bool,
-    /// What the runner of the living pod, and its Job, were told last.
-    pub told: Vec<Tuned>,
+    /// How often what is under way was told of other limits.
+    pub told: usize,
     /// How many pods somebody took away.
     pub forced: u32,
+    /// Attempts of the present run that are over.
+    pub tally: Tally,
 }
 
 impl Model {
@@ -66,8 +70,9 @@ impl Model {
             drains: Vec::new(),
             drain_pods: Vec::new(),
             expired: false,
-            told: Vec::new(),
+            told: 0,
             forced: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -110,8 +115,8 @@ impl Model {
     }
 
     pub fn look(&mut self, lives: bool) -> Plan {
-        let before = self.status.clone();
-        let plan = decide(&self.observed(), &self.request, self.now);
+        let seen = self.observed();
+        let plan = decide(&seen, &self.request, self.now);
         if plan.create_claim {
             assert_eq!(self.claim, ClaimSeen::Missing);
             self.claim = ClaimSeen::Ours { bound: true };
@@ -122,22 +127,40 @@ impl Model {
         if let Some(Drain { number, .. }) = plan.create_drain {
             self.make_drain(number);
         }
-        self.told.extend(plan.tune.iter().cloned());
+        for tuned in &plan.tune {
+            self.tell(tuned);
+        }
         for target in &plan.delete {
             self.delete(target);
         }
         if plan.delete_session {
-            assert!(before.phase.is_terminal(), "a session is deleted before its end");
+            assert!(self.status.phase.is_terminal(), "a session is deleted before its end");
             self.expired = true;
         }
         for (_, uid) in &plan.release {
             self.release(uid);
         }
         if lives {
-            self.status = plan.status.clone();
-            rules::check_transition(&before, &self.status);
+            rules::check_look(&seen, &plan.status, self.now);
+            self.write(plan.status.clone());
         }
         plan
+    }
+
+    /// Status is written, however old the news that led to it.
+    pub fn write(&mut self, status: AgenticSessionStatus) {
+        rules::check_change(&self.status, &status);
+        let timeout = self.request.as_ref().map_or(TIMEOUT, |request| request.timeout);
+        let of_attempt = self.pods.iter().filter(|pod| Some(pod.attempt) == self.status.attempt);
+        let terms = Terms {
+            timeout,
+            ephemeral: self.claim == ClaimSeen::Ephemeral,
+            retry_after: of_attempt
+                .filter_map(PodSeen::last_word)
+                .find_map(|report| report.retry_after),
+        };
+        self.tally.follow(&self.status, &status, terms, self.now);
+        self.status = status;
     }
 
     /// The world goes on by itself, kindly: what is deleted ends, what waits starts, what runs succeeds.

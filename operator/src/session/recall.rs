@@ -258,7 +258,7 @@ mod tests {
                         prop_assert_eq!(before.attempt, plan.status.attempt);
                         // The API server refuses it when the session is another by now.
                         if *before == model.status {
-                            model.status = plan.status;
+                            model.write(plan.status);
                             history = vec![model.observed()];
                         }
                     }
@@ -270,7 +270,7 @@ mod tests {
                             if model.pods.iter().any(|pod| Some(&pod.uid) == before.pod_uid.as_ref()) {
                                 prop_assert_eq!((live.phase, &live.reason), (plan.status.phase, &plan.status.reason));
                             }
-                            model.status = plan.status;
+                            model.write(plan.status);
                             history = vec![model.observed()];
                         }
                     }

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +14,7 @@ use std::{
 };
 
 use crds::{AgenticSessionStatus, Phase};
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use http::{Request, StatusCode};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
@@ -398,21 +399,34 @@ async fn whenever_the_operator_dies_or_loses_an_answer_a_session_ends_as_it_woul
     }
     println!("{} of {all} points, CRASH_SEED={seed}", points.len());
     let tried = points.len();
-    let came = stream::iter(points)
+    let results: Vec<_> = stream::iter(points)
         .map(async |(life, at, fault)| {
             let namespace = format!("crash-{life:?}-{fault:?}-{at}").to_lowercase();
-            let (_, came, end) = Box::pin(live(life, &namespace, Some((at, fault)))).await;
-            assert_eq!(
-                end, plain[&life].1,
-                "{life:?}, {fault:?} at write {at}; CRASH_SEED={seed}"
-            );
-            came
+            // One that fails does not keep the others from being tried.
+            let lived = AssertUnwindSafe(Box::pin(live(life, &namespace, Some((at, fault))))).catch_unwind();
+            let what = format!("{life:?}, {fault:?} at write {at}");
+            match lived.await {
+                Ok((_, came, end)) if end == plain[&life].1 => Ok(came),
+                Ok((_, _, end)) => Err(format!("{what}: {end:?}")),
+                Err(_) => Err(format!("{what}: the test panicked, see above")),
+            }
         })
         .buffer_unordered(AT_ONCE)
-        .filter(|came| std::future::ready(*came))
-        .count()
+        .inspect(|result| {
+            if let Err(failure) = result {
+                println!("{failure}");
+            }
+        })
+        .collect()
         .await;
+    let failures: Vec<&String> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {tried} end otherwise, CRASH_SEED={seed}: {failures:#?}",
+        failures.len()
+    );
     // Two steps that are seen at once make one write less.
-    println!("the fault came at {came} of {tried}");
+    let came = results.iter().filter(|result| matches!(result, Ok(true))).count();
+    println!("the fault came at {came} of {tried}, all end as they would have");
     assert!(came * 10 >= tried * 9, "the fault came at {came} of {tried} only");
 }

@@ -5,6 +5,7 @@ mod ends;
 mod starts;
 
 use crds::Phase;
+use jiff::SignedDuration;
 use proptest::prelude::*;
 use protocol::Outcome;
 
@@ -66,6 +67,35 @@ proptest! {
                 let second = decide(&still, &model.request, model.now);
                 prop_assert_eq!(first.status, second.status);
             }
+        }
+    }
+
+    #[test]
+    fn what_no_watch_tells_of_is_looked_at_in_time(
+        gateway in any::<bool>(),
+        happenings in prop::collection::vec(happenings(), 0..40),
+        later in prop_oneof![1_i64..400, 400_i64..100_000],
+    ) {
+        let mut model = Model { gateway, ..Model::new() };
+        model.request.as_mut().unwrap().ttl = Some(7_200);
+        for happening in happenings {
+            model.happen(happening);
+        }
+        let is_quiet = |model: &Model, plan: &Plan| plan.only_tells() && plan.status == model.status;
+        let mut plan = model.look(true);
+        for _ in 0..20 {
+            let recorded = model.status.clone();
+            plan = model.look(true);
+            if plan.only_tells() && plan.status == recorded {
+                break;
+            }
+        }
+        prop_assume!(!model.expired);
+        prop_assert!(is_quiet(&model, &plan), "{plan:#?}");
+        if plan.wake.is_none_or(|wake| wake.as_secs() > later) {
+            let then = model.now + SignedDuration::from_secs(later);
+            let missed = decide(&model.observed(), &model.request, then);
+            prop_assert!(is_quiet(&model, &missed), "{:?} misses {missed:#?}", plan.wake);
         }
     }
 

@@ -1,14 +1,14 @@
 //! Jobs and pods of the model's world: made, counted, deleted and let go as a cluster does it.
 
 use crds::Phase;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use protocol::{Outcome, Report, report::Delivery, spec::LiveLimits};
 
-use super::{Model, TIMEOUT};
+use super::{Model, TIMEOUT, rules::is_live};
 use crate::session::{
     build,
     observed::{OurJob, PodSeen, Resolved, RunnerSeen},
-    plan::{Attempt, Target},
+    plan::{Attempt, Target, Tuned},
 };
 
 impl Model {
@@ -29,6 +29,12 @@ impl Model {
             "attempt {} is made twice",
             attempt.number
         );
+        let due = self.status.next_attempt_time.as_ref();
+        assert!(
+            due.is_none_or(|due| due.0 <= self.now),
+            "attempt {} begins too early",
+            attempt.number
+        );
         self.made.push(attempt.number);
         let job = OurJob {
             name: build::job_name("write-poem", attempt.number),
@@ -38,11 +44,12 @@ impl Model {
                 generation: Some(self.generation),
                 used_seconds: attempt.used_seconds,
                 limits: LiveLimits {
-                    timeout: Some(TIMEOUT),
+                    timeout: Some(self.request.as_ref().map_or(TIMEOUT, |request| request.timeout)),
                     ..LiveLimits::default()
                 },
                 ..Resolved::default()
             }),
+            suspended: attempt.held,
             ..OurJob::default()
         };
         self.jobs.push((attempt.number, job));
@@ -77,6 +84,10 @@ impl Model {
                     "a pod is deleted before status says so"
                 );
                 if let Some(pod) = self.pods.iter_mut().find(|pod| pod.uid == *uid) {
+                    assert!(
+                        !pod.deleting && !pod.is_over(),
+                        "a pod is deleted that ends or has ended"
+                    );
                     pod.deleting = true;
                 }
             }
@@ -91,6 +102,7 @@ impl Model {
                 self.drains.retain(|(_, job)| job.uid != *uid);
             }
             Target::Job(_, uid) => {
+                self.check_job_may_go(uid);
                 for pod in self
                     .pods
                     .iter_mut()
@@ -99,6 +111,38 @@ impl Model {
                     pod.deleting = true;
                 }
                 self.jobs.retain(|(_, job)| job.uid != *uid);
+            }
+        }
+    }
+
+    /// What has ended is kept, and with it the log, for as long as is set; in any case until its end is in status.
+    fn check_job_may_go(&self, uid: &str) {
+        let Some((attempt, job)) = self.jobs.iter().find(|(_, job)| job.uid == uid && job.finished) else {
+            return;
+        };
+        let under_way = is_live(&self.status) && self.status.attempt == Some(*attempt);
+        assert!(!under_way, "Job {} goes before its end is recorded", job.name);
+        let kept = self.now.duration_since(job.finished_at.unwrap());
+        assert!(
+            kept >= SignedDuration::from_hours(1),
+            "Job {} was kept for {kept:#} only",
+            job.name
+        );
+    }
+
+    /// What is under way is told of other limits.
+    pub fn tell(&mut self, tuned: &Tuned) {
+        self.told += 1;
+        match tuned {
+            Tuned::Job(_, uid, resolved) => {
+                let (_, job) = self.jobs.iter_mut().find(|(_, job)| job.uid == *uid).unwrap();
+                assert_ne!(job.resolved, Some(*resolved), "the Job knows that");
+                job.resolved = Some(*resolved);
+            }
+            Tuned::Pod(_, uid, limits) => {
+                let pod = self.pods.iter_mut().find(|pod| pod.uid == *uid).unwrap();
+                assert_ne!(pod.limits, Some(*limits), "the pod knows that");
+                pod.limits = Some(*limits);
             }
         }
     }
@@ -160,7 +204,7 @@ impl Model {
                     job.finished = true;
                     job.finished_at.get_or_insert(now);
                 }
-                if !job.finished && pods.iter().all(|pod| pod.attempt != *number) {
+                if !job.finished && !job.suspended && pods.iter().all(|pod| pod.attempt != *number) {
                     pods.push(pod_of(job, *number, self.forced, now));
                 }
             }

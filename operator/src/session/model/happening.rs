@@ -32,7 +32,21 @@ pub enum Happening {
     DrainEnds(Option<Outcome>),
     TimeoutChanged(u64),
     JobSuspended,
+    JobLetGo,
     Time(i64),
+    /// An attempt from its begin, when its time has come, to its end so many seconds later, under eyes that miss nothing.
+    Attempt(Ending, i64),
+}
+
+/// How an attempt ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Ending {
+    Reports(Outcome),
+    Dies,
+    Deleted,
+    Evicted,
+    ForcedAway,
+    Suspended,
 }
 
 /// Anything that may happen.
@@ -65,7 +79,22 @@ pub fn happenings() -> impl Strategy<Value = Happening> {
         2 => prop::option::of(prop::sample::select(vec![Outcome::Succeeded, Outcome::Undelivered])).prop_map(Happening::DrainEnds),
         1 => (1_u64..400).prop_map(Happening::TimeoutChanged),
         1 => Just(Happening::JobSuspended),
+        1 => Just(Happening::JobLetGo),
         3 => (1_i64..400).prop_map(Happening::Time),
+        1 => (400_i64..100_000).prop_map(Happening::Time),
+        3 => (endings(), 0_i64..60).prop_map(|(ending, seconds)| Happening::Attempt(ending, seconds)),
+    ]
+}
+
+fn endings() -> impl Strategy<Value = Ending> {
+    prop_oneof![
+        1 => Just(Ending::Reports(Outcome::Succeeded)),
+        3 => Just(Ending::Reports(Outcome::ModelUnavailable)),
+        2 => Just(Ending::Dies),
+        2 => Just(Ending::Deleted),
+        4 => Just(Ending::Evicted),
+        1 => Just(Ending::ForcedAway),
+        2 => Just(Ending::Suspended),
     ]
 }
 
@@ -148,9 +177,36 @@ impl Model {
                     }
                 }
             }
+            Happening::JobLetGo => self.jobs.iter_mut().for_each(|(_, job)| job.suspended = false),
+            Happening::Attempt(ending, seconds) => self.attempt(ending, seconds),
             Happening::StartRequested(value) => self.start_requested = Some(value.to_string()),
             Happening::Time(seconds) => self.now += SignedDuration::from_secs(seconds),
         }
         self.sweep();
+    }
+
+    fn attempt(&mut self, ending: Ending, seconds: i64) {
+        if let Some(due) = &self.status.next_attempt_time {
+            self.now = self.now.max(due.0);
+        }
+        for step in [Happening::JobLetGo, Happening::JobController, Happening::RunnerStarts] {
+            self.look(true);
+            self.happen(step);
+        }
+        self.look(true);
+        self.happen(Happening::Time(seconds));
+        match ending {
+            Ending::Reports(outcome) => self.happen(Happening::RunnerEnds(outcome)),
+            Ending::Dies => self.happen(Happening::RunnerDies),
+            Ending::Deleted => self.happen(Happening::PodDeleted),
+            Ending::Evicted => self.happen(Happening::PodEvicted),
+            Ending::ForcedAway => self.happen(Happening::PodForcedAway),
+            Ending::Suspended => self.happen(Happening::JobSuspended),
+        }
+        self.happen(Happening::RunnerEnds(Outcome::Stopped));
+        self.happen(Happening::PodTurnsTerminal);
+        self.look(true);
+        self.happen(Happening::JobController);
+        self.look(true);
     }
 }
