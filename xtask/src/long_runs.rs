@@ -101,6 +101,49 @@ pub fn random_operations(operations: u32, seed: u64) -> Result<()> {
     })
 }
 
+/// What the operator decides by, without client or clock.
+const DECISIONS: &[&str] = &[
+    "deadline.rs",
+    "decide.rs",
+    "decide/*.rs",
+    "drain.rs",
+    "outcome.rs",
+    "transition.rs",
+    "transition/*.rs",
+];
+
+/// Changes what the operator decides, one thing at a time, and runs the tests that should find it.
+pub fn mutants(shard: Option<&str>, file: Option<&str>) -> Result<()> {
+    let tool = tools::cargo_mutants()?;
+    progress::step(
+        "looking for changes of the operator's decisions that no test finds",
+        || {
+            let mut mutants = Command::new(tool);
+            mutants
+                .current_dir(paths::workspace())
+                // A failure is shown as it is found: what is the shortest does not matter, and is not kept.
+                .env("PROPTEST_MAX_SHRINK_ITERS", "0")
+                .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
+                .args([
+                    "mutants",
+                    "--package",
+                    "operator",
+                    "--output",
+                    "target",
+                    "--timeout",
+                    "600",
+                ]);
+            for part in DECISIONS.iter().filter(|part| file.is_none_or(|file| file == **part)) {
+                mutants.arg("--file").arg(format!("operator/src/session/{part}"));
+            }
+            if let Some(shard) = shard {
+                mutants.args(["--shard", shard]);
+            }
+            command::run(mutants.args(["--", "--lib", "session::"]))
+        },
+    )
+}
+
 /// The operator's component tests on other Kubernetes than the usual one.
 pub fn kubernetes_versions() -> Result<()> {
     for version in ["oldest", "newest"] {

@@ -94,6 +94,15 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Change the operator's decisions one at a time, and name the changes that no test finds.
+    Mutants {
+        /// One part of so many, such as 0/8.
+        #[arg(long)]
+        shard: Option<String>,
+        /// One file of those that decide, such as `transition/*.rs`.
+        #[arg(long)]
+        file: Option<String>,
+    },
     /// Swap folders, files and links in a workspace while the runner serves files through them.
     FileRaces {
         /// How often.
@@ -146,6 +155,7 @@ fn run() -> Result<()> {
         Command::Fuzz { times, seed } => long_runs::fuzz(times, seed),
         Command::KubernetesVersions => long_runs::kubernetes_versions(),
         Command::RandomOperations { operations, seed } => long_runs::random_operations(operations, seed),
+        Command::Mutants { shard, file } => long_runs::mutants(shard.as_deref(), file.as_deref()),
         Command::FileRaces { tries } => long_runs::file_races(tries),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Images => {

@@ -326,28 +326,35 @@ fn publish(built: &Path, tool: &Tool, pin: &str) -> Result<()> {
     fs::rename(&ready, &place).with_context(|| format!("failed to put {} in place", place.display()))
 }
 
-const CARGO_DENY: &str = "0.19.9";
-
 /// cargo-deny at its pinned version; built on first use.
 pub fn cargo_deny() -> Result<PathBuf> {
-    let place = place("cargo-deny", CARGO_DENY)?;
-    let program = place.join("bin/cargo-deny");
+    cargo_tool("cargo-deny", "0.19.9")
+}
+
+/// cargo-mutants at its pinned version; built on first use.
+pub fn cargo_mutants() -> Result<PathBuf> {
+    cargo_tool("cargo-mutants", "27.1.0")
+}
+
+fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
+    let place = place(name, version)?;
+    let program = place.join("bin").join(name);
     if program.is_file() {
         return Ok(program);
     }
-    let _lock = lock("build-cargo-deny")?;
+    let _lock = lock(&format!("build-{name}"))?;
     if program.is_file() {
         return Ok(program);
     }
-    progress::step(&format!("building cargo-deny {CARGO_DENY} (once)"), || {
-        let scratch = Scratch::new("building-cargo-deny")?;
+    progress::step(&format!("building {name} {version} (once)"), || {
+        let scratch = Scratch::new(&format!("building-{name}"))?;
         let mut install = Command::new("cargo");
         install
             .env("CARGO_TARGET_DIR", scratch.path().join("target"))
-            .args(["install", "--locked", "--version", CARGO_DENY, "cargo-deny", "--root"])
+            .args(["install", "--locked", "--version", version, name, "--root"])
             .arg(scratch.path().join("root"));
-        command::logged(&mut install, &paths::cache()?.join("build-cargo-deny.log"))?;
-        fs::rename(scratch.path().join("root"), &place).context("failed to put cargo-deny in place")
+        command::logged(&mut install, &paths::cache()?.join(format!("build-{name}.log")))?;
+        fs::rename(scratch.path().join("root"), &place).with_context(|| format!("failed to put {name} in place"))
     })?;
     Ok(program)
 }

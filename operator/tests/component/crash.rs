@@ -1,8 +1,8 @@
 //! The operator dies at every write that it makes, or loses the answer to it: whatever a session lives through, it ends as it
 //! would have without that, and the API server has seen each object made and deleted as often.
 //!
-//! All points are `CRASH_POINTS=all cargo test -p operator --test component crash::`; otherwise a part is drawn, by
-//! `CRASH_SEED` if that is given.
+//! All points are `CRASH_POINTS=all cargo test -p operator --test component crash::`, those of one life `CRASH_POINTS=Waits`;
+//! otherwise a part is drawn, by `CRASH_SEED` if that is given.
 
 use std::{
     collections::BTreeMap,
@@ -394,8 +394,10 @@ async fn whenever_the_operator_dies_or_loses_an_answer_a_session_ends_as_it_woul
     let all = points.len();
     let seed = std::env::var("CRASH_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap());
-    if std::env::var("CRASH_POINTS").as_deref() != Ok("all") {
-        points = drawn(&points, seed);
+    match std::env::var("CRASH_POINTS").as_deref() {
+        Ok("all") => {}
+        Ok(life) => points.retain(|(of, ..)| format!("{of:?}") == life),
+        Err(_) => points = drawn(&points, seed),
     }
     println!("{} of {all} points, CRASH_SEED={seed}", points.len());
     let tried = points.len();

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::plane::{NODE, admin, grant, operator_config};
 
 /// Generous: all tests share a control plane and a few cores.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(3);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A namespace.
