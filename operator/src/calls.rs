@@ -1,4 +1,4 @@
-//! Counts what the operator writes, where it leaves for the API server.
+//! Counts what the operator writes, where it leaves for the API server, and takes the time from its answers.
 
 use std::task::{self, Poll};
 
@@ -13,6 +13,8 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
 };
 use tower::{BoxError, Service};
+
+use crate::clock::Clock;
 
 /// Labels of a write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -30,6 +32,8 @@ pub struct Counted {
     pub client: Client,
     /// What it wrote.
     pub writes: Writes,
+    /// This machine's clock, and the API server's.
+    pub clock: Clock,
 }
 
 impl Counted {
@@ -42,25 +46,49 @@ impl Counted {
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        Self::by(builder, Clock::default())
+    }
+
+    fn by<S, B>(builder: ClientBuilder<S>, clock: Clock) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError> + Send + 'static,
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         let writes = Writes::default();
-        let client = builder.with_layer(&Layer(writes.clone())).build();
-        Self { client, writes }
+        let layer = Layer {
+            writes: writes.clone(),
+            clock: clock.clone(),
+        };
+        let client = builder.with_layer(&layer).build();
+        Self { client, writes, clock }
     }
 }
 
 impl From<Client> for Counted {
-    /// Around one that is built.
     fn from(client: Client) -> Self {
+        Self::around(client, Clock::default())
+    }
+}
+
+impl Counted {
+    /// Around a client that is built, by a clock in the place of this machine's.
+    pub fn around(client: Client, clock: Clock) -> Self {
         let namespace = client.default_namespace().to_owned();
         let around = tower::service_fn(move |request| {
             let client = client.clone();
             async move { client.send(request).await }
         });
-        Self::build(ClientBuilder::new(around, namespace))
+        Self::by(ClientBuilder::new(around, namespace), clock)
     }
 }
 
-struct Layer(Writes);
+struct Layer {
+    writes: Writes,
+    clock: Clock,
+}
 
 impl<S> tower::Layer<S> for Layer {
     type Service = Counting<S>;
@@ -68,7 +96,8 @@ impl<S> tower::Layer<S> for Layer {
     fn layer(&self, inner: S) -> Counting<S> {
         Counting {
             inner,
-            writes: self.0.clone(),
+            writes: self.writes.clone(),
+            clock: self.clock.clone(),
         }
     }
 }
@@ -77,6 +106,7 @@ impl<S> tower::Layer<S> for Layer {
 struct Counting<S> {
     inner: S,
     writes: Writes,
+    clock: Clock,
 }
 
 impl<S, B> Service<Request<Body>> for Counting<S>
@@ -96,9 +126,10 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let call = call(request.method(), request.uri().path());
-        let (answer, writes) = (self.inner.call(request), self.writes.clone());
+        let (answer, writes, clock) = (self.inner.call(request), self.writes.clone(), self.clock.clone());
         Box::pin(async move {
             let answer = answer.await?;
+            clock.hear(answer.headers());
             if let Some(call) = call.filter(|_| answer.status().is_success()) {
                 writes.get_or_create(&call).inc();
             }

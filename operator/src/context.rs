@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     backoff::Backoff,
+    clock::Clock,
     events::Events,
     metrics::Metrics,
     network::Network,
@@ -37,6 +38,8 @@ pub struct Context {
     pub settings: Settings,
     /// Tells of sessions.
     pub events: Events,
+    /// What time it is.
+    pub clock: Clock,
     /// Counts.
     pub metrics: Metrics,
     /// Failures in a row, by session.

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod calls;
+mod clock;
 mod context;
 mod events;
 mod lease;
@@ -22,6 +23,7 @@ pub mod uninstall;
 mod writes;
 
 pub use calls::{Counted, Writes};
+pub use clock::Clock;
 pub use network::Egress;
 pub use run::{Error, run};
 pub use settings::{LeaseSettings, PodSettings, PullPolicy, RunAs, Settings, TimingSettings};

@@ -57,6 +57,8 @@ pub struct Metrics {
     ended: Family<Ended, Counter>,
     /// 1 while this process holds the lease.
     pub leader: Gauge,
+    /// Seconds that this machine's clock is ahead of the API server's.
+    pub clock_ahead: Gauge,
 }
 
 impl Metrics {
@@ -79,6 +81,7 @@ impl Metrics {
             cost: Counter::default(),
             tokens: Family::default(),
             leader: Gauge::default(),
+            clock_ahead: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register("reconciles", "Looks at sessions, by result", metrics.reconciles.clone());
@@ -135,6 +138,12 @@ impl Metrics {
             metrics.cost.clone(),
         );
         registry.register("tokens", "Tokens of ended attempts, by kind", metrics.tokens.clone());
+        registry.register_with_unit(
+            "clock_ahead",
+            "How far this machine's clock is ahead of the API server's",
+            Unit::Seconds,
+            metrics.clock_ahead.clone(),
+        );
         registry.register("leader", "1 while this process holds the lease", metrics.leader.clone());
         Self { registry, ..metrics }
     }

@@ -94,8 +94,12 @@ async fn watch(context: &Context) {
                 None => return,
             },
             _ = tick.tick() => {
+                let now = context.clock.now();
+                if !now.is_sure {
+                    continue;
+                }
                 let bound = SignedDuration::from_secs(context.settings.timing.node_loss.into());
-                let lost = known.lost(bound, Timestamp::now());
+                let lost = known.lost(bound, now.time);
                 if known.are_out_of_reach() {
                     if !out_of_reach && !lost.is_empty() {
                         tracing::warn!("most nodes do not answer: nothing is done about their pods");
@@ -152,7 +156,7 @@ async fn end(context: &Context, pod: &Pod, over: bool, node: &str, since: Timest
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
     let name = pod.name_any();
     if !over {
-        let now = Timestamp::now();
+        let now = context.clock.now().time;
         let message = format!("Node {node} has not been heard of since {since}.");
         let disruption = json!({
             "type": "DisruptionTarget", "status": "True", "reason": "NodeLost", "message": message,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
@@ -143,8 +143,12 @@ async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Erro
         Found::Live(_) => Ok(Action::requeue(jittered(LOOK_AGAIN))),
         Found::Unreadable(why) => {
             // The deletion's time is when it ends by: grace is in it.
-            let held = Timestamp::now().duration_since(deleted.0);
+            let now = context.clock.now();
+            let held = now.time.duration_since(deleted.0);
             let left = SignedDuration::from_secs(context.settings.timing.hold_unreadable.into()) - held;
+            if !now.is_sure {
+                return Ok(Action::requeue(LOOK_AGAIN));
+            }
             if let Ok(left) = Duration::try_from(left)
                 && !left.is_zero()
             {

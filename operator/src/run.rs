@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     backoff::Backoff,
     calls::Counted,
+    clock,
     context::Context,
     events::Events,
     lease,
@@ -53,7 +54,7 @@ const LONGEST_GOODBYE: Duration = Duration::from_secs(20);
 
 /// Runs until `stop`: serves probes, waits for the CRD and the lease, works, and gives the lease back.
 pub async fn run(client: impl Into<Counted>, settings: Settings, stop: CancellationToken) -> Result<(), Error> {
-    let Counted { client, writes } = client.into();
+    let Counted { client, writes, clock } = client.into();
     preflight::version(&client).await?;
     let address = settings.metrics_address;
     let listener = TcpListener::bind(address)
@@ -64,6 +65,7 @@ pub async fn run(client: impl Into<Counted>, settings: Settings, stop: Cancellat
     let context = Arc::new(Context {
         events: Events::new(client.clone(), &settings.lease.identity, under_way.clone()),
         metrics,
+        clock,
         backoff: Backoff::default(),
         projects: Projects::default(),
         gate: Arc::default(),
@@ -114,7 +116,8 @@ async fn lead(context: Arc<Context>, stop: &CancellationToken) -> Result<(), Err
             tasks::joined(orphans::run(context.clone(), work.clone())),
             tasks::joined(project_settings::run(context.clone(), work.clone())),
             tasks::joined(network::run(context.clone(), work.clone())),
-            tasks::joined(nodes::run(context.clone(), work.clone()))
+            tasks::joined(nodes::run(context.clone(), work.clone())),
+            clock::watch(&context.clock, &context.metrics, work.clone())
         )
     };
     let mut working = std::pin::pin!(working);

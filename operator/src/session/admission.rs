@@ -52,6 +52,8 @@ pub struct Ledger {
     namespaces: HashMap<String, Namespace>,
     /// Those that wait for their admin, also where no bound is asked for.
     refused: BTreeSet<(String, String)>,
+    /// Attempts of sessions that are gone, which have their places until they are over.
+    remains: HashMap<String, usize>,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ struct Queue {
 impl Ledger {
     /// Asks for a place among `limit`.
     pub fn ask(&mut self, namespace: &str, name: &str, created: Timestamp, limit: usize) -> Answer {
+        let limit = self.left_of(namespace, limit);
         let Some(Namespace::Known(queue)) = self.namespaces.get_mut(namespace) else {
             return Answer::Unknown;
         };
@@ -156,12 +159,27 @@ impl Ledger {
         queue.leave(name)
     }
 
+    /// So many attempts are left of sessions that are gone; `true` when they were more.
+    pub fn remains(&mut self, namespace: &str, count: usize) -> bool {
+        let before = if count == 0 {
+            self.remains.remove(namespace)
+        } else {
+            self.remains.insert(namespace.to_owned(), count)
+        };
+        before.is_some_and(|before| before > count)
+    }
+
+    /// Of so many places, those that sessions can have.
+    fn left_of(&self, namespace: &str, limit: usize) -> usize {
+        limit.saturating_sub(self.remains.get(namespace).copied().unwrap_or(0))
+    }
+
     /// Those whose turn it is.
     pub fn next(&self, namespace: &str, limit: usize) -> Vec<String> {
         let Some(Namespace::Known(queue)) = self.namespaces.get(namespace) else {
             return Vec::new();
         };
-        let free = limit.saturating_sub(queue.holders.len());
+        let free = self.left_of(namespace, limit).saturating_sub(queue.holders.len());
         queue.waiting.iter().take(free).map(|(_, name)| name.clone()).collect()
     }
 
@@ -181,7 +199,7 @@ impl Ledger {
         let Some(Namespace::Known(queue)) = self.namespaces.get(namespace) else {
             return Vec::new();
         };
-        let free = limit.saturating_sub(queue.holders.len());
+        let free = self.left_of(namespace, limit).saturating_sub(queue.holders.len());
         queue.waiting.iter().skip(free).map(|(_, name)| name.clone()).collect()
     }
 
@@ -343,6 +361,21 @@ mod tests {
         assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Wait(0));
         assert!(ledger.keep(NS, |name| name != "gone"));
         assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Admitted);
+    }
+
+    #[test]
+    fn an_agent_that_outlives_its_session_has_its_place_until_it_is_over() {
+        let mut ledger = ledger(vec![change("deleted", 1, Place::Holds)]);
+        assert!(!ledger.remains(NS, 1), "that frees no place");
+        ledger.change(NS, change("deleted", 1, Place::None));
+        assert_eq!(ledger.ask(NS, "next", at(2), 1), Answer::Wait(0));
+        assert_eq!(
+            (ledger.next(NS, 1), ledger.later(NS, 1)),
+            (vec![], vec!["next".to_owned()])
+        );
+        assert_eq!(ledger.next(NS, 2), ["next"], "where there are more places");
+        assert!(ledger.remains(NS, 0));
+        assert_eq!(ledger.ask(NS, "next", at(2), 1), Answer::Admitted);
     }
 
     #[test]

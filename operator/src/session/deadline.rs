@@ -1,12 +1,13 @@
 //! What an attempt may not outlast: the grace of what hinders its start, the time to start, its running time.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use jiff::{SignedDuration, Timestamp};
 use protocol::Reason;
 
 use super::{
     observed::{Observed, PodSeen, Resolved, RunnerSeen, Trouble},
     pod::Grace,
-    transition,
     validate::{DEFAULT_TIMEOUT, Invalid, Request},
 };
 
@@ -26,6 +27,9 @@ pub fn passed(
             Reason::StoppedByUser,
             "spec.suspend is true: the agent is being stopped.".to_owned(),
         ));
+    }
+    if !seen.policy.clock_is_sure {
+        return None;
     }
     if let Some(RunnerSeen::Running { since: Some(since) }) = pod.map(|pod| &pod.runner) {
         let timeout = terms(seen, request).timeout();
@@ -91,24 +95,28 @@ fn start_deadline(seen: &Observed, request: &Result<Request, Invalid>) -> Option
     Some(after(job.started.or(job.created)?, terms(seen, request).start_timeout))
 }
 
-/// How long the API server has refused what the session needs.
-pub fn refused_for(seen: &Observed, now: Timestamp) -> SignedDuration {
-    let status = &seen.session.status;
-    let since = if status.phase.is_terminal() {
-        status.completion_time.as_ref().map(|time| time.0)
-    } else {
-        transition::not_started_since(status)
-    };
-    since.map_or(SignedDuration::ZERO, |since| now.duration_since(since))
-}
-
-/// When what the API server refuses since the last attempt, or since the run began, is final.
-pub fn refusal_ends(seen: &Observed, request: &Result<Request, Invalid>) -> Option<Timestamp> {
-    let since = transition::not_started_since(&seen.session.status)?;
+/// When what hinders an attempt since then is final.
+pub fn hindrance_ends(since: Timestamp, seen: &Observed, request: &Result<Request, Invalid>) -> Timestamp {
+    let terms = || terms(seen, request).start_timeout;
     let start_timeout = request
         .as_ref()
-        .map_or(terms(seen, request).start_timeout, |r| r.start_timeout);
-    Some(after(since, start_timeout))
+        .map_or_else(|_| terms(), |request| request.start_timeout);
+    after(since, start_timeout)
+}
+
+/// How long to wait before it is looked for what nothing tells of: as long as it has lasted, so that waits double, between two bounds.
+/// Up to a fifth less, so that those who began together do not come together.
+pub fn patience(
+    lasted: SignedDuration,
+    (least, most): (SignedDuration, SignedDuration),
+    who: &str,
+    now: Timestamp,
+) -> SignedDuration {
+    let mut hasher = DefaultHasher::new();
+    (who, now.as_second()).hash(&mut hasher);
+    let wait = lasted.clamp(least, most).as_secs();
+    let less = i64::try_from(hasher.finish() % 20).unwrap_or_default();
+    SignedDuration::from_secs((wait - wait * less / 100).max(1))
 }
 
 fn after(since: Timestamp, seconds: u64) -> Timestamp {

@@ -27,14 +27,16 @@ use super::{
 
 pub use hindrance::Hindrance;
 
-/// How soon to look again at something that no watch tells of.
+/// How soon to look again at something that no watch tells of, the first time.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// The same for a pod that should have started by then.
 const START_SLOW: SignedDuration = SignedDuration::from_secs(11);
 /// The same for what takes a person.
 const LOOK_LATER: SignedDuration = SignedDuration::from_secs(30);
-/// The same for what has taken a person long already.
-const LOOK_SELDOM: SignedDuration = SignedDuration::from_mins(2);
+/// The same when it has lasted for long. No watch tells of quotas, claims and Secrets: it is how long a session may stay unhealed.
+const LOOK_SELDOM: SignedDuration = SignedDuration::from_mins(5);
+/// The same for what the cluster does by itself.
+const LOOK_OFTEN: SignedDuration = SignedDuration::from_mins(1);
 
 /// Decides.
 pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
@@ -51,6 +53,10 @@ pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestam
         Phase::Completed | Phase::Failed | Phase::Stopped => ended::decide(plan, seen, request, now),
     };
     clean_up(&mut plan, seen, now);
+    if !seen.policy.clock_is_sure {
+        // What is due by then is not done.
+        plan.wake = plan.wake.map(|wake| wake.max(LOOK_LATER));
+    }
     plan
 }
 
@@ -68,7 +74,7 @@ fn clean_up(plan: &mut Plan, seen: &Observed, now: Timestamp) {
             continue;
         };
         let target = Target::Job(job.name.clone(), job.uid.clone());
-        if left.is_positive() {
+        if left.is_positive() || !seen.policy.clock_is_sure {
             plan.wake_in(left);
         } else if !plan.delete.contains(&target) {
             plan.delete.push(target);
@@ -117,26 +123,74 @@ pub fn refused(
     let message = format!("The API server refuses {kind} {name}: {said}");
     let mut plan = Plan::nothing(seen.session.status.clone());
     plan.status.observed_generation = seen.session.generation;
+    let who = request.as_ref().map_or("", |request| &*request.uid);
     // Recorded, or the write of these very words would have it tried again at once: they may be others each time.
-    let wait = deadline::refused_for(seen, now).clamp(LOOK_LATER, LOOK_SELDOM);
-    let at = Time(now.saturating_add(wait).unwrap_or(Timestamp::MAX));
-    plan.wake = Some(wait);
+    let at = |wait| Some(Time(now.saturating_add(wait).unwrap_or(Timestamp::MAX)));
     if seen.session.status.phase != Phase::Pending {
         // A drain's: it has time, and the session's end stays as it is.
-        plan.status.next_drain_time = Some(at);
+        let ended = seen.session.status.completion_time.as_ref().map_or(now, |time| time.0);
+        let wait = deadline::patience(now.duration_since(ended), (LOOK_LATER, LOOK_SELDOM), who, now);
+        plan.wake = Some(wait);
+        plan.status.next_drain_time = at(wait);
         conditions::held_up(&mut plan.status, &message, now);
         return plan;
     }
     if plan.status.run.is_none() {
         plan.status = transition::first_run(plan.status, &seen.session);
     }
-    let end = deadline::refusal_ends(seen, request);
-    plan.status = if end.is_some_and(|end| now >= end) {
-        transition::finish(&plan.status, Phase::Failed, reason, &message, now)
-    } else {
-        transition::refused(&plan.status, reason, &message, at, now)
-    };
+    let hindered = Hindered::by(seen, request, &plan.status, (reason, &message), now);
+    if hindered.is_over() {
+        plan.status = transition::finish(&plan.status, Phase::Failed, reason, &message, now);
+        return plan;
+    }
+    let wait = hindered.patience((LOOK_LATER, LOOK_SELDOM), who, now);
+    plan.wake = Some(wait);
+    plan.status = hindered.status;
+    plan.status.next_attempt_time = at(wait);
     plan
+}
+
+/// A session that cannot begin, and others must do something about that.
+struct Hindered {
+    /// What its status then says.
+    status: AgenticSessionStatus,
+    /// How long it has lasted.
+    lasted: SignedDuration,
+    /// How long until a start would have taken too long.
+    left: SignedDuration,
+}
+
+impl Hindered {
+    fn by(
+        seen: &Observed,
+        request: &Result<Request, Invalid>,
+        status: &AgenticSessionStatus,
+        (reason, message): (Reason, &str),
+        now: Timestamp,
+    ) -> Self {
+        let status = transition::hindered(status, reason, message, now);
+        let since = transition::not_started_since(&status).unwrap_or(now);
+        let end = deadline::hindrance_ends(since, seen, request);
+        Self {
+            status,
+            lasted: now.duration_since(since),
+            left: if seen.policy.clock_is_sure {
+                end.duration_since(now)
+            } else {
+                SignedDuration::MAX
+            },
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        !self.left.is_positive()
+    }
+
+    /// When to look again: ever more seldom, and when it is over.
+    fn patience(&self, bounds: (SignedDuration, SignedDuration), who: &str, now: Timestamp) -> SignedDuration {
+        let wait = deadline::patience(self.lasted, bounds, who, now);
+        if self.is_over() { wait } else { wait.min(self.left) }
+    }
 }
 
 /// What is left to do for a session that has no place yet: to say so.

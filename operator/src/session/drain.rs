@@ -121,6 +121,10 @@ fn begin(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, n
     }
     let bound = seconds(seen.policy.timing.drain_bound);
     let rest = bound - ended_for(&plan.status, now);
+    if !rest.is_positive() && !seen.policy.clock_is_sure {
+        plan.wake_in(rest);
+        return;
+    }
     if !rest.is_positive() {
         let why = format!("given up {} h after the run's end", bound.as_hours());
         plan.status = transition::lost(&plan.status, &why, now);

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crds::{AgenticSession, Phase};
+use crds::{AgenticSession, AgenticSessionStatus, Phase};
 use futures::{Stream, StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
@@ -138,6 +138,16 @@ impl Gate {
         namespaces.into_iter().collect()
     }
 
+    /// So many attempts are left of sessions that are gone, by namespace.
+    pub fn remains(&self, changed: Vec<(String, usize)>) {
+        for (namespace, count) in changed {
+            let freed = held(&self.ledger).remains(&namespace, count);
+            if freed {
+                self.nudge_next(&namespace);
+            }
+        }
+    }
+
     /// A session is gone.
     pub fn gone(&self, namespace: &str, name: &str) {
         self.change(namespace, name, Timestamp::MAX, Place::None);
@@ -205,6 +215,8 @@ pub async fn pass(
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let gate = &context.gate;
     held(&gate.limits).insert(request.namespace.clone(), limit);
+    // Of a session that was deleted a moment ago the watches have told by now that its pod is left.
+    gate.remains(context.memory.remains());
     let created = session.creation_timestamp().map_or(now, |time| time.0);
     loop {
         let answer = held(&gate.ledger).ask(&request.namespace, &request.name, created, limit);
@@ -257,6 +269,8 @@ pub fn settle(context: &Context, session: &AgenticSession, plan: &Plan, request:
     let live = matches!(status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
     let place = match request {
         Err(invalid) if invalid.heals() && !live => Place::Refused,
+        // Others must do something, perhaps the admin.
+        Ok(_) if is_hindered(status) => Place::Refused,
         _ if live && !is_held => Place::Holds,
         // Only the gate itself makes these.
         Ok(request) if status.phase == Phase::Pending && is_held && request.queue.is_none() => {
@@ -270,6 +284,13 @@ pub fn settle(context: &Context, session: &AgenticSession, plan: &Plan, request:
     };
     let created = session.creation_timestamp().map_or(Timestamp::MAX, |time| time.0);
     context.gate.change(&namespace, &name, created, place);
+}
+
+/// An object that it needs is missing, refused, or somebody else's.
+fn is_hindered(status: &AgenticSessionStatus) -> bool {
+    let reasons = [Reason::ConfigError, Reason::NameConflict, Reason::QuotaExceeded];
+    let said = status.reason.as_deref();
+    status.phase == Phase::Pending && reasons.iter().any(|reason| said == Some(reason.as_str()))
 }
 
 /// Forgets sessions that went without anybody noticing.

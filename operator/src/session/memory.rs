@@ -4,6 +4,7 @@
 //! takes away or ends is decided again on live reads.
 
 mod orphans;
+mod remains;
 mod told;
 
 #[cfg(test)]
@@ -31,7 +32,7 @@ const BEHIND: Duration = Duration::from_secs(5);
 /// How often a session that is not over is read live though no watch told of a change: watches may miss.
 const SAFETY: Duration = Duration::from_mins(10);
 /// Why something is silent is asked for after these, doubling.
-const ASK: (Duration, Duration) = (Duration::from_secs(4), Duration::from_mins(1));
+const ASK: (Duration, Duration) = (Duration::from_secs(4), Duration::from_mins(5));
 /// Namespace and name.
 type Key = (String, String);
 
@@ -55,6 +56,7 @@ struct Inner {
     own: HashMap<Key, Own>,
     /// Sessions to be looked at, and since when.
     queue: HashMap<Key, Instant>,
+    remains: remains::Remains,
 }
 
 #[derive(Debug)]
@@ -345,6 +347,7 @@ impl Memory {
             listing_since: _,
             own,
             queue,
+            remains: _,
         } = &*self.locked();
         sessions.len() + children.len() + own.len() + listing.iter().map(HashSet::len).sum::<usize>() + queue.len()
     }

@@ -127,8 +127,7 @@ impl Error {
 /// Memory says whether there is something to do. What only tells of progress is written from there: the API server refuses it when
 /// the session has changed. All else is decided once more on live reads.
 pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Settled, Error> {
-    // To the second, as it is stored: a time that is read back equals the one that was written.
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    let now = context.clock.now().time;
     match context.memory.look(namespace, name) {
         Look::Unknown => {}
         Look::Gone => {
@@ -153,7 +152,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         Found::Unreadable(why) => return Ok(Settled::Unreadable(why)),
         Found::Live(session) => session,
     };
-    let policy = observed::Policy::of(&context.settings);
+    let policy = observed::Policy::of(&context.settings, &context.clock);
     let observed = observe::children(&context.client, &session, policy, now).await?;
     context.memory.checked(namespace, name);
     carry_out(context, &session, &observed, Basis::Live, now).await

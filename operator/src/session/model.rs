@@ -109,6 +109,7 @@ impl Model {
             policy: Policy {
                 gateway: self.gateway,
                 timing: TimingSettings::default(),
+                clock_is_sure: true,
             },
             unsaid: None,
         }

@@ -17,7 +17,10 @@ use protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{Settings, TimingSettings};
+use crate::{
+    clock::Clock,
+    settings::{Settings, TimingSettings},
+};
 
 pub use super::pod::{Grace, PodSeen, RunnerSeen, Trouble};
 use super::{build, repos, validate};
@@ -57,14 +60,17 @@ pub struct Policy {
     pub gateway: bool,
     /// How long things last.
     pub timing: TimingSettings,
+    /// The clocks agree. Else nothing is stopped, given up or deleted for the sake of time.
+    pub clock_is_sure: bool,
 }
 
 impl Policy {
-    /// What `settings` say.
-    pub fn of(settings: &Settings) -> Self {
+    /// What `settings` say, and the clock.
+    pub fn of(settings: &Settings, clock: &Clock) -> Self {
         Self {
             gateway: settings.pod.gateway().is_some(),
             timing: settings.timing,
+            clock_is_sure: clock.now().is_sure,
         }
     }
 }

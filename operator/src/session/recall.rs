@@ -115,7 +115,12 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
     } = known;
     let session = &session;
     let known = (cut, newborn, jobs.is_empty() && pods.is_empty());
-    let observed = observe::remembered(session, jobs, pods, observed::Policy::of(&context.settings));
+    let observed = observe::remembered(
+        session,
+        jobs,
+        pods,
+        observed::Policy::of(&context.settings, &context.clock),
+    );
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     let Some(Decided { request, plan }) = decide(context, session, &observed, Basis::Remembered, now).await? else {
         return Ok(Some(Settled::COME_AGAIN));
@@ -193,7 +198,7 @@ async fn begin(
     if claim.is_err() || session.metadata.resource_version != remembered.metadata.resource_version {
         return Ok(None);
     }
-    let observed = observe::newborn(&session, observed::Policy::of(&context.settings));
+    let observed = observe::newborn(&session, observed::Policy::of(&context.settings, &context.clock));
     let basis = Basis::Read(settings.map_err(Error::Settings)?);
     match carry_out(context, &session, &observed, basis, now).await {
         // There is a Job of that name. Whose, and what follows, is found out by a whole look.

@@ -177,6 +177,16 @@ pub fn stopping(status: &AgenticSessionStatus, reason: Reason, message: &str) ->
     says(status, Phase::Stopping, reason, message)
 }
 
+/// Suspended before the run's first attempt. What hindered that is looked at anew when it may begin.
+pub fn suspended_before_the_first(status: &AgenticSessionStatus) -> AgenticSessionStatus {
+    let message = "Not started: spec.suspend is true; set it to false to start.";
+    let mut next = waiting(status, Reason::Suspended, message);
+    if !was_held(&next) {
+        conditions::remove(&mut next, &[condition::RUNNER_STARTED]);
+    }
+    next
+}
+
 /// Suspended while nothing ran.
 pub fn suspended_between_attempts(status: &AgenticSessionStatus, now: Timestamp) -> AgenticSessionStatus {
     let mut next = finish(
@@ -243,18 +253,17 @@ pub fn finish(
     next
 }
 
-/// The API server refuses what an attempt needs.
-///
-/// It is not asked again before that time.
-pub fn refused(
-    status: &AgenticSessionStatus,
-    reason: Reason,
-    message: &str,
-    not_before: Time,
-    now: Timestamp,
-) -> AgenticSessionStatus {
+/// No attempt can begin, for a reason that others must do something about. Since when, the condition keeps.
+pub fn hindered(status: &AgenticSessionStatus, reason: Reason, message: &str, now: Timestamp) -> AgenticSessionStatus {
     let mut next = waiting(status, reason, message);
-    next.next_attempt_time = Some(not_before);
+    let said = conditions::denied(&next, condition::RUNNER_STARTED);
+    // Why the last attempt ended stays said while what is left of it goes, and so does that the next waits to be admitted.
+    if was_held(&next) || (reason == Reason::Retrying && said.is_some()) {
+        return next;
+    }
+    if said != Some(reason.as_str()) {
+        conditions::remove(&mut next, &[condition::RUNNER_STARTED]);
+    }
     conditions::set(&mut next, condition::RUNNER_STARTED, "False", reason, message, now);
     next
 }

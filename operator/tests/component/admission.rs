@@ -162,3 +162,38 @@ async fn a_session_with_a_queue_waits_for_kueue_also_when_its_job_is_suspended_i
         "no try was used up"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_sessions_agent_has_its_place_until_it_is_over() {
+    let mut world = World::new("places-grace").await;
+    world
+        .settings_of_the_namespace(json!({"maxConcurrentSessions": 1}))
+        .await;
+    world.create("deleted", json!({"prompt": "p"})).await;
+    let pod = world.pod("deleted", 1).await;
+    world.start(&pod).await;
+    world.phase("deleted", Phase::Running).await;
+    let now = kube::api::DeleteParams::default();
+    world.sessions().delete("deleted", &now).await.unwrap();
+    until("the pod to be told to stop", async || {
+        let pod = world.pod_now(&pod).await?;
+        pod.metadata.deletion_timestamp
+    })
+    .await;
+    // Whoever asks, and whoever leads: of its own name, too.
+    for name in ["deleted", "next"] {
+        world.create(name, json!({"prompt": "p"})).await;
+        world.status_when(name, |s| s.reason.as_deref() == Some("Queued")).await;
+        world.kill_operator().await;
+        world.start_operator().await;
+    }
+    world.create("last", json!({"prompt": "p"})).await;
+    let last = world
+        .status_when("last", |s| s.reason.as_deref() == Some("Queued"))
+        .await;
+    assert!(last.message.unwrap().contains("number 3 in the queue"));
+    assert_eq!(jobs_created(&world.namespace), ["deleted-job"], "one agent at a time");
+
+    world.obey_deletion(&pod, Some(&report(Outcome::Stopped, 1))).await;
+    world.phase("deleted", Phase::Creating).await;
+}

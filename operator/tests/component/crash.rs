@@ -99,10 +99,11 @@ enum Life {
     Drains,
     IsKept,
     Expires,
+    IsDeleted,
     Waits,
 }
 
-const LIVES: [Life; 9] = [
+const LIVES: [Life; 10] = [
     Life::Completes,
     Life::Fails,
     Life::Resumes,
@@ -111,6 +112,7 @@ const LIVES: [Life; 9] = [
     Life::Drains,
     Life::IsKept,
     Life::Expires,
+    Life::IsDeleted,
     Life::Waits,
 ];
 
@@ -215,6 +217,16 @@ async fn script(world: &World, life: Life) -> AgenticSessionStatus {
             .await;
             AgenticSessionStatus::default()
         }
+        Life::IsDeleted => {
+            let now = DeleteParams::default();
+            world.sessions().delete("poem", &now).await.unwrap();
+            until("the session to go", async || {
+                let session = world.sessions().get_opt("poem").await.unwrap();
+                session.is_none().then_some(())
+            })
+            .await;
+            AgenticSessionStatus::default()
+        }
         Life::Completes | Life::IsKept | Life::Waits => {
             world.end(&first, 4, Some(&report(Outcome::Succeeded, 1))).await;
             world.status_when("poem", done(1)).await
@@ -311,11 +323,11 @@ async fn settled(world: &World, life: Life) {
         });
         let of_drain = |name: String| name.contains("-drain-");
         let drains = jobs.iter().any(|job| of_drain(job.name_any())) || pods.iter().any(|pod| of_drain(pod.name_any()));
-        let goes = matches!(life, Life::IsKept | Life::Expires);
+        let goes = matches!(life, Life::IsKept | Life::Expires | Life::IsDeleted);
         let kept = goes && !(jobs.is_empty() && pods.is_empty());
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), &world.namespace);
         let claimed = !claims.list(&ListParams::default()).await.unwrap().items.is_empty();
-        let stays = life == Life::Expires && claimed;
+        let stays = matches!(life, Life::Expires | Life::IsDeleted) && claimed;
         (!held && finished && !drains && !kept && !stays).then_some(())
     })
     .await;

@@ -9,10 +9,12 @@
 )]
 
 mod admission;
+mod clock;
 mod crash;
 mod drains;
 mod end;
 mod faults;
+mod hindered;
 mod life;
 mod loss;
 mod metrics;

@@ -361,7 +361,7 @@ async fn judged(world: &World, (name, event, follows): &(&str, Event, Follows), 
         Counts(_) | Free(_) | Waits => status.attempt == Some(2),
     };
     let last = std::sync::Mutex::new(AgenticSessionStatus::default());
-    let seen = tokio::time::timeout(Duration::from_secs(40), async {
+    let seen = tokio::time::timeout(Duration::from_mins(2), async {
         // What is said of an end that another attempt follows is said only until that begins.
         let mut said = String::new();
         loop {

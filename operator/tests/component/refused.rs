@@ -57,13 +57,21 @@ async fn what_is_refused_in_other_words_each_time_is_not_tried_again_at_once() {
     assert!(status.next_attempt_time.is_some(), "it is said when it is tried again");
     // Whatever makes the operator look: its own write has done so already.
     for number in 0..5 {
+        let before = world.looks().await;
         world
-            .patch("poem", json!({"spec": {"displayName": number.to_string()}}))
+            .patch("poem", json!({"metadata": {"labels": {"number": number.to_string()}}}))
             .await;
-        let generation = world.sessions().get("poem").await.unwrap().metadata.generation;
-        world.status_when("poem", |s| s.observed_generation == generation).await;
+        until("a look", async || (world.looks().await > before).then_some(())).await;
     }
     assert_eq!(refuses.0.load(Ordering::SeqCst), 1);
+    // Another spec may be taken.
+    world.patch("poem", json!({"spec": {"displayName": "another"}})).await;
+    world
+        .status_when("poem", |s| {
+            s.message.as_deref().unwrap_or_default().contains("for the 2. time")
+        })
+        .await;
+    assert_eq!(refuses.0.load(Ordering::SeqCst), 2);
     // It can still be stopped.
     world.patch("poem", json!({"spec": {"suspend": true}})).await;
     world

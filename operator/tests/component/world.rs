@@ -105,7 +105,7 @@ impl World {
         self.start_operator_with(client);
     }
 
-    pub fn start_operator_with(&mut self, client: Client) {
+    pub fn start_operator_with(&mut self, client: impl Into<operator::Counted> + Send + 'static) {
         // One that was free a while ago may be somebody's by now.
         if self.metrics.port() != 0 {
             self.metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -46,7 +46,7 @@ fn expire(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, 
         .saturating_add(ttl)
         .unwrap_or(Timestamp::MAX)
         .duration_since(now);
-    if left.is_positive() {
+    if left.is_positive() || !seen.policy.clock_is_sure {
         plan.wake_in(left);
     } else {
         plan.delete_session = true;

@@ -1,9 +1,9 @@
 //! An attempt under way: followed, stopped, judged.
 
 use crds::Phase;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use super::{LOOK_AGAIN, LOOK_LATER, START_SLOW, held};
+use super::{LOOK_AGAIN, LOOK_LATER, LOOK_SELDOM, START_SLOW, held};
 use crate::session::{
     deadline, drain,
     observed::{Observed, OurJob, PodSeen, RunnerSeen},
@@ -81,11 +81,21 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
     plan.tune = tuned(seen, pod, request);
     plan.wake = deadline::next(seen, pod, trouble, request).map(|at| at.duration_since(now));
     // Why a Job has no pod, or what a pod waits for, may be said in Events alone, which nobody watches.
-    let soon = match pod {
-        None => Some(LOOK_AGAIN),
-        Some(pod) if pod.scheduled && pod.runner == RunnerSeen::Waiting => Some(START_SLOW),
-        Some(_) => None,
+    let (least, since) = match pod {
+        // What holds it back shows on the Job, which is watched.
+        None if held.is_some() => (None, None),
+        None => (
+            Some(LOOK_AGAIN),
+            seen.job.ours().and_then(|job| job.started.or(job.created)),
+        ),
+        Some(pod) if pod.scheduled && pod.runner == RunnerSeen::Waiting => (Some(START_SLOW), pod.created),
+        Some(_) => (None, None),
     };
+    let soon = least.map(|least| {
+        let lasted = since.map_or(SignedDuration::ZERO, |since| now.duration_since(since));
+        let who = seen.job.ours().map_or("", |job| &*job.uid);
+        deadline::patience(lasted, (least, LOOK_SELDOM), who, now)
+    });
     plan.wake = plan.wake.into_iter().chain(soon).min();
     plan
 }

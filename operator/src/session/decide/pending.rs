@@ -4,7 +4,9 @@ use crds::{AgenticSessionStatus, Phase};
 use jiff::{SignedDuration, Timestamp};
 use protocol::Reason;
 
-use super::{Hindrance, LOOK_AGAIN, LOOK_LATER, held, hindrance::hindrance, next_attempt};
+use super::{
+    Hindered, Hindrance, LOOK_AGAIN, LOOK_LATER, LOOK_OFTEN, LOOK_SELDOM, held, hindrance::hindrance, next_attempt,
+};
 use crate::session::{
     build, drain,
     observed::{ClaimSeen, JobSeen, Observed, Trouble},
@@ -41,14 +43,11 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
         plan.status = if in_a_run {
             transition::suspended_between_attempts(&plan.status, now)
         } else {
-            transition::waiting(
-                &plan.status,
-                Reason::Suspended,
-                "Not started: spec.suspend is true; set it to false to start.",
-            )
+            transition::suspended_before_the_first(&plan.status)
         };
         return plan;
     }
+    let requested = request;
     let request = match request {
         Ok(request) => request,
         // The admin's word, which may change; nothing is held meanwhile.
@@ -62,6 +61,7 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
         .as_ref()
         .map(|t| t.0.duration_since(now))
         .filter(SignedDuration::is_positive)
+        .filter(|_| !is_worth_a_try(seen))
     {
         plan.wake = Some(wait);
         return plan;
@@ -80,16 +80,29 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
             message,
             delete,
         }) => {
-            plan.status = transition::waiting(&plan.status, reason, &message);
             plan.delete.extend(delete);
-            plan.wake = Some(if reason == Reason::NameConflict {
-                LOOK_LATER
+            let (least, most, is_final) = match reason {
+                // What is missing may be made; for as long as a pod may take to start.
+                Reason::ConfigError => (LOOK_AGAIN, LOOK_SELDOM, true),
+                Reason::NameConflict => (LOOK_LATER, LOOK_SELDOM, false),
+                _ => (LOOK_AGAIN, LOOK_OFTEN, false),
+            };
+            let hindered = Hindered::by(seen, requested, &plan.status, (reason, &message), now);
+            if is_final && hindered.is_over() {
+                plan.status = transition::finish(&plan.status, Phase::Failed, reason, &message, now);
             } else {
-                LOOK_AGAIN
-            });
+                plan.wake_in(hindered.patience((least, most), &request.uid, now));
+                plan.status = hindered.status;
+            }
         }
     }
     plan
+}
+
+/// What was refused may not be, by now: somebody has changed the session.
+fn is_worth_a_try(seen: &Observed) -> bool {
+    let status = &seen.session.status;
+    status.reason.as_deref() != Some(Reason::Retrying.as_str()) && status.observed_generation != seen.session.generation
 }
 
 /// An attempt that has its Job, and may run or is held.

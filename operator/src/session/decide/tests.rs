@@ -3,6 +3,7 @@
 mod attempts;
 mod ends;
 mod starts;
+mod waits;
 
 use crds::Phase;
 use jiff::SignedDuration;

@@ -1,7 +1,7 @@
 //! Memory beside the truth: watches tell it late, each at its own pace, and sometimes only by a new list.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -34,6 +34,8 @@ enum Happening {
     PodMade,
     /// A pod changes.
     PodChanged,
+    /// All containers of one have ended.
+    PodOver,
     /// The newest Job, or pod, goes.
     JobGone,
     PodGone,
@@ -53,6 +55,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         3 => Just(Happening::Written),
         3 => Just(Happening::PodMade),
         3 => Just(Happening::PodChanged),
+        1 => Just(Happening::PodOver),
         1 => Just(Happening::JobGone),
         1 => Just(Happening::PodGone),
         10 => (kind(), 1..4_usize).prop_map(|(kind, count)| Happening::Told(kind, count)),
@@ -219,6 +222,13 @@ impl World {
                     self.put(2, &name, pod);
                 }
             }
+            Happening::PodOver => {
+                if let Some((name, pod)) = self.there[2].first_key_value() {
+                    let (name, mut pod) = (name.clone(), pod.clone());
+                    pod["status"]["phase"] = json!("Failed");
+                    self.put(2, &name, pod);
+                }
+            }
             Happening::JobGone => {
                 if let Some(name) = self.there[1].keys().last().cloned() {
                     let owner = self.there[1][&name]["metadata"]["labels"][label::SESSION_UID].as_str();
@@ -234,6 +244,18 @@ impl World {
             Happening::Told(kind, count) => (0..count).for_each(|_| self.tell(kind)),
             Happening::Listed(kind, part) => self.list(kind, part),
         }
+    }
+
+    /// Attempts that may work for a session that is not there.
+    fn left(&self) -> usize {
+        let uid = self.session_uid();
+        let left = |object: &&Value| object["metadata"]["labels"][label::SESSION_UID].as_str() != uid.as_deref();
+        let jobs = self.there[1].values().filter(left).map(|job| &job["metadata"]["uid"]);
+        let alive = self.there[2].values().filter(|pod| pod["status"]["phase"] != "Failed");
+        let pods = alive
+            .filter(left)
+            .map(|pod| &pod["metadata"]["ownerReferences"][0]["uid"]);
+        jobs.chain(pods).map(Value::to_string).collect::<BTreeSet<_>>().len()
     }
 
     fn look(&self) -> Option<Known> {
@@ -322,14 +344,18 @@ proptest! {
         let mut world = World::default();
         prop_assert!(world.look().is_none(), "nothing is known before the first lists");
         (0..3).for_each(|kind| world.list(kind, None));
+        let mut left = 0;
         for happening in happenings {
             world.happen(happening);
             world.check()?;
+            left = world.memory.remains().last().map_or(left, |(_, count)| *count);
         }
         // The last write of all: a Job that went before any watch told of it is not waited for after it.
         world.written(json!(9), Vec::new());
         world.tell_all();
         world.check()?;
+        left = world.memory.remains().last().map_or(left, |(_, count)| *count);
+        prop_assert_eq!(left, world.left());
         match world.session() {
             None => prop_assert!(world.look().is_none()),
             Some(session) => {
@@ -352,6 +378,7 @@ proptest! {
         }
         world.tell_all();
         prop_assert_eq!(world.memory.size(), 0, "of what is gone nothing is kept");
+        prop_assert!(world.memory.remains().last().is_none_or(|(_, count)| *count == 0));
     }
 }
 

@@ -36,6 +36,7 @@ impl Memory {
                 let listed = std::mem::take(&mut inner.listing[Kind::Sessions as usize]);
                 inner.sessions.retain(|key, _| listed.contains(key));
                 inner.queue.retain(|key, _| listed.contains(key));
+                inner.recount_all();
                 inner.listed_since_own(Kind::Sessions);
                 drop(inner);
                 self.listed.send_modify(|kinds| *kinds |= 1 << Kind::Sessions as u8);
@@ -49,6 +50,7 @@ impl Memory {
                 if inner.own.get(&key).map(|own| &own.uid) == session.metadata.uid.as_ref() {
                     inner.own.remove(&key);
                 }
+                inner.recount(&key);
                 Event::Delete(bare(&session.metadata))
             }
         }
@@ -135,6 +137,9 @@ impl Memory {
         let new = keep(children, &object, there);
         if children.jobs.is_empty() && children.pods.is_empty() {
             inner.children.remove(&key);
+        }
+        if new {
+            inner.recount(&key);
         }
         let shown = matches!(kind, Kind::Jobs) && inner.job_shown(&key, &name, controller(meta));
         if new || shown {
@@ -229,6 +234,7 @@ impl Inner {
         self.sessions.insert(key.clone(), kept);
         let uid = session.metadata.uid.unwrap_or_default();
         self.own_shown(&key, &uid, version);
+        self.recount(&key);
         self.trigger(key);
         meta
     }
@@ -250,6 +256,9 @@ impl Inner {
             }
             after > 0
         });
+        for key in &concerned {
+            self.recount(key);
+        }
         concerned.into_iter().filter_map(|key| self.trigger(key)).collect()
     }
 

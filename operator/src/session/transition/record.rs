@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use protocol::{Reason, Report};
 
-use super::{finish, started, undelivered, waiting};
+use super::{admitted, finish, started, undelivered, waiting};
 use crate::session::{
     conditions,
     observed::{ClaimSeen, PodSeen, Policy, Resolved, RunnerSeen},
@@ -39,6 +39,10 @@ pub fn record(
     let gateway = policy.gateway;
     let was_stopping = status.phase == Phase::Stopping;
     let until = attempt_ran(&mut next, pod, claim, now);
+    if pod.is_some() && end != End::Queued {
+        // Pods are made of what may run only, though nobody may have looked while it did.
+        next = admitted(next, None, now);
+    }
     match &report {
         Some(report) => keep(&mut next, report, gateway, now),
         None if runner_started(&next).is_some() => conditions::events(&mut next, None, gateway, now),

@@ -1,0 +1,276 @@
+//! How long one waits that others must help, and what is not done while nobody is sure what time it is.
+
+use crds::{Phase, condition};
+use jiff::SignedDuration;
+use protocol::{Outcome, Reason};
+use rstest::rstest;
+
+use super::{brought_to, running};
+use crate::session::{
+    decide::{decide, refused},
+    model::{Happening, Model},
+    observed::ClaimSeen,
+    plan::Plan,
+};
+
+/// Looks whenever it said that it would, for so long; answers how long the waits were.
+fn waits(model: &mut Model, seconds: i64) -> Vec<i64> {
+    let (mut waits, end) = (Vec::new(), model.now + SignedDuration::from_secs(seconds));
+    while let Some(wake) = model.look(true).wake.filter(|_| model.now < end) {
+        waits.push(wake.as_secs());
+        model.happen(Happening::Time(wake.as_secs()));
+    }
+    waits
+}
+
+#[test]
+fn one_whose_claim_is_missing_is_looked_at_ever_more_seldom_and_given_up_when_a_start_has_taken_too_long() {
+    let mut model = Model {
+        claim: ClaimSeen::Absent,
+        ..Model::new()
+    };
+    let began = model.now;
+    let waits = waits(&mut model, 10_000);
+    assert!(
+        waits[0] <= 5 && waits.iter().all(|wait| (1..=300).contains(wait)),
+        "{waits:?}"
+    );
+    assert!(waits.len() < 30, "{waits:?}");
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Failed, Some("ConfigError"))
+    );
+    assert_eq!(
+        model.now.duration_since(began).as_secs(),
+        3_600,
+        "neither earlier nor later"
+    );
+}
+
+#[test]
+fn a_claim_that_is_made_is_found_within_the_longest_wait() {
+    let mut model = Model {
+        claim: ClaimSeen::Absent,
+        ..Model::new()
+    };
+    waits(&mut model, 2_000);
+    model.claim = ClaimSeen::Ours { bound: true };
+    model.look(true);
+    assert_eq!((model.status.phase, &*model.made), (Phase::Creating, &[1][..]));
+}
+
+#[test]
+fn a_name_that_is_taken_is_waited_for_without_end_and_another_reason_anew() {
+    let mut model = Model {
+        claim: ClaimSeen::Foreign,
+        ..Model::new()
+    };
+    let conflicts = waits(&mut model, 86_400);
+    assert!((24..=30).contains(&conflicts[0]), "{conflicts:?}");
+    assert!(
+        conflicts.iter().rev().take(200).all(|wait| (240..=300).contains(wait)),
+        "{conflicts:?}"
+    );
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Pending, Some("NameConflict"))
+    );
+    model.claim = ClaimSeen::Absent;
+    let wake = model.look(true).wake.unwrap().as_secs();
+    assert!(wake <= 5 && model.status.phase == Phase::Pending, "{wake}");
+}
+
+#[test]
+fn sessions_that_wait_for_the_same_do_not_come_at_the_same_time() {
+    let wake = |uid: &str| {
+        let mut model = Model {
+            claim: ClaimSeen::Foreign,
+            ..Model::new()
+        };
+        model.request.as_mut().unwrap().uid = uid.to_owned();
+        model.look(true);
+        model.happen(Happening::Time(1_000));
+        model.look(true).wake
+    };
+    let wakes: std::collections::HashSet<_> = (0..50).map(|n| wake(&n.to_string())).collect();
+    assert!(wakes.len() > 5, "{wakes:?}");
+}
+
+fn refuse(model: &mut Model) -> Plan {
+    let said = ("Job", "write-poem-job", "exceeded quota: small");
+    let plan = refused(&model.observed(), &model.request, said, model.now);
+    model.status = plan.status.clone();
+    plan
+}
+
+#[test]
+fn what_was_refused_is_tried_again_later_or_when_the_session_is_changed() {
+    let mut model = Model::new();
+    assert_eq!(refuse(&mut model).status.reason.as_deref(), Some("QuotaExceeded"));
+    let plan = |model: &Model| decide(&model.observed(), &model.request, model.now);
+    assert_eq!(plan(&model).create_job, None, "not at once");
+    model.generation += 1;
+    assert!(plan(&model).create_job.is_some());
+    refuse(&mut model);
+    assert_eq!(plan(&model).create_job, None);
+    let mut tries = 0;
+    while model.status.phase == Phase::Pending {
+        model.now = model.status.next_attempt_time.clone().unwrap().0;
+        assert!(plan(&model).create_job.is_some());
+        refuse(&mut model);
+        tries += 1;
+    }
+    assert!(tries < 25, "{tries} in an hour");
+    assert_eq!(model.status.phase, Phase::Failed);
+}
+
+#[test]
+fn the_time_before_the_next_attempt_is_waited_for_whatever_is_changed() {
+    let mut model = running();
+    model.end_runner(Some(Outcome::ModelUnavailable));
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    model.look(true);
+    assert!(model.status.next_attempt_time.is_some());
+    model.generation += 1;
+    model.look(true);
+    assert_eq!(model.made, [1]);
+}
+
+#[test]
+fn one_that_was_suspended_while_it_waited_has_all_its_time_when_it_goes_on() {
+    let mut model = Model {
+        claim: ClaimSeen::Absent,
+        ..Model::new()
+    };
+    waits(&mut model, 1_000);
+    model.happen(Happening::Suspend(true));
+    model.look(true);
+    model.happen(Happening::Time(9_000));
+    model.happen(Happening::Suspend(false));
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Pending, "{:#?}", model.status);
+}
+
+#[test]
+fn a_job_that_was_let_go_and_whose_pod_ended_before_anybody_looked_was_admitted() {
+    let mut model = Model::new();
+    model.request.as_mut().unwrap().queue = Some("poets".into());
+    model.look(true);
+    model.jobs[0].1.suspended = true;
+    model.look(true);
+    let admitted = |model: &Model| {
+        let found = model.status.conditions.iter().find(|c| c.type_ == condition::ADMITTED);
+        found.unwrap().status.clone()
+    };
+    assert_eq!(admitted(&model), "False");
+    model.jobs[0].1.suspended = false;
+    model.happen(Happening::JobController);
+    model.happen(Happening::RunnerStarts);
+    model.end_runner(Some(Outcome::Succeeded));
+    model.happen(Happening::PodTurnsTerminal);
+    model.look(true);
+    model.look(true);
+    assert_eq!((model.status.phase, &*admitted(&model)), (Phase::Completed, "True"));
+}
+
+/// What is decided when the clocks disagree, and when they do not, after so long.
+fn after(model: &mut Model, seconds: i64) -> (Plan, Plan) {
+    model.happen(Happening::Time(seconds));
+    let mut seen = model.observed();
+    let sure = decide(&seen, &model.request, model.now);
+    seen.policy.clock_is_sure = false;
+    (decide(&seen, &model.request, model.now), sure)
+}
+
+#[test]
+fn no_agent_is_stopped_for_a_time_that_may_not_have_come() {
+    let mut model = running();
+    let (unsure, sure) = after(&mut model, 7_200);
+    assert_eq!(
+        (unsure.status.phase, sure.status.phase),
+        (Phase::Running, Phase::Stopping)
+    );
+    assert!(unsure.wake.unwrap().as_secs() >= 30, "{:?}", unsure.wake);
+    model.happen(Happening::Suspend(true));
+    let (unsure, _) = after(&mut model, 0);
+    assert_eq!(unsure.status.phase, Phase::Stopping, "a person's word is one");
+}
+
+#[test]
+fn no_start_is_given_up_for_a_time_that_may_not_have_come() {
+    let mut model = brought_to(Phase::Creating);
+    model.happen(Happening::JobController);
+    model.look(true);
+    let (unsure, sure) = after(&mut model, 7_200);
+    assert_eq!(
+        (unsure.status.phase, sure.status.phase),
+        (Phase::Creating, Phase::Stopping)
+    );
+
+    let mut model = Model {
+        claim: ClaimSeen::Absent,
+        ..Model::new()
+    };
+    model.look(true);
+    let (unsure, sure) = after(&mut model, 7_200);
+    assert_eq!(
+        (unsure.status.phase, sure.status.phase),
+        (Phase::Pending, Phase::Failed)
+    );
+
+    let mut model = Model::new();
+    refuse(&mut model);
+    model.happen(Happening::Time(7_200));
+    let mut seen = model.observed();
+    seen.policy.clock_is_sure = false;
+    let said = ("Job", "write-poem-job", "exceeded quota: small");
+    let unsure = refused(&seen, &model.request, said, model.now);
+    assert_eq!(unsure.status.phase, Phase::Pending);
+    assert_eq!(refuse(&mut model).status.phase, Phase::Failed);
+}
+
+#[rstest]
+#[case::its_job_is_kept(None)]
+#[case::it_is_kept_itself(Some(50))]
+fn nothing_is_deleted_for_a_time_that_may_not_have_come(#[case] ttl: Option<u64>) {
+    let mut model = brought_to(Phase::Completed);
+    model.happen(Happening::JobController);
+    model.look(true);
+    model.request.as_mut().unwrap().ttl = ttl;
+    let (unsure, sure) = after(&mut model, 7_200);
+    assert!(unsure.delete.is_empty() && !unsure.delete_session, "{unsure:#?}");
+    assert!(unsure.wake.unwrap().as_secs() >= 30, "it is looked at again");
+    assert_eq!((sure.delete.len(), sure.delete_session), (1, ttl.is_some()));
+}
+
+#[test]
+fn no_records_are_given_up_for_a_time_that_may_not_have_come() {
+    let mut model = Model {
+        gateway: true,
+        ..running()
+    };
+    model.end_runner(None);
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    // It counts as a try: suspended, it ends.
+    model.happen(Happening::Suspend(true));
+    for _ in 0..3 {
+        model.look(true);
+    }
+    assert_eq!(model.status.phase, Phase::Stopped);
+    model.drains.clear();
+    model.drain_pods.clear();
+    model.status.drain_job_name = None;
+    let delivered = |plan: &Plan| {
+        let found = plan
+            .status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == condition::EVENTS_DELIVERED);
+        found.map(|c| c.reason.clone())
+    };
+    let (unsure, sure) = after(&mut model, 100_000);
+    assert_eq!(delivered(&unsure).as_deref(), Some(Reason::Undelivered.as_str()));
+    assert_eq!(delivered(&sure).as_deref(), Some(Reason::Lost.as_str()));
+}
