@@ -14,7 +14,7 @@ use crate::{
     orphans::Bare,
     pods::Leaving,
     project_settings::Projects,
-    session::{Gate, Memory, Turns},
+    session::{Gate, Memory, Queue},
     settings::Settings,
     strays::Strays,
 };
@@ -48,8 +48,8 @@ pub struct Context {
     pub projects: Projects,
     /// Who may run now.
     pub gate: Arc<Gate>,
-    /// Whose turn it is to be looked at.
-    pub turns: Turns,
+    /// Who is looked at, and when.
+    pub queue: Arc<Queue>,
     /// What the watches have told.
     pub memory: Memory,
     /// What the pods of sessions may reach.

@@ -17,7 +17,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{calls::Writes, session::Memory};
+use crate::{
+    calls::Writes,
+    session::{Memory, Queue},
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Result {
@@ -161,9 +164,8 @@ impl Metrics {
     }
 
     /// The metrics in the `OpenMetrics` text format.
-    pub fn text(&self, memory: &Memory) -> String {
-        self.queue_depth
-            .set(i64::try_from(memory.queue_depth()).unwrap_or(i64::MAX));
+    pub fn text(&self, memory: &Memory, queue: &Queue) -> String {
+        self.queue_depth.set(i64::try_from(queue.depth()).unwrap_or(i64::MAX));
         let phases = memory.phases();
         for phase in Phase::ALL {
             let count = phases.get(phase.as_str()).copied().unwrap_or(0);
@@ -267,7 +269,7 @@ mod tests {
         metrics.status_written(&running, &failed);
         metrics.status_written(&failed, &failed);
         metrics.reconcile_started().finished("ok");
-        let text = metrics.text(&Memory::default());
+        let text = metrics.text(&Memory::default(), &Queue::new(1));
         assert!(
             text.contains(r#"agentic_operator_runs_ended_total{phase="Failed",reason="Timeout"} 1"#),
             "{text}"

@@ -99,7 +99,10 @@ async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
     let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     (
         [(header::CONTENT_TYPE, openmetrics)],
-        shared.context.metrics.text(&shared.context.memory),
+        shared
+            .context
+            .metrics
+            .text(&shared.context.memory, &shared.context.queue),
     )
 }
 

@@ -14,7 +14,7 @@ use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{ApiResource, ListParams},
     core::{Object, PartialObjectMeta},
-    runtime::reflector::{ObjectRef, Store},
+    runtime::reflector::ObjectRef,
 };
 use protocol::{
     Reason,
@@ -124,11 +124,6 @@ impl Gate {
         nudge(&self.now, namespace, next);
         nudge(&self.now, namespace, refused);
         nudge(&self.later, namespace, later);
-    }
-
-    /// Has a session looked at.
-    pub fn look_at(&self, namespace: &str, name: String) {
-        nudge(&self.now, namespace, vec![name]);
     }
 
     /// Namespaces in which some may wait for what the admin decides.
@@ -294,10 +289,10 @@ fn is_hindered(status: &AgenticSessionStatus) -> bool {
 }
 
 /// Forgets sessions that went without anybody noticing.
-pub fn sweep(context: &Context, sessions: &Store<Meta>) {
+pub fn sweep(context: &Context) {
     let namespaces: Vec<_> = held(&context.gate.limits).keys().cloned().collect();
     for namespace in namespaces {
-        let exists = |name: &str| sessions.get(&ObjectRef::new(name).within(&namespace)).is_some();
+        let exists = |name: &str| context.memory.has(&namespace, name);
         let forgot = held(&context.gate.ledger).keep(&namespace, exists);
         if forgot {
             context.gate.nudge_next(&namespace);

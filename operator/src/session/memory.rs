@@ -3,6 +3,7 @@
 //! Memory says whether there is something to do; it may lag. So nothing is decided on it before it has our own writes, and what
 //! takes away or ends is decided again on live reads.
 
+mod few;
 mod orphans;
 mod remains;
 mod told;
@@ -17,15 +18,13 @@ use std::{
 };
 
 use crds::{AgenticSession, Phase};
-use kube::core::PartialObjectMeta;
 use tokio::{sync::watch, time::Instant};
 
 use super::observed::{JobFor, OurJob, PodSeen};
+use few::{Few, Named};
 
 pub use orphans::Orphan;
-
-/// What triggers name: a session.
-pub type Meta = PartialObjectMeta<AgenticSession>;
+pub use told::key;
 
 /// A watch that is so far behind our own write is not waited for.
 const BEHIND: Duration = Duration::from_secs(5);
@@ -33,8 +32,8 @@ const BEHIND: Duration = Duration::from_secs(5);
 const SAFETY: Duration = Duration::from_mins(10);
 /// Why something is silent is asked for after these, doubling.
 const ASK: (Duration, Duration) = (Duration::from_secs(4), Duration::from_mins(5));
-/// Namespace and name.
-type Key = (String, String);
+/// Namespace and name of a session.
+pub type Key = (String, String);
 
 /// Memory of all watched sessions.
 #[derive(Debug)]
@@ -54,8 +53,6 @@ struct Inner {
     listing_since: [Option<Instant>; 3],
     /// What we wrote; of sessions that no watch has told of, too.
     own: HashMap<Key, Own>,
-    /// Sessions to be looked at, and since when.
-    queue: HashMap<Key, Instant>,
     remains: remains::Remains,
 }
 
@@ -99,8 +96,8 @@ impl Own {
 
 #[derive(Debug, Default)]
 struct Children {
-    jobs: HashMap<String, KeptJob>,
-    pods: HashMap<String, KeptPod>,
+    jobs: Few<KeptJob>,
+    pods: Few<KeptPod>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -114,6 +111,18 @@ struct KeptPod {
     session_uid: String,
     what: JobFor,
     pod: PodSeen,
+}
+
+impl Named for KeptJob {
+    fn name(&self) -> &str {
+        &self.job.name
+    }
+}
+
+impl Named for KeptPod {
+    fn name(&self) -> &str {
+        &self.pod.name
+    }
 }
 
 /// What is remembered of a session.
@@ -223,8 +232,8 @@ impl Memory {
         if !over && kept.checked.elapsed() >= SAFETY {
             return Look::Unknown;
         }
-        let jobs = children.into_iter().flat_map(|c| c.jobs.values());
-        let pods = children.into_iter().flat_map(|c| c.pods.values());
+        let jobs = children.into_iter().flat_map(|c| c.jobs.iter());
+        let pods = children.into_iter().flat_map(|c| c.pods.iter());
         Look::Known(Box::new(Known {
             cut: kept.cut,
             newborn: kept.born.is_some(),
@@ -303,7 +312,7 @@ impl Memory {
     pub fn released(&self, namespace: &str, name: &str, pod_uid: &str) {
         let mut inner = self.locked();
         let children = inner.children.get_mut(&(namespace.to_owned(), name.to_owned()));
-        for pod in children.into_iter().flat_map(|children| children.pods.values_mut()) {
+        for pod in children.into_iter().flat_map(|children| children.pods.iter_mut()) {
             if pod.pod.uid == pod_uid {
                 pod.pod.held = false;
             }
@@ -326,15 +335,16 @@ impl Memory {
         phases
     }
 
-    /// How many sessions wait to be looked at.
-    pub fn queue_depth(&self) -> usize {
-        self.locked().queue.len()
+    /// Whether a session is known by its name.
+    pub fn has(&self, namespace: &str, name: &str) -> bool {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.locked().sessions.contains_key(&key)
     }
 
-    /// A session is looked at now; answers for how long it waited.
-    pub fn taken(&self, namespace: &str, name: &str) -> Option<Duration> {
-        let since = self.locked().queue.remove(&(namespace.to_owned(), name.to_owned()));
-        since.map(|since| since.elapsed())
+    /// UID of a session.
+    pub fn uid(&self, namespace: &str, name: &str) -> Option<String> {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.locked().sessions.get(&key).map(|kept| kept.uid.clone())
     }
 
     /// How much is kept, of whatever kind.
@@ -346,10 +356,9 @@ impl Memory {
             listing,
             listing_since: _,
             own,
-            queue,
             remains: _,
         } = &*self.locked();
-        sessions.len() + children.len() + own.len() + listing.iter().map(HashSet::len).sum::<usize>() + queue.len()
+        sessions.len() + children.len() + own.len() + listing.iter().map(HashSet::len).sum::<usize>()
     }
 
     fn locked(&self) -> MutexGuard<'_, Inner> {

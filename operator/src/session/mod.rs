@@ -20,12 +20,12 @@ mod outcome;
 mod plan;
 mod pod;
 mod quantity;
+mod queue;
 mod recall;
 mod repos;
 mod resolve;
 mod status;
 mod transition;
-mod turns;
 mod validate;
 
 #[cfg(test)]
@@ -47,8 +47,8 @@ pub use gate::Gate;
 pub use lean::Lean;
 pub use memory::{Memory, Orphan};
 pub use observe::{Error as ObserveError, Found, session as find};
+pub use queue::Queue;
 pub use status::Error as StatusError;
-pub use turns::Turns;
 
 use crate::{context::Context, network, project_settings};
 

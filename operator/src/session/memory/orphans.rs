@@ -30,7 +30,7 @@ impl Memory {
             let (namespace, session) = key;
             let left = children
                 .jobs
-                .values()
+                .iter()
                 .filter(|kept| !kept.job.deleting && (uid.is_none() || kept.owner.as_deref() != uid));
             let left = left.filter(|kept| JobFor::of(&kept.job.name, session).is_some());
             orphans.extend(left.map(|kept| Orphan {

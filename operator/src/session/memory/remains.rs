@@ -71,12 +71,12 @@ impl Children {
         // One that a session which is there has lost may be its own.
         let jobs = self
             .jobs
-            .values()
+            .iter()
             .filter(|kept| uid.is_none() || kept.owner.as_deref().is_some_and(|owner| Some(owner) != uid))
             .filter(|kept| !kept.job.finished && !kept.job.suspended && is_attempt(&kept.job.name));
         let pods = self
             .pods
-            .values()
+            .iter()
             .filter(|kept| Some(&*kept.session_uid) != uid && !kept.pod.is_over())
             .filter(|kept| matches!(kept.what, JobFor::Attempt(_)));
         let jobs = jobs.map(|kept| &*kept.job.uid);

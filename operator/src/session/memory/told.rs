@@ -4,13 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use crds::AgenticSession;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
-use kube::{
-    Resource, ResourceExt as _, core::PartialObjectMeta, runtime::reflector::ObjectRef, runtime::watcher::Event,
-};
+use kube::{Resource, ResourceExt as _, runtime::watcher::Event};
 use protocol::names::label;
 use tokio::time::Instant;
 
-use super::{Children, Inner, Kept, KeptJob, KeptPod, Key, Kind, Memory, Meta, SAFETY, number};
+use super::{Children, Inner, Kept, KeptJob, KeptPod, Key, Kind, Memory, SAFETY, number};
 use crate::{
     backoff::jittered,
     session::{
@@ -20,76 +18,61 @@ use crate::{
 };
 
 impl Memory {
-    /// Remembers a session; answers the same event about its bare name.
-    pub fn session_event(&self, event: Event<lean::Session>) -> Event<Meta> {
+    /// Remembers a session; answers it, if it is to be looked at.
+    pub fn session_event(&self, event: Event<lean::Session>) -> Option<Key> {
         let mut inner = self.locked();
         match event {
             Event::Init => {
                 inner.begin_list(Kind::Sessions);
-                Event::Init
+                None
             }
             Event::InitApply(session) => {
                 inner.listing[Kind::Sessions as usize].insert(key(&session.metadata));
-                Event::InitApply(inner.see_session(session, false))
+                Some(inner.see_session(session, false))
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut inner.listing[Kind::Sessions as usize]);
                 inner.sessions.retain(|key, _| listed.contains(key));
-                inner.queue.retain(|key, _| listed.contains(key));
                 inner.recount_all();
                 inner.listed_since_own(Kind::Sessions);
                 drop(inner);
                 self.listed.send_modify(|kinds| *kinds |= 1 << Kind::Sessions as u8);
-                Event::InitDone
+                None
             }
-            Event::Apply(session) => Event::Apply(inner.see_session(session, true)),
+            Event::Apply(session) => Some(inner.see_session(session, true)),
             Event::Delete(session) => {
                 let key = key(&session.metadata);
                 inner.sessions.remove(&key);
-                inner.queue.remove(&key);
                 if inner.own.get(&key).map(|own| &own.uid) == session.metadata.uid.as_ref() {
                     inner.own.remove(&key);
                 }
                 inner.recount(&key);
-                Event::Delete(bare(&session.metadata))
+                None
             }
         }
     }
 
     /// Remembers a Job; answers the sessions that it concerns.
-    pub fn job_event(&self, event: Event<Lean<Job>>) -> Vec<ObjectRef<Meta>> {
+    pub fn job_event(&self, event: Event<Lean<Job>>) -> Vec<Key> {
         self.child_event(Kind::Jobs, event, |children, job, there| {
-            let name = job.name_any();
             if !there {
-                return children.jobs.remove(&name).is_some();
+                return children.jobs.remove(&job.name_any());
             }
-            let kept = KeptJob {
+            children.jobs.put(KeptJob {
                 owner: controller(&job.metadata).map(str::to_owned),
                 job: OurJob::from(job),
-            };
-            let new = children.jobs.get(&name) != Some(&kept);
-            if new {
-                children.jobs.insert(name, kept);
-            }
-            new
+            })
         })
     }
 
     /// Remembers a pod; answers the sessions that it concerns.
-    pub fn pod_event(&self, event: Event<Lean<Pod>>) -> Vec<ObjectRef<Meta>> {
+    pub fn pod_event(&self, event: Event<Lean<Pod>>) -> Vec<Key> {
         self.child_event(Kind::Pods, event, |children, pod, there| {
             let session = pod.labels().get(label::SESSION).cloned().unwrap_or_default();
             let session_uid = pod.labels().get(label::SESSION_UID).cloned().unwrap_or_default();
             match pod_of(pod, &session).filter(|_| there) {
-                None => children.pods.remove(&pod.name_any()).is_some(),
-                Some((what, pod)) => {
-                    let kept = KeptPod { session_uid, what, pod };
-                    let new = children.pods.get(&kept.pod.name) != Some(&kept);
-                    if new {
-                        children.pods.insert(kept.pod.name.clone(), kept);
-                    }
-                    new
-                }
+                None => children.pods.remove(&pod.name_any()),
+                Some((what, pod)) => children.pods.put(KeptPod { session_uid, what, pod }),
             }
         })
     }
@@ -100,7 +83,7 @@ impl Memory {
         kind: Kind,
         event: Event<Lean<K>>,
         keep: impl Fn(&mut Children, &K, bool) -> bool,
-    ) -> Vec<ObjectRef<Meta>> {
+    ) -> Vec<Key> {
         let mut inner = self.locked();
         let (object, there) = match event {
             Event::Init => {
@@ -143,7 +126,7 @@ impl Memory {
         }
         let shown = matches!(kind, Kind::Jobs) && inner.job_shown(&key, &name, controller(meta));
         if new || shown {
-            inner.trigger(key).into_iter().collect()
+            inner.present(key).into_iter().collect()
         } else {
             Vec::new()
         }
@@ -199,8 +182,7 @@ impl Inner {
         waited_for
     }
 
-    fn see_session(&mut self, session: lean::Session, live: bool) -> Meta {
-        let meta = bare(&session.metadata);
+    fn see_session(&mut self, session: lean::Session, live: bool) -> Key {
         let key = key(&session.metadata);
         let version = session.metadata.resource_version.as_deref().map_or(0, number);
         let before = self
@@ -235,19 +217,18 @@ impl Inner {
         let uid = session.metadata.uid.unwrap_or_default();
         self.own_shown(&key, &uid, version);
         self.recount(&key);
-        self.trigger(key);
-        meta
+        key
     }
 
     /// What was deleted while nobody watched.
-    fn forget_unlisted(&mut self, kind: Kind, listed: &HashSet<Key>) -> Vec<ObjectRef<Meta>> {
+    fn forget_unlisted(&mut self, kind: Kind, listed: &HashSet<Key>) -> Vec<Key> {
         let mut concerned = Vec::new();
         self.children.retain(|(namespace, session), children| {
             let before = children.jobs.len() + children.pods.len();
-            let there = |name: &String| listed.contains(&(namespace.clone(), name.clone()));
+            let there = |name: &str| listed.contains(&(namespace.clone(), name.to_owned()));
             match kind {
-                Kind::Jobs => children.jobs.retain(|name, _| there(name)),
-                Kind::Pods => children.pods.retain(|name, _| there(name)),
+                Kind::Jobs => children.jobs.retain(there),
+                Kind::Pods => children.pods.retain(there),
                 Kind::Sessions => {}
             }
             let after = children.jobs.len() + children.pods.len();
@@ -259,16 +240,12 @@ impl Inner {
         for key in &concerned {
             self.recount(key);
         }
-        concerned.into_iter().filter_map(|key| self.trigger(key)).collect()
+        concerned.into_iter().filter_map(|key| self.present(key)).collect()
     }
 
-    /// A session is to be looked at; one that is not there is not.
-    fn trigger(&mut self, key: Key) -> Option<ObjectRef<Meta>> {
-        self.sessions.contains_key(&key).then(|| {
-            let session = ObjectRef::new(&key.1).within(&key.0);
-            self.queue.entry(key).or_insert_with(Instant::now);
-            session
-        })
+    /// A session that is there: of one that is not, nothing is to be looked at.
+    fn present(&self, key: Key) -> Option<Key> {
+        self.sessions.contains_key(&key).then_some(key)
     }
 }
 
@@ -288,25 +265,12 @@ fn controller(meta: &kube::core::ObjectMeta) -> Option<&str> {
         .next()
 }
 
-fn key(meta: &kube::core::ObjectMeta) -> Key {
+/// Namespace and name of an object.
+pub fn key(meta: &kube::core::ObjectMeta) -> Key {
     (
         meta.namespace.clone().unwrap_or_default(),
         meta.name.clone().unwrap_or_default(),
     )
-}
-
-fn bare(meta: &kube::core::ObjectMeta) -> Meta {
-    PartialObjectMeta {
-        types: None,
-        metadata: kube::core::ObjectMeta {
-            name: meta.name.clone(),
-            namespace: meta.namespace.clone(),
-            uid: meta.uid.clone(),
-            resource_version: meta.resource_version.clone(),
-            ..Default::default()
-        },
-        _phantom: std::marker::PhantomData,
-    }
 }
 
 /// What is kept of a session.

@@ -1,0 +1,433 @@
+//! Which sessions are looked at, and when: in the order in which something was heard of them, each by one look at a time, and no
+//! namespace's sessions take all places, however many or slow they are.
+//!
+//! Not the queue of kube's controllers: that one takes those who wait in no order, and lets each wait for a tick of its clock first.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::memory::Key;
+
+/// Of so many places one is left to other namespaces.
+const LEFT: usize = 4;
+
+/// Sessions that are looked at, wait for it, or are due later.
+#[derive(Debug)]
+pub struct Queue {
+    places: usize,
+    /// Places that one namespace may take.
+    share: usize,
+    inner: Mutex<Inner>,
+    /// Somebody waits now, a place is free, or somebody is due earlier than all others.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    known: HashMap<Arc<Key>, State>,
+    later: BTreeSet<(Instant, Arc<Key>)>,
+    lanes: HashMap<String, Lane>,
+    /// Namespaces in which one waits that may be looked at, in turn.
+    turns: VecDeque<String>,
+    busy: usize,
+    ready: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// It waits, since then.
+    Ready(Instant),
+    /// It is due then.
+    Later(Instant),
+    /// It is looked at.
+    Busy {
+        /// Something was heard of it meanwhile.
+        again: Option<Instant>,
+        /// It went meanwhile.
+        gone: bool,
+    },
+}
+
+/// Those of one namespace.
+#[derive(Debug, Default)]
+struct Lane {
+    busy: usize,
+    /// Some may have gone, or been taken, since.
+    ready: VecDeque<Arc<Key>>,
+    /// It is among those whose turn comes.
+    in_turn: bool,
+}
+
+/// A look under way. Its end, however it comes, gives the place to another.
+#[derive(Debug)]
+pub struct Turn {
+    queue: Arc<Queue>,
+    /// Namespace and name of the session.
+    pub key: Arc<Key>,
+    /// For how long it waited.
+    pub waited: Duration,
+    /// When to look again though nothing is heard.
+    pub again: Option<Duration>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.queue.end(&self.key, self.again);
+    }
+}
+
+impl Queue {
+    /// With so many places.
+    pub fn new(places: usize) -> Self {
+        Self {
+            places: places.max(1),
+            share: places.saturating_sub(places.div_ceil(LEFT)).max(1),
+            inner: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Something was heard of a session: it is looked at as soon as there is a place.
+    pub fn push(&self, key: Key) {
+        let mut inner = self.held();
+        let now = Instant::now();
+        match inner.known.get_mut(&key) {
+            Some(State::Ready(_)) => return,
+            Some(State::Busy { again, .. }) => {
+                again.get_or_insert(now);
+                return;
+            }
+            Some(State::Later(at)) => {
+                let at = *at;
+                if let Some((key, _)) = inner.known.remove_entry(&key) {
+                    inner.later.remove(&(at, key.clone()));
+                    self.ready(&mut inner, key, now);
+                }
+            }
+            None => self.ready(&mut inner, Arc::new(key), now),
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// A session is gone: it is not looked at again, unless something is heard of one of its name.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut inner = self.held();
+        match inner.known.get_mut(&key) {
+            Some(State::Busy { again, gone }) => (*again, *gone) = (None, true),
+            Some(State::Later(at)) => {
+                let at = *at;
+                if let Some((key, _)) = inner.known.remove_entry(&key) {
+                    inner.later.remove(&(at, key));
+                }
+            }
+            Some(State::Ready(_)) => {
+                inner.known.remove(&key);
+                inner.ready = inner.ready.saturating_sub(1);
+            }
+            None => {}
+        }
+    }
+
+    /// The next to be looked at, once there is one and a place for it. For one caller at a time.
+    pub async fn next(self: &Arc<Self>) -> Turn {
+        loop {
+            let changed = self.changed.notified();
+            let (key, since) = match self.take(Instant::now()) {
+                Ok(taken) => taken,
+                Err(Some(due)) => {
+                    // Either way it is asked again.
+                    let _ = tokio::time::timeout_at(due, changed).await;
+                    continue;
+                }
+                Err(None) => {
+                    changed.await;
+                    continue;
+                }
+            };
+            return Turn {
+                queue: self.clone(),
+                key,
+                waited: since.elapsed(),
+                again: None,
+            };
+        }
+    }
+
+    /// How many wait.
+    pub fn depth(&self) -> usize {
+        self.held().ready
+    }
+
+    /// The next and since when it waits; else when the next is due.
+    fn take(&self, now: Instant) -> Result<(Arc<Key>, Instant), Option<Instant>> {
+        let mut inner = self.held();
+        while inner.later.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((at, key)) = inner.later.pop_first()
+        {
+            self.ready(&mut inner, key, at);
+        }
+        let due = inner.later.first().map(|(at, _)| *at);
+        if inner.busy >= self.places {
+            return Err(due);
+        }
+        while let Some(namespace) = inner.turns.pop_front() {
+            let Inner { lanes, known, .. } = &mut *inner;
+            let Some(lane) = lanes.get_mut(&namespace) else {
+                continue;
+            };
+            lane.in_turn = false;
+            let taken = std::iter::from_fn(|| lane.ready.pop_front()).find_map(|key| match known.get_mut(&key)? {
+                State::Ready(since) => Some((key, *since)),
+                State::Later(_) | State::Busy { .. } => None,
+            });
+            if let Some((key, _)) = &taken {
+                lane.busy += 1;
+                let busy = State::Busy {
+                    again: None,
+                    gone: false,
+                };
+                known.insert(key.clone(), busy);
+            }
+            self.settle(&mut inner, &namespace);
+            if let Some(taken) = taken {
+                inner.busy += 1;
+                inner.ready = inner.ready.saturating_sub(1);
+                return Ok(taken);
+            }
+        }
+        Err(due)
+    }
+
+    fn end(&self, key: &Arc<Key>, after: Option<Duration>) {
+        let mut inner = self.held();
+        inner.busy = inner.busy.saturating_sub(1);
+        if let Some(lane) = inner.lanes.get_mut(&key.0) {
+            lane.busy = lane.busy.saturating_sub(1);
+        }
+        match inner.known.remove(key) {
+            Some(State::Busy { again: Some(since), .. }) => self.ready(&mut inner, key.clone(), since),
+            Some(State::Busy { gone: false, .. }) => {
+                // What is due in a century is not due.
+                if let Some(at) = after.and_then(|after| Instant::now().checked_add(after)) {
+                    inner.later.insert((at, key.clone()));
+                    inner.known.insert(key.clone(), State::Later(at));
+                }
+            }
+            _ => {}
+        }
+        self.settle(&mut inner, &key.0);
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    fn ready(&self, inner: &mut Inner, key: Arc<Key>, since: Instant) {
+        let namespace = key.0.clone();
+        inner.known.insert(key.clone(), State::Ready(since));
+        inner.lanes.entry(namespace.clone()).or_default().ready.push_back(key);
+        inner.ready += 1;
+        self.settle(inner, &namespace);
+    }
+
+    /// Puts a namespace among those whose turn comes, or forgets it when nothing is left of it.
+    fn settle(&self, inner: &mut Inner, namespace: &str) {
+        let Some(lane) = inner.lanes.get_mut(namespace) else {
+            return;
+        };
+        if lane.ready.is_empty() {
+            if lane.busy == 0 && !lane.in_turn {
+                inner.lanes.remove(namespace);
+            }
+        } else if lane.busy < self.share && !lane.in_turn {
+            lane.in_turn = true;
+            inner.turns.push_back(namespace.to_owned());
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Inner> {
+        // What is kept is whole after every line.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(namespace: &str, name: &str) -> Key {
+        (namespace.to_owned(), name.to_owned())
+    }
+
+    fn begun(queue: &Arc<Queue>) -> Option<Turn> {
+        queue.next().now_or_never()
+    }
+
+    fn is_empty(queue: &Queue) -> bool {
+        let inner = queue.held();
+        let Inner {
+            known,
+            later,
+            lanes,
+            turns,
+            busy,
+            ready,
+        } = &*inner;
+        known.is_empty() && later.is_empty() && lanes.is_empty() && turns.is_empty() && *busy == 0 && *ready == 0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_namespace_never_has_all_places() {
+        for (places, share) in [(1, 1), (2, 1), (4, 3), (16, 12)] {
+            let queue = Arc::new(Queue::new(places));
+            (0..50).for_each(|n| queue.push(key("busy", &n.to_string())));
+            let turns: Vec<_> = std::iter::from_fn(|| begun(&queue)).collect();
+            assert_eq!(turns.len(), share, "of {places}");
+            queue.push(key("other", "s"));
+            assert_eq!(begun(&queue).is_some(), places > 1, "of {places}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_are_taken_once_in_their_order_and_namespaces_in_turn() {
+        let queue = Arc::new(Queue::new(1));
+        for name in ["a", "b", "a", "c"] {
+            queue.push(key("poets", name));
+        }
+        queue.push(key("critics", "z"));
+        assert_eq!(queue.depth(), 4);
+        let mut order = Vec::new();
+        while let Some(turn) = begun(&queue) {
+            assert!(begun(&queue).is_none(), "there is one place");
+            order.push(turn.key.1.clone());
+        }
+        assert_eq!(order, ["a", "z", "b", "c"]);
+        assert!(is_empty(&queue), "nothing is kept of who is done");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_heard_during_a_look_is_looked_at_after_it_and_not_beside_it() {
+        let queue = Arc::new(Queue::new(4));
+        queue.push(key("poets", "a"));
+        let turn = begun(&queue).unwrap();
+        queue.push(key("poets", "a"));
+        assert!(begun(&queue).is_none());
+        tokio::time::advance(Duration::from_secs(3)).await;
+        drop(turn);
+        assert_eq!(begun(&queue).unwrap().waited, Duration::from_secs(3));
+        assert!(is_empty(&queue));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_due_later_comes_then_or_when_something_is_heard_of_it() {
+        let queue = Arc::new(Queue::new(4));
+        for heard in [false, true] {
+            queue.push(key("poets", "a"));
+            begun(&queue).unwrap().again = Some(Duration::from_mins(1));
+            let since = Instant::now();
+            if heard {
+                queue.push(key("poets", "a"));
+            }
+            drop(queue.next().await);
+            assert_eq!(since.elapsed() >= Duration::from_mins(1), !heard);
+            assert!(is_empty(&queue));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_gone_is_not_looked_at_and_one_of_its_name_not_beside_its_last_look() {
+        let queue = Arc::new(Queue::new(4));
+        queue.push(key("poets", "a"));
+        queue.forget("poets", "a");
+        assert!(begun(&queue).is_none());
+        queue.push(key("poets", "a"));
+        let mut turn = begun(&queue).unwrap();
+        turn.again = Some(Duration::from_secs(1));
+        queue.push(key("poets", "a"));
+        queue.forget("poets", "a");
+        assert!(begun(&queue).is_none());
+        drop(turn);
+        assert!(is_empty(&queue));
+        queue.push(key("poets", "a"));
+        let turn = begun(&queue).unwrap();
+        queue.forget("poets", "a");
+        queue.push(key("poets", "a"));
+        assert!(begun(&queue).is_none());
+        drop(turn);
+        assert!(begun(&queue).is_some());
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Happening {
+        Heard(u8),
+        Gone(u8),
+        Begun,
+        Ended(usize, Option<u8>),
+        Passed(u8),
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whoever_was_heard_of_is_looked_at_by_one_look_at_a_time(
+            happenings in prop::collection::vec(prop_oneof![
+                4 => (0..6_u8).prop_map(Happening::Heard),
+                1 => (0..6_u8).prop_map(Happening::Gone),
+                4 => Just(Happening::Begun),
+                3 => (any::<usize>(), prop::option::of(0..9_u8)).prop_map(|(n, after)| Happening::Ended(n, after)),
+                1 => (0..9_u8).prop_map(Happening::Passed),
+            ], 0..80),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let queue = Arc::new(Queue::new(3));
+                let of = |n: u8| key(if n < 4 { "busy" } else { "other" }, &n.to_string());
+                let (mut turns, mut heard) = (Vec::<Turn>::new(), std::collections::HashSet::new());
+                for happening in happenings {
+                    match happening {
+                        Happening::Heard(n) => {
+                            queue.push(of(n));
+                            heard.insert(of(n));
+                        }
+                        Happening::Gone(n) => {
+                            queue.forget(&of(n).0, &of(n).1);
+                            heard.remove(&of(n));
+                        }
+                        Happening::Begun => {
+                            if let Some(turn) = begun(&queue) {
+                                prop_assert!(turns.iter().all(|other| other.key != turn.key), "two looks at one");
+                                heard.remove(&*turn.key);
+                                turns.push(turn);
+                            }
+                        }
+                        Happening::Ended(n, after) if !turns.is_empty() => {
+                            let mut turn = turns.swap_remove(n % turns.len());
+                            turn.again = after.map(|after| Duration::from_secs(after.into()));
+                        }
+                        Happening::Ended(..) => {}
+                        Happening::Passed(seconds) => tokio::time::advance(Duration::from_secs(seconds.into())).await,
+                    }
+                    prop_assert!(turns.len() <= 3 && turns.iter().filter(|turn| turn.key.0 == "busy").count() <= 2);
+                }
+                turns.clear();
+                while let Some(turn) = begun(&queue) {
+                    heard.remove(&*turn.key);
+                }
+                prop_assert!(heard.is_empty(), "never looked at: {:?}", heard);
+                tokio::time::advance(Duration::from_secs(10)).await;
+                while begun(&queue).is_some() {}
+                prop_assert!(is_empty(&queue));
+                Ok(())
+            })?;
+        }
+    }
+}
