@@ -112,10 +112,10 @@ async fn burst(options: &Options, table: &mut Table) -> Result<String> {
     let children = Arc::new(template(&plane, &kubelet).await?);
     let mut audit = Audit::new(plane.audit_log());
     let mut writes = audit.read()?;
-    let before = operator.cpu()?;
+    let (before, mut bare) = (operator.cpu()?, Duration::ZERO);
     for (number, (rate, seconds)) in options.loads.iter().enumerate() {
         let started = writes.len();
-        take_turns(
+        bare += take_turns(
             &plane,
             &children,
             options.slices,
@@ -128,6 +128,13 @@ async fn burst(options: &Options, table: &mut Table) -> Result<String> {
         compare(*rate, *seconds, number, &writes[started..], table);
     }
     let sessions = count_created(&writes, "load-");
+    table.tell(
+        "processor time of the bare client, its two requests",
+        format!(
+            "{:.2} ms each session",
+            bare.as_secs_f64() * 1e3 / sessions.max(1) as f64
+        ),
+    );
     settle(&kubelet, "load-", sessions, &mut audit, &mut writes).await?;
     let used = operator.cpu()?.saturating_sub(before).as_secs_f64() * 1e3 / sessions.max(1) as f64;
     table.hold(
@@ -163,6 +170,7 @@ async fn template(plane: &Plane, kubelet: &Kubelet) -> Result<Children> {
     Children::of(&client, name, &uid).await
 }
 
+/// Answers the processor time that claims and Jobs cost the bare client: it makes the sessions of both.
 async fn take_turns(
     plane: &Plane,
     children: &Arc<Children>,
@@ -171,14 +179,17 @@ async fn take_turns(
     (rate, seconds): (f64, f64),
     audit: &mut Audit,
     writes: &mut Vec<Write>,
-) -> Result<()> {
+) -> Result<Duration> {
+    let (own, mut cost) = (std::process::id(), [Duration::ZERO; 2]);
     let each = (rate * seconds / slices.max(1) as f64).round() as usize;
     let operators = Load::for_operator(plane.client().await?);
     let bare = Load::bare(plane.client().await?, children.clone());
     for slice in 0..slices {
         for (load, side) in [(&operators, Side::Operator), (&bare, Side::Bare)] {
             let prefix = format!("{}{number}-{slice}", prefix_of(side));
+            let before = machine::cpu(own)?;
             load.run(&prefix, each, rate).await?;
+            cost[usize::from(side == Side::Bare)] += machine::cpu(own)?.saturating_sub(before);
             // The next slice does not begin in this one's backlog.
             until("the Jobs of a slice", async || {
                 writes.extend(audit.read()?);
@@ -187,7 +198,7 @@ async fn take_turns(
             .await?;
         }
     }
-    Ok(())
+    Ok(cost[1].saturating_sub(cost[0]))
 }
 
 fn prefix_of(side: Side) -> &'static str {
