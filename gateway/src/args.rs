@@ -72,6 +72,10 @@ pub(crate) struct Args {
     /// Requests a minute of each caller with a Kubernetes token; `0`: no bound.
     #[arg(long, env = "GATEWAY_RATE_PER_MINUTE", default_value_t = 6000)]
     pub(crate) rate_per_minute: u32,
+    /// Seconds for which requests are still taken when the gateway is to end: so long may it take until nobody sends any, where
+    /// others serve as well.
+    #[arg(long, env = "GATEWAY_LINGER_SECONDS", default_value_t = 0)]
+    pub(crate) linger_seconds: u64,
     /// What the log keeps.
     #[command(flatten)]
     pub(crate) retention: Retention,

@@ -33,8 +33,8 @@ pub enum Item {
     Delta(Bytes),
     /// The session's phase or its reason is another.
     Phase(View),
-    /// The session is over and records may be missing behind this seq.
-    Gap(u64),
+    /// The session is over, and records are missing behind this one.
+    Gap(Gap),
     /// The records of these seqs were removed to make room.
     Removed {
         /// The first.
@@ -44,6 +44,15 @@ pub enum Item {
     },
     /// The last item.
     Close(Close),
+}
+
+/// What a reader does not get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Seq of the last record that it got.
+    pub known: u64,
+    /// Seq of the last record that there was, if that is known.
+    pub last: Option<u64>,
 }
 
 /// Why a stream ends.
@@ -217,15 +226,15 @@ impl Follower {
                     }
                 }
                 // What was stored last may not have been heard of yet.
-                Verdict::Close(_) | Verdict::Gap if self.look_again().await? => {}
+                Verdict::Close(_) | Verdict::Gap(_) if self.look_again().await? => {}
                 Verdict::Close(reason) => return Ok(self.close(reason)),
-                Verdict::Gap => {
-                    let last = self.cursor;
+                Verdict::Gap(last) => {
+                    let known = self.cursor;
                     self.closing = Some(Close {
                         reason: CloseReason::Ended,
-                        last,
+                        last: known,
                     });
-                    return Ok(Item::Gap(last));
+                    return Ok(Item::Gap(Gap { known, last }));
                 }
             }
         }
@@ -347,7 +356,7 @@ impl Follower {
 enum Verdict {
     Open,
     Until(Timestamp),
-    Gap,
+    Gap(Option<u64>),
     Close(CloseReason),
 }
 
@@ -357,9 +366,11 @@ fn verdict(view: &View, progress: Progress, cursor: u64, ended: Option<Timestamp
     let over = ended.checked_add(PATIENCE).unwrap_or(Timestamp::MAX);
     let complete = progress.ended >= view.attempt && cursor >= progress.last;
     match view.delivered {
+        // They had come, and the log has them no more: it was lost, or an older copy was put back.
+        Delivered::Final if view.acked > progress.acked.max(cursor) => Verdict::Gap(Some(view.acked)),
         Delivered::Final => Verdict::Close(CloseReason::Ended),
         Delivered::Unknown if complete || now >= over => Verdict::Close(CloseReason::Ended),
-        Delivered::No if now >= over => Verdict::Gap,
+        Delivered::No if now >= over => Verdict::Gap(None),
         Delivered::Unknown | Delivered::No => Verdict::Until(over),
     }
 }
@@ -380,7 +391,7 @@ mod tests {
     #[case::end_record_of_an_earlier_attempt(Phase::Failed, Delivered::Unknown, 1, 1, "Until(2026-01-02T03:04:35Z)")]
     #[case::waited_for_the_end_record(Phase::Stopped, Delivered::Unknown, 1, 31, "Close(Ended)")]
     #[case::end_record_but_not_all_delivered(Phase::Completed, Delivered::No, 2, 1, "Until(2026-01-02T03:04:35Z)")]
-    #[case::waited_for_what_is_missing(Phase::Completed, Delivered::No, 2, 31, "Gap")]
+    #[case::waited_for_what_is_missing(Phase::Completed, Delivered::No, 2, 31, "Gap(None)")]
     fn a_stream_ends_when_all_has_come_or_has_been_waited_for(
         #[case] phase: Phase,
         #[case] delivered: Delivered,
@@ -404,6 +415,28 @@ mod tests {
         let ended = phase.is_terminal().then_some(end);
         let now = end + SignedDuration::from_secs(seconds_later);
         assert_eq!(format!("{:?}", verdict(&view, progress, 5, ended, now)), expected);
+    }
+
+    #[test]
+    fn what_the_log_had_and_has_no_more_is_missing() {
+        let now = Timestamp::now();
+        let view = View {
+            phase: Phase::Completed,
+            delivered: Delivered::Final,
+            acked: 9,
+            ..View::default()
+        };
+        let of = |acked, cursor| {
+            let progress = Progress {
+                acked,
+                last: acked,
+                ..Progress::default()
+            };
+            verdict(&view, progress, cursor, Some(now), now)
+        };
+        assert_eq!(of(7, 7), Verdict::Gap(Some(9)));
+        assert_eq!(of(9, 9), Verdict::Close(CloseReason::Ended));
+        assert_eq!(of(7, 9), Verdict::Close(CloseReason::Ended), "this reader has them");
     }
 
     #[test]

@@ -205,7 +205,11 @@ fn check(hello: &Hello, target: &Target, pod: &str) -> Result<(), End> {
 /// See [`Admission`] for the order of the steps.
 async fn become_writer(gateway: &Gateway, target: &Target, pod: &str, uid: &str) -> Result<(View, LogState), End> {
     for _ in 0..ADMISSION_TRIES {
+        let heard = gateway.live.known(uid).map_or(0, |channel| channel.newest());
         let seen = gateway.log.state(uid).await?.epoch;
+        if seen < heard {
+            tracing::warn!(session_uid = uid, seen, heard, "{}", crate::news::OLDER);
+        }
         let view = runner::session(&gateway.sessions, target, pod).await?;
         if view.uid != uid {
             return Err(End::Gone);
@@ -216,6 +220,7 @@ async fn become_writer(gateway: &Gateway, target: &Target, pod: &str, uid: &str)
             name: target.name().to_owned(),
             pod: pod.to_owned(),
             seen,
+            heard,
         };
         if let Admitted::Writer(state) = gateway.log.admit(admission).await? {
             return Ok((view, state));

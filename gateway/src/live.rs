@@ -107,10 +107,21 @@ impl Channel {
         });
     }
 
-    /// Returns when a writer newer than `epoch` was admitted.
+    /// The newest admission that was heard of.
+    pub fn newest(&self) -> Epoch {
+        *self.epoch.borrow()
+    }
+
+    /// An older copy of the log was put back, in which this is the newest admission: whoever was admitted by the other log is
+    /// no writer of this one.
+    pub fn went_back(&self, epoch: Epoch) {
+        self.epoch.send_replace(epoch);
+    }
+
+    /// Returns when the writer of `epoch`, whose admission was told, is none any more.
     pub async fn superseded(&self, epoch: Epoch) {
         // The sender lives in `self`, so waiting cannot fail.
-        let _ = self.epoch.subscribe().wait_for(|newest| *newest > epoch).await;
+        let _ = self.epoch.subscribe().wait_for(|newest| *newest != epoch).await;
     }
 }
 
@@ -184,6 +195,8 @@ mod tests {
             futures::FutureExt::now_or_never(channel.superseded(7)).is_none(),
             "the newest is not superseded by an older"
         );
+        channel.went_back(3);
+        channel.superseded(7).await;
     }
 
     #[tokio::test]

@@ -121,6 +121,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     stop.await;
     tracing::info!("stopping");
+    // Whoever sends requests here may not have heard yet that this gateway ends.
+    tokio::time::sleep(Duration::from_secs(args.linger_seconds)).await;
     shutdown.cancel();
     tasks.close();
     if tokio::time::timeout(END_WITHIN, tasks.wait()).await.is_err() {
@@ -136,7 +138,7 @@ async fn migrate(args: &Args) -> anyhow::Result<()> {
     let (Some(database), store::Location::File(file)) = (args.database(), &args.data) else {
         bail!("failed to move the event log: give the file with --data and the database with DATABASE_URL");
     };
-    let moved = store::postgres::migrate(file, &database).await?;
+    let moved = waiting::until_there(async || store::postgres::migrate(file, &database).await).await?;
     if file.exists() {
         let mut name = file.clone().into_os_string();
         name.push(".moved");

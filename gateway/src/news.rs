@@ -57,10 +57,19 @@ fn stored(channel: &Channel, progress: Progress) {
     channel.stored(Vec::new, 0, progress);
 }
 
+/// Said when the log knows less than it did.
+pub const OLDER: &str = "the event log is older than what this gateway knows of it: a copy was put back; runners deliver again what they still have";
+
 /// Asks the log about all sessions that somebody watches or writes here.
 async fn look(gateway: &Gateway) -> Result<(), StoreError> {
     for (session, channel) in gateway.live.all() {
+        // Before the log is asked: an admission is heard of when it is in the log, so what was heard by now must be there.
+        let heard = channel.newest();
         let state = gateway.log.state(&session).await?;
+        if state.epoch < heard {
+            tracing::warn!(session_uid = session, seen = state.epoch, heard, "{OLDER}");
+            channel.went_back(state.epoch);
+        }
         channel.admitted(state.epoch);
         channel.commanded();
         stored(&channel, state.progress);

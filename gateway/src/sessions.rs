@@ -6,10 +6,13 @@ use crds::{AgenticSession, AgenticSessionStatus, Phase, condition};
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions},
     core::ApiResource,
 };
-use protocol::{Reason, names::annotation};
+use protocol::{
+    Reason,
+    names::{annotation, label},
+};
 use serde_json::Value;
 
 /// Longest wait for the API server.
@@ -135,6 +138,8 @@ pub struct View {
     pub ended: Option<Timestamp>,
     /// Whether its records have arrived.
     pub delivered: Delivered,
+    /// Seq of the last record that the log is known to have had; 0: none.
+    pub acked: u64,
     /// Its run has ended, and the next one is asked for.
     pub starting: bool,
     /// It stays for further messages.
@@ -177,6 +182,7 @@ impl From<&DynamicObject> for View {
             pod: status.pod_uid.filter(|uid| !uid.is_empty()),
             attempt: status.attempt.unwrap_or_default(),
             ended: status.completion_time.map(|time| time.0),
+            acked: status.acked_seq.unwrap_or_default(),
             delivered: match delivered {
                 Some(condition) if condition.status == "True" || condition.reason == condition::LOST => {
                     Delivered::Final
@@ -217,6 +223,22 @@ impl Sessions {
     pub async fn get(&self, target: &Target) -> Result<Option<DynamicObject>, Error> {
         let api = self.of(target.namespace());
         bounded("get", || target.to_string(), api.get_opt(target.name())).await
+    }
+
+    /// Names and UIDs, read live, of the sessions that an API of another system created.
+    pub async fn names_of_api(&self, namespace: &str, api: &str) -> Result<Vec<(String, String)>, Error> {
+        let wanted = ListParams::default().labels(&format!("{}={api}", label::API));
+        let sessions = self.of(namespace);
+        let all = bounded(
+            "list",
+            || format!("the agentic sessions of {namespace}"),
+            sessions.list_metadata(&wanted),
+        )
+        .await?;
+        Ok(all
+            .into_iter()
+            .map(|session| (session.name_any(), session.uid().unwrap_or_default()))
+            .collect())
     }
 
     /// Creates a session.

@@ -99,7 +99,7 @@ impl Postgres {
 
     /// Runs a statement in a database of [`Self::database`] or in `postgres`; what it says, without headings.
     pub fn say(&self, database: &str, statement: &str) -> Result<String> {
-        let name = database.rsplit_once("dbname=").map_or(database, |(_, name)| name);
+        let name = name(database);
         let mut psql = Command::new(programs()?.join("psql"));
         psql.args([
             "--no-psqlrc",
@@ -113,6 +113,33 @@ impl Postgres {
         .args(["--command", statement, name])
         .env("LC_ALL", "C");
         command::output(&mut psql)
+    }
+
+    /// A copy of a database of [`Self::database`] as it is now, for [`Self::put_back`]. Its connections are cut.
+    pub fn copy(&self, database: &str) -> Result<String> {
+        let copy = format!("copy{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        let name = name(database);
+        self.cut(name)?;
+        self.say("postgres", &format!("CREATE DATABASE {copy} TEMPLATE {name}"))?;
+        self.say("postgres", &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"))?;
+        Ok(copy)
+    }
+
+    /// Makes the database what it was when it was copied, under whoever uses it.
+    pub fn put_back(&self, copy: &str, database: &str) -> Result<()> {
+        let name = name(database);
+        self.cut(name)?;
+        self.say("postgres", &format!("ALTER DATABASE {name} RENAME TO {copy}newer"))?;
+        self.say("postgres", &format!("ALTER DATABASE {copy} RENAME TO {name}"))?;
+        Ok(())
+    }
+
+    fn cut(&self, name: &str) -> Result<()> {
+        self.say("postgres", &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"))?;
+        let cut =
+            format!("SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = '{name}'");
+        self.say("postgres", &cut)?;
+        Ok(())
     }
 
     /// Kills it at once, as a crash of its machine would.
@@ -140,6 +167,11 @@ impl Postgres {
         requests.send(request(reply)).map_err(|_| ended())?;
         answer.recv().with_context(ended)?
     }
+}
+
+/// Of a database by its words.
+fn name(database: &str) -> &str {
+    database.rsplit_once("dbname=").map_or(database, |(_, name)| name)
 }
 
 impl Drop for Postgres {

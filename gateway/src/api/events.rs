@@ -22,7 +22,7 @@ use crate::{
         Credential,
         kubernetes::{Caller, Refusal, Verb},
     },
-    follow::{CloseReason, Follower, Item},
+    follow::{CloseReason, Follower, Gap, Item},
     metrics::Counted,
     room::Tenant,
     sessions::{Target, View},
@@ -342,8 +342,9 @@ fn told(uid: &str, item: Item) -> (Option<u64>, &'static str, Bytes) {
             let body = json!({"phase": phase, "reason": reason, "message": message, "attempt": attempt});
             (None, "phase", body)
         }
-        Item::Gap(known) => {
-            let body = json!({"known": known, "final": "unknown", "cursor": format!("{uid}/{known}")});
+        Item::Gap(Gap { known, last }) => {
+            let last = last.map_or_else(|| json!("unknown"), |last| json!(last));
+            let body = json!({"known": known, "final": last, "cursor": format!("{uid}/{known}")});
             (None, "gap", body)
         }
         Item::Removed { from, to } => (Some(to), "gap", json!({"from": from, "to": to, "reason": "removed"})),

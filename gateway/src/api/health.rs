@@ -91,7 +91,26 @@ pub fn routes(api: Api) -> Api {
         )
         .query::<Wanted>()
         .refuses(&[400, 401, 403, 503]);
-    api.route("/health", [health])
+    let live = openapi::get(
+        "getLiveness",
+        "Whether the process runs, whatever the event log does",
+        live,
+    )
+    .open()
+    .answers::<Live>(200, "It runs", json!({"status": "alive"}));
+    api.route("/health", [health]).route("/live", [live])
+}
+
+/// That the process runs.
+#[derive(Serialize, JsonSchema)]
+struct Live {
+    /// `alive`.
+    status: &'static str,
+}
+
+/// A database that is away is no reason to end a gateway: nothing would be better with the next one.
+async fn live() -> Json<Live> {
+    Json(Live { status: "alive" })
 }
 
 /// Whether the API server answers, asked once in a while however many ask us.

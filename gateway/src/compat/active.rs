@@ -1,5 +1,7 @@
 //! Which sessions of tasks are active, and which ended long ago and are removed.
 
+use std::collections::HashSet;
+
 use crds::Phase;
 use jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, api::DynamicObject};
@@ -9,7 +11,7 @@ use serde_json::Value;
 use crate::{
     Gateway,
     catalog::Entry,
-    sessions::{Target, View},
+    sessions::{Error, Target, View},
 };
 
 /// The sessions of tasks that are active; of all namespaces when none is named.
@@ -17,6 +19,23 @@ pub fn active(gateway: &Gateway, namespace: Option<&str>) -> Vec<Entry> {
     let mut entries = gateway.watched.of_api(namespace, api::TASKS);
     entries.retain(|entry| !entry.phase.is_terminal() && !is_held(entry));
     entries
+}
+
+/// Has also those sessions of tasks known that other gateways created a moment ago, before the watch tells of them.
+pub async fn see_all(gateway: &Gateway, namespace: &str) -> Result<(), Error> {
+    let known = gateway.watched.of_api(Some(namespace), api::TASKS);
+    let known: HashSet<_> = known.iter().map(|entry| entry.uid.as_str()).collect();
+    for (name, uid) in gateway.sessions.names_of_api(namespace, api::TASKS).await? {
+        if known.contains(uid.as_str()) {
+            continue;
+        }
+        if let Some(target) = Target::new(namespace, &name)
+            && let Some(object) = gateway.sessions.get(&target).await?
+        {
+            gateway.watched.list(&object);
+        }
+    }
+    Ok(())
 }
 
 /// Whether a session was stopped before it began: it has no pod.

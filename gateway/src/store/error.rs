@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use tokio_postgres::error::SqlState;
+
 /// What can go wrong.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -116,6 +118,40 @@ pub enum StoreError {
     /// The log's thread has ended.
     #[error("failed to reach the event log: it has stopped; restart the gateway")]
     Stopped,
+}
+
+impl StoreError {
+    /// Whether the log cannot be had now and may be had later, without anybody's doing.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Silent => true,
+            Self::Database(error) => error.as_db_error().map_or_else(
+                || error.is_closed() || has_io(error),
+                |server| AWAY.contains(server.code()),
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// What a server says that starts, ends, or has no place.
+const AWAY: [SqlState; 4] = [
+    SqlState::CANNOT_CONNECT_NOW,
+    SqlState::ADMIN_SHUTDOWN,
+    SqlState::CRASH_SHUTDOWN,
+    SqlState::TOO_MANY_CONNECTIONS,
+];
+
+fn has_io(error: &tokio_postgres::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        // Certificates that are refused come as these, too, and do not become better.
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            return error.kind() != std::io::ErrorKind::InvalidData;
+        }
+        source = cause.source();
+    }
+    false
 }
 
 /// An error in the server's own words, if they are its.

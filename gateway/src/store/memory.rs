@@ -59,7 +59,7 @@ impl EventLog for MemoryLog {
             if session.state.epoch != admission.seen {
                 return Admitted::Outdated;
             }
-            session.state.epoch += 1;
+            session.state.epoch = admission.epoch();
             session.namespace = admission.namespace;
             Admitted::Writer(session.state.clone())
         })

@@ -49,6 +49,16 @@ pub struct Admission {
     pub pod: String,
     /// Epoch of the state read before the CR.
     pub seen: Epoch,
+    /// Newest epoch that this gateway has heard of: higher than that of a database of which an older copy was put back. What was
+    /// admitted then is not to be taken for what is admitted now.
+    pub heard: Epoch,
+}
+
+impl Admission {
+    /// The epoch that it begins.
+    fn epoch(&self) -> Epoch {
+        self.seen.max(self.heard) + 1
+    }
 }
 
 /// Answer to an admission.
@@ -287,12 +297,21 @@ pub trait EventLog: commands::CommandLog {
     fn peer(&self) -> Option<&dyn Peer> {
         None
     }
+    /// Waits until none of the gateways on the same log has this to itself, and takes it: until the answer is dropped.
+    fn alone(&self, of: &str) -> BoxFuture<'static, Result<Alone, StoreError>> {
+        let _ = of;
+        async { Ok(Alone::default()) }.boxed()
+    }
     /// Address of another gateway that the session's runner was last connected to.
     fn elsewhere(&self, session: &str) -> BoxFuture<'static, Result<Option<String>, StoreError>> {
         let _ = session;
         async { Ok(None) }.boxed()
     }
 }
+
+/// What one of several gateways on a log does while the others wait; over when it is dropped. Where there are no others: nothing.
+#[derive(Default)]
+pub struct Alone(#[expect(dead_code, reason = "its drop lets the others go on")] Option<Box<dyn Send + Sync>>);
 
 /// How gateways on one log know each other.
 pub trait Peer: Send + Sync {

@@ -1,5 +1,6 @@
 //! The event log in PostgreSQL, for more than one gateway.
 
+mod alone;
 mod append;
 mod commands;
 mod link;
@@ -31,8 +32,8 @@ use self::{
     pool::Pool,
 };
 use super::{
-    Admission, Admitted, Appended, Batch, Content, EventLog, Kept, MAX_SEQ, PageSize, Peer, Removed, State, StoreError,
-    StoredRecord, news::News,
+    Admission, Admitted, Alone, Appended, Batch, Content, EventLog, Kept, MAX_SEQ, PageSize, Peer, Removed, State,
+    StoreError, StoredRecord, news::News,
 };
 
 pub use migrate::{Moved, migrate};
@@ -232,6 +233,10 @@ impl EventLog for PostgresLog {
 
     fn peer(&self) -> Option<&dyn Peer> {
         Some(&self.peers)
+    }
+
+    fn alone(&self, of: &str) -> BoxFuture<'static, Result<Alone, StoreError>> {
+        alone::take(self.pool.clone(), of.to_owned()).boxed()
     }
 
     fn elsewhere(&self, session: &str) -> BoxFuture<'static, Result<Option<String>, StoreError>> {

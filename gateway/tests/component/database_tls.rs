@@ -72,6 +72,7 @@ async fn the_log_is_written_over_tls_to_the_server_that_the_authority_vouches_fo
         name: "s".to_owned(),
         pod: "p1".to_owned(),
         seen: 0,
+        heard: 0,
     };
     log.admit(admission).await.unwrap();
     assert_eq!(log.state("u").await.unwrap().epoch, 1);

@@ -38,6 +38,7 @@ impl World {
             name: "s".to_owned(),
             pod: "p1".to_owned(),
             seen: 0,
+            heard: 0,
         };
         let Admitted::Writer(state) = log.admit(admission).await.unwrap() else {
             panic!("nobody else asked")

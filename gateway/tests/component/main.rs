@@ -28,6 +28,7 @@ mod rights;
 mod schema;
 mod security;
 mod server;
+mod several;
 mod sockets;
 mod store;
 mod streams;

@@ -7,6 +7,7 @@ use protocol::{
     Kind,
     frame::{GatewayFrame, Hello, close},
 };
+use serde_json::json;
 
 use crate::support::{
     Served,
@@ -66,6 +67,25 @@ async fn an_older_copy_of_the_log_gets_again_what_it_has_not_and_readers_get_no_
         assert_eq!(client.next().await.unwrap().seq(), Some(seq));
     }
     assert_eq!(stored(&served).await, records(1, 20));
+}
+
+#[tokio::test]
+async fn readers_of_a_session_that_is_over_are_told_what_the_log_had_and_has_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let served = served(&folder.path().join("events.db")).await;
+    let (mut runner, _) = Runner::admitted(served.address, &hello("s", "u", "p1"), "t1").await;
+    runner.deliver(&records(1, 3)).await;
+    drop(runner);
+    // As after a restore: status has what was acknowledged by the log that is gone.
+    let delivered = json!([{"type": "EventsDelivered", "status": "True", "reason": "Delivered", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}]);
+    let status = json!({"phase": "Completed", "attempt": 1, "completionTime": "2026-01-02T03:04:05Z", "ackedSeq": 9, "conditions": delivered});
+    served.cluster.set("team-a", "s", "u", &status);
+    let events = Events::of(&served, "s", "token", None).await.rest().await;
+    let [.., gap, close] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(gap.json(), json!({"known": 3, "final": 9, "cursor": "u/3"}));
+    assert_eq!(close.json(), json!({"reason": "ended", "lastSeq": 3}));
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@ pub(crate) async fn admit(log: &dyn EventLog, session: &str, seen: Epoch) -> Adm
         name: "s".to_owned(),
         pod: format!("pod-{seen}"),
         seen,
+        heard: 0,
     };
     log.admit(admission).await.unwrap()
 }

@@ -88,6 +88,7 @@ pub(super) async fn submit(
     drop(body);
     // One at a time: a task's id, its workspace's session and the number of sessions stay as they are while they are looked at.
     let _turn = gateway.compat.submit.lock().await;
+    let _among_gateways = gateway.log.alone(&who.namespace).await.map_err(ApiError::from)?;
     let found = match find(&gateway, &who, &asked.id).await? {
         Some(found) if found.asked() == Some(asked.kept()) => found,
         Some(_) => {
@@ -125,6 +126,9 @@ fn socket_url(secure: bool, headers: &HeaderMap, id: &str) -> String {
 
 /// Takes a task that is new.
 async fn taken(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Found, ApiError> {
+    if gateway.log.peer().is_some() {
+        active::see_all(gateway, &who.namespace).await?;
+    }
     if asked.reuse
         && let Some((target, object)) = usable(gateway, who, asked).await?
     {

@@ -55,6 +55,7 @@ pub(super) async fn admit(
         name,
         pod,
         seen,
+        heard: _,
     } = admission;
     let now = Timestamp::now().as_second();
     if *seen == 0 {
@@ -67,7 +68,7 @@ pub(super) async fn admit(
     else {
         return Ok(Admitted::Outdated);
     };
-    let epoch = seen + 1;
+    let epoch = admission.epoch();
     let update = "UPDATE sessions SET writer = $2, epoch = $3, gateway = $4 WHERE id = $1";
     connection
         .change(update, &[&id, pod, &(epoch as i64), &gateway])

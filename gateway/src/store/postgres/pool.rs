@@ -74,7 +74,8 @@ impl Pool {
         Ok((client, connection))
     }
 
-    async fn take(&self) -> Result<Connection, StoreError> {
+    /// One of them, for the caller alone.
+    pub(super) async fn take(&self) -> Result<Connection, StoreError> {
         let place = self
             .places
             .clone()
@@ -106,6 +107,15 @@ impl Pool {
         })
     }
 
+    /// After it did all that it was asked to.
+    pub(super) fn give_back(&self, mut connection: Connection) {
+        connection.place = None;
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(connection);
+    }
+
     /// Does something to its end, whatever becomes of who asked for it.
     pub(super) fn run<T, F>(self: &Arc<Self>, work: F) -> BoxFuture<'static, Result<T, StoreError>>
     where
@@ -118,11 +128,7 @@ impl Pool {
             let done = async move {
                 let mut connection = pool.take().await?;
                 let answer = work(&mut connection).await?;
-                connection.place = None;
-                pool.idle
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(connection);
+                pool.give_back(connection);
                 Ok(answer)
             };
             let answer = tokio::spawn(timeout(DONE_WITHIN, done));

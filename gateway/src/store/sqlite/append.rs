@@ -16,12 +16,13 @@ pub(super) fn admit(tx: &Transaction<'_>, admission: &Admission) -> rusqlite::Re
         name,
         pod,
         seen,
+        heard: _,
     } = admission;
     let found = find(tx, session)?.map(|(_, state)| state).unwrap_or_default();
     if found.epoch != *seen {
         return Ok(Admitted::Outdated);
     }
-    let epoch = seen + 1;
+    let epoch = admission.epoch();
     tx.prepare_cached(
         "INSERT INTO sessions (uid, namespace, name, writer, epoch, created) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (uid) DO UPDATE SET writer = excluded.writer, epoch = excluded.epoch",

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use xtask::postgres::Postgres;
 
-fn server() -> &'static Postgres {
+pub fn server() -> &'static Postgres {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
     SERVER.get_or_init(|| Postgres::start().expect("PostgreSQL is needed"))
 }
