@@ -79,7 +79,10 @@ async fn an_older_copy_put_back_under_running_gateways_gets_again_what_it_has_no
 
     server().put_back(&copy, &database).unwrap();
     // One that has not noticed, and writes nothing, is no writer of the older log.
-    assert_eq!(runner.closed().await, close::SUPERSEDED);
+    assert_eq!(
+        soon("the end of the connection", runner.closed()).await,
+        close::SUPERSEDED
+    );
     let mut client = soon("a client that has had more", async {
         loop {
             if let Ok(client) = Events::at(here.address, "s", "token", Some("u/15")).await {
