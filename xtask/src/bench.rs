@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{command, images::Binaries, paths, tools};
+use crate::{
+    command,
+    images::{Binaries, operator_as_shipped},
+    paths, tools,
+};
 
 /// Parts that can be measured, the binary of each with the variable that tells the bench where it is, and what is measured.
 const PARTS: &[(&str, &str, &str, &str)] = &[
@@ -48,11 +52,17 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         bail!("{part:?} is not measured: give one of {}", names.join(", "));
     };
     tools::ensure(tools::Group::ControlPlane)?;
-    let binaries = Binaries::build(&[binary, "bench"])?;
+    let (binaries, measured) = if part == "operator" {
+        (Binaries::build(&["bench"])?, operator_as_shipped()?)
+    } else {
+        let binaries = Binaries::build(&[binary, "bench"])?;
+        let measured = binaries.path(binary);
+        (binaries, measured)
+    };
     // Copies: another clone may build over them while this runs.
     let folder = tools::Scratch::new(&format!("bench-{}", std::process::id()))?;
-    for name in [binary, "bench"] {
-        fs::copy(binaries.path(name), folder.path().join(name)).with_context(|| format!("failed to copy {name}"))?;
+    for (name, built) in [(*binary, measured), ("bench", binaries.path("bench"))] {
+        fs::copy(&built, folder.path().join(name)).with_context(|| format!("failed to copy {name}"))?;
     }
     let write = arguments.iter().any(|argument| argument == "--write");
     let mut bench = Command::new(folder.path().join("bench"));

@@ -38,8 +38,29 @@ impl Binaries {
     }
 }
 
-/// The profile that the runner is shipped in.
+/// The profile that runner and operator are shipped in.
 pub(crate) const SMALL_PROFILE: &str = "small";
+
+/// Builds the operator as its Dockerfile does, for what is measured; answers where it is.
+pub(crate) fn operator_as_shipped() -> Result<PathBuf> {
+    let target = paths::cache()?.join("target");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(paths::workspace())
+        .env("CARGO_TARGET_DIR", &target)
+        .args([
+            "build",
+            "--profile",
+            SMALL_PROFILE,
+            "--locked",
+            "--package",
+            "operator",
+            "--quiet",
+        ]);
+    progress::step("building the operator as it is shipped", || command::run(&mut cargo))
+        .context("the operator does not build")?;
+    Ok(target.join(SMALL_PROFILE).join("agentic-operator"))
+}
 
 /// Has `cargo build` link statically: the runner is copied into images of users, whose C library may be another one
 /// or none. Returns where in the target folder the binaries are.

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-pub(crate) use self::binaries::{Binaries, SMALL_PROFILE, linked_as_shipped};
+pub(crate) use self::binaries::{Binaries, SMALL_PROFILE, linked_as_shipped, operator_as_shipped};
 use self::{
     buildah::Build,
     roots::{AGENT, BARE, Root, SMALL, SSH},
@@ -205,6 +205,15 @@ mod tests {
     fn the_runner_is_measured_as_its_dockerfile_builds_it() {
         let dockerfile = fs::read_to_string(paths::workspace().join("Dockerfile.runner")).unwrap();
         assert!(dockerfile.contains(&format!("cargo build --profile {SMALL_PROFILE} ")));
+    }
+
+    #[test]
+    fn the_operator_is_measured_as_its_dockerfile_builds_it() {
+        let dockerfile = fs::read_to_string(paths::workspace().join("Dockerfile.operator")).unwrap();
+        let build = format!("cargo build --profile {SMALL_PROFILE} --locked --package operator");
+        assert!(
+            dockerfile.contains(&build) && dockerfile.contains(&format!("target/{SMALL_PROFILE}/agentic-operator"))
+        );
     }
 
     #[test]
