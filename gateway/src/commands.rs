@@ -75,6 +75,11 @@ pub fn is_id(id: &str) -> bool {
         && id != protocol::identity::PROMPT_COMMAND
 }
 
+/// An id of the gateway's own: clients' have no slash.
+pub fn own_id(what: &str, of: impl std::fmt::Display) -> String {
+    format!("gateway/{what}/{of}")
+}
+
 /// Keeps a command; it is on disk when this returns. An equal one with the same id is the same command, whatever became of
 /// it.
 pub async fn send(
@@ -84,10 +89,27 @@ pub async fn send(
     frame: GatewayFrame,
     asked: String,
 ) -> Result<Command, Error> {
-    let id = id(&frame).to_owned();
-    if !is_id(&id) {
-        return Err(Error::Id(id));
+    let id = id(&frame);
+    if !is_id(id) {
+        return Err(Error::Id(id.to_owned()));
     }
+    keep(gateway, target, view, frame, asked).await
+}
+
+/// What the gateway itself tells a session's runner, under an id that no client can have: see [`own_id`].
+pub async fn send_own(gateway: &Gateway, target: &Target, view: &View, frame: GatewayFrame) -> Result<Command, Error> {
+    let asked = serde_json::json!({"gateway": id(&frame)}).to_string();
+    keep(gateway, target, view, frame, asked).await
+}
+
+async fn keep(
+    gateway: &Gateway,
+    target: &Target,
+    view: &View,
+    frame: GatewayFrame,
+    asked: String,
+) -> Result<Command, Error> {
+    let id = id(&frame).to_owned();
     // A client that did not hear our answer asks again, perhaps after the session's end.
     if let Some(known) = gateway.log.command(&view.uid, &id).await? {
         return if known.asked == asked {
@@ -289,7 +311,18 @@ mod tests {
         for id in ["a", "review-1", "0d51:4f0a_8.f6b"] {
             assert!(is_id(id), "{id}");
         }
-        for id in ["", "prompt", "continue/1", "file/1", "a b", "ü", "..", &"x".repeat(129)] {
+        let own = own_id("interrupt", 2);
+        for id in [
+            "",
+            "prompt",
+            &own,
+            "continue/1",
+            "file/1",
+            "a b",
+            "ü",
+            "..",
+            &"x".repeat(129),
+        ] {
             assert!(!is_id(id), "{id}");
         }
     }

@@ -167,7 +167,7 @@ pub async fn run(gateway: &Gateway, limits: Limits) {
 }
 
 /// Whether the API server's clock says the same. What a clock that jumped makes old would be gone for good.
-async fn clock_is_right(gateway: &Gateway, now: Timestamp) -> Result<(), String> {
+pub(crate) async fn clock_is_right(gateway: &Gateway, now: Timestamp) -> Result<(), String> {
     let request = Request::get("/version")
         .body(Body::empty())
         .map_err(|error| error.to_string())?;

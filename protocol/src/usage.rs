@@ -38,6 +38,27 @@ impl Usage {
     }
 }
 
+impl Usage {
+    /// What is left of it without `other`.
+    #[must_use]
+    pub fn less(self, other: Self) -> Self {
+        let Self {
+            input_tokens,
+            output_tokens,
+            cache_read_input_tokens,
+            cache_creation_input_tokens,
+        } = other;
+        Self {
+            input_tokens: self.input_tokens.saturating_sub(input_tokens),
+            output_tokens: self.output_tokens.saturating_sub(output_tokens),
+            cache_read_input_tokens: self.cache_read_input_tokens.saturating_sub(cache_read_input_tokens),
+            cache_creation_input_tokens: self
+                .cache_creation_input_tokens
+                .saturating_sub(cache_creation_input_tokens),
+        }
+    }
+}
+
 impl AddAssign for Usage {
     fn add_assign(&mut self, other: Self) {
         let Self {

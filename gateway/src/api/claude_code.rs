@@ -27,7 +27,7 @@ use super::{
     compat::{Body, Failure, Ours, QueryError, Who, request_id},
     create::user,
     openapi::{self, Api as Routes, Operation},
-    projects::{Named, create_named, follower},
+    projects::follower,
     speak::parse,
 };
 use crate::{
@@ -280,18 +280,8 @@ async fn query(
     let target = Target::new(&who.namespace, &name)
         .ok_or_else(|| ApiError::not_found(format!("no namespace can have the name {:?}", who.namespace)))?;
     // From here on the session goes with its request.
-    let leaving = Leaving::new(&gateway, &target, request.clone());
-    let created = create_named(&gateway, Named::As(target.clone()), session).await;
-    let created = match created {
-        Ok(created) => created,
-        Err(error) => {
-            // Refused: there is nothing to be deleted. Else it may be there all the same.
-            if error.code().is_client_error() {
-                leaving.done();
-            }
-            return Err(error.into());
-        }
-    };
+    let mut leaving = Leaving::create(&gateway, &target, request.clone(), session);
+    let created = leaving.created().await?;
     tracing::info!(
         request_id = request,
         session = created.name_any(),

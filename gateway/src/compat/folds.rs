@@ -56,6 +56,25 @@ impl Fold {
     }
 }
 
+/// What the agent answered to a task, from the log: of the oldest tasks of a session nothing else keeps it.
+pub async fn answer(log: &dyn EventLog, session: &str, command: &str) -> Result<Option<String>, StoreError> {
+    let (mut tasks, mut cursor) = (Tasks::default(), 0);
+    loop {
+        let page = log.read(session, cursor, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(None) };
+        cursor = last.seq;
+        for stored in page {
+            let Some(record) = read(log, session, &stored).await? else {
+                continue;
+            };
+            tasks.take(&record);
+            if let Some(task) = tasks.of(command).filter(|task| task.is_over()) {
+                return Ok(task.result.clone());
+            }
+        }
+    }
+}
+
 /// A stored record, unless it is too long or not understood.
 pub async fn read(log: &dyn EventLog, session: &str, stored: &StoredRecord) -> Result<Option<Record>, StoreError> {
     let bytes: Bytes = match &stored.content {

@@ -335,13 +335,13 @@ impl Keeper {
         why: &str,
         turn: u32,
     ) -> Result<(), crate::api::ApiError> {
-        let id = format!("{why}{turn}");
+        let id = commands::own_id(why, turn);
         let frame = GatewayFrame::Interrupt(Interrupt { id: id.clone(), turn });
         self.tell(gateway, view, frame, id).await
     }
 
     async fn deny(&mut self, gateway: &Gateway, view: &View, question: &str) -> Result<(), crate::api::ApiError> {
-        let id = format!("deny:{}", &hex::encode(Sha256::digest(question))[..32]);
+        let id = commands::own_id("deny", &hex::encode(Sha256::digest(question))[..32]);
         let response = json!({"behavior": "deny", "message": DENIED}).to_string();
         let Ok(response) = RawValue::from_string(response) else {
             return Ok(());
@@ -364,9 +364,9 @@ impl Keeper {
         if !self.told.insert(id.clone()) {
             return Ok(());
         }
-        match commands::send(gateway, &self.target, view, frame, json!({"keeper": id}).to_string()).await {
-            // It is over first, or another gateway has said it.
-            Ok(_) | Err(commands::Error::Over { .. } | commands::Error::Taken { .. }) => Ok(()),
+        match commands::send_own(gateway, &self.target, view, frame).await {
+            // It is over first.
+            Ok(_) | Err(commands::Error::Over { .. }) => Ok(()),
             Err(error) => {
                 self.told.remove(&id);
                 Err(error.into())

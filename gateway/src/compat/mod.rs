@@ -5,10 +5,14 @@ pub mod folds;
 pub mod keeper;
 pub mod options;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use jiff::Timestamp;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::{Gateway, auth::api_key::Key};
 
@@ -57,6 +61,23 @@ pub struct Settings {
     pub request_ephemeral: bool,
 }
 
+/// One after the other in a namespace; nobody waits for another namespace.
+#[derive(Debug, Default)]
+pub struct Turns(std::sync::Mutex<HashMap<String, Arc<Mutex<()>>>>);
+
+impl Turns {
+    /// Waits for the turn of a namespace.
+    pub async fn of(&self, namespace: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody has and nobody waits for.
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry(namespace.to_owned()).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+}
+
 /// What these APIs know while they run.
 pub struct Compat {
     /// What they do.
@@ -66,7 +87,7 @@ pub struct Compat {
     /// Who calls when nobody has to say who they are.
     pub anonymous: Option<Arc<Key>>,
     /// Held while a task is taken: what is counted and looked up stays so until it is there.
-    pub submit: Mutex<()>,
+    pub submit: Turns,
     /// What the records of sessions say of their tasks.
     pub folds: folds::Folds,
     /// Sessions whose tasks are watched over.
@@ -83,7 +104,7 @@ impl Compat {
             settings,
             started: Timestamp::now(),
             anonymous,
-            submit: Mutex::default(),
+            submit: Turns::default(),
             folds: folds::Folds::default(),
             kept: keeper::Kept::default(),
         }

@@ -2,7 +2,7 @@
 
 mod event;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crds::Phase;
 use jiff::Timestamp;
@@ -15,13 +15,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{body, parts};
+use crate::commands::own_id;
 use event::tool_result;
 pub use event::{Event, EventType, tokens};
 
-/// Beginning of the id of an interrupt at a task's `max_turns`; its turn follows.
-pub const MAX_TURNS: &str = "max-turns:";
-/// Beginning of the id of an interrupt at a task's `timeout`; its turn follows.
-pub const TIMEOUT: &str = "timeout:";
+/// What an interrupt at a task's `max_turns` is called in its id.
+pub const MAX_TURNS: &str = "max-turns";
+/// What an interrupt at a task's `timeout` is called in its id.
+pub const TIMEOUT: &str = "timeout";
 /// Files named in progress, at most.
 const MAX_FILES: usize = 256;
 /// Longest name of a file.
@@ -30,6 +31,12 @@ const MAX_PATH: usize = 4096;
 const MAX_QUESTIONS: usize = 64;
 /// Longest text of an agent that is kept, bytes: a response of a model is shorter.
 const MAX_TEXT: usize = 1 << 20;
+/// Bytes of answers that a session's earlier tasks keep together; the older ones are read again from the log.
+const MAX_ANSWERS: usize = 256 << 10;
+/// Responses whose usage may still be corrected, at most.
+const MAX_METERED: usize = 512;
+/// Longest id of a response.
+const MAX_MESSAGE_ID: usize = 256;
 /// Tools that change a file, with the member of their input that names it.
 const WRITES: [(&str, &str); 4] = [
     ("Write", "file_path"),
@@ -84,6 +91,8 @@ pub struct Task {
     pub message: Option<String>,
     /// What the agent answered last.
     pub result: Option<String>,
+    /// Its answer is not kept any more: the log has it.
+    pub answer_left: bool,
     /// Responses of the model in the main conversation.
     pub rounds: u64,
     /// A tool answered since the last of them: another follows.
@@ -100,6 +109,8 @@ pub struct Task {
     stopped_for: Option<Reason>,
     last_message: String,
     metered: HashMap<String, (Usage, Option<NanoUsd>)>,
+    /// The same by age.
+    metered_order: VecDeque<String>,
 }
 
 impl Task {
@@ -153,11 +164,11 @@ impl Task {
         self.status = status;
         self.ended = Some(at);
         self.metered = HashMap::new();
+        self.metered_order = VecDeque::new();
         self.questions.clear();
-        if status != Status::Completed {
-            self.reason = Some(reason.to_owned());
-            self.message = Some(message);
-        }
+        let failed = status != Status::Completed;
+        self.reason = failed.then(|| reason.to_owned());
+        self.message = failed.then_some(message);
     }
 
     fn interrupted(&mut self, at: Timestamp) {
@@ -170,14 +181,24 @@ impl Task {
     }
 
     fn spent(&mut self, body: UsageBody) -> Event {
-        self.metered.insert(body.message_id, (body.usage, body.cost_usd));
-        self.usage = Usage::default();
-        self.cost = None;
-        for (usage, cost) in self.metered.values() {
-            self.usage += *usage;
-            if let Some(cost) = cost {
-                self.cost = Some(self.cost.unwrap_or_default().saturating_add(*cost));
+        let mut id = body.message_id;
+        id.truncate(id.floor_char_boundary(MAX_MESSAGE_ID));
+        // What was said of this response before is replaced.
+        match self.metered.insert(id.clone(), (body.usage, body.cost_usd)) {
+            Some((usage, cost)) => {
+                self.usage = self.usage.less(usage);
+                self.cost = self.cost.map(|all| all.saturating_sub(cost.unwrap_or_default()));
             }
+            None => self.metered_order.push_back(id),
+        }
+        if self.metered_order.len() > MAX_METERED
+            && let Some(oldest) = self.metered_order.pop_front()
+        {
+            self.metered.remove(&oldest);
+        }
+        self.usage += body.usage;
+        if let Some(cost) = body.cost_usd {
+            self.cost = Some(self.cost.unwrap_or_default().saturating_add(cost));
         }
         Event {
             kind: EventType::Progress,
@@ -231,10 +252,13 @@ impl Task {
         let id = line["message"]["id"].as_str().unwrap_or_default();
         // What the CLI says in the model's place, such as an error of the API, is no response.
         let is_response = line["message"]["model"] != "<synthetic>";
-        if is_response && line["parent_tool_use_id"].is_null() && id != self.last_message {
+        if is_response
+            && line["parent_tool_use_id"].is_null()
+            && id[..id.floor_char_boundary(MAX_MESSAGE_ID)] != self.last_message
+        {
             self.rounds += 1;
             self.goes_on = false;
-            id.clone_into(&mut self.last_message);
+            id[..id.floor_char_boundary(MAX_MESSAGE_ID)].clone_into(&mut self.last_message);
         }
     }
 
@@ -268,7 +292,7 @@ impl Task {
             // Comes before the end of the turn that it interrupts.
             SessionBody::CommandDone { id, error: None } => {
                 let limits = [(MAX_TURNS, Reason::MaxTurns), (TIMEOUT, Reason::Timeout)];
-                let limit = limits.iter().find(|(prefix, _)| id.starts_with(prefix));
+                let limit = limits.iter().find(|(why, _)| id.starts_with(&own_id(why, "")));
                 self.stopped_for = limit.map(|(_, reason)| *reason).or(self.stopped_for);
             }
             SessionBody::TurnEnded { outcome, .. } => self.ended(outcome, at),
@@ -317,6 +341,22 @@ impl Tasks {
     /// The task that a command brought.
     pub fn of(&self, command: &str) -> Option<&Task> {
         self.tasks.iter().find(|task| task.command == command)
+    }
+
+    /// Lets go of the answers of the oldest tasks, as far as all together are too long.
+    fn leave_answers(&mut self) {
+        let mut kept = 0;
+        for task in self.tasks.iter_mut().rev() {
+            let length = task.result.as_ref().map_or(0, String::len) + task.message.as_ref().map_or(0, String::len);
+            kept += length;
+            if kept > MAX_ANSWERS && length > 0 {
+                kept -= length;
+                task.answer_left |= task.result.take().is_some();
+                if let Some(message) = &mut task.message {
+                    message.truncate(message.floor_char_boundary(MAX_MESSAGE_ID));
+                }
+            }
+        }
     }
 
     /// The task that is being worked on.
@@ -372,6 +412,7 @@ impl Tasks {
             let message = format!("the message {command} came before its turn was over");
             before.end(Status::Failed, "Superseded", message, record.ts);
         }
+        self.leave_answers();
         self.tasks.push(Task {
             command,
             turn: record.turn,

@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio_postgres::Row;
 
 use self::{
+    alone::Locks,
     link::{Link, Teller},
     peers::Peers,
     pool::Pool,
@@ -73,6 +74,7 @@ pub struct PostgresLog {
     /// Where other gateways find this one.
     address: Option<String>,
     peers: Peers,
+    locks: Arc<Locks>,
 }
 
 impl PostgresLog {
@@ -88,6 +90,7 @@ impl PostgresLog {
             removes,
             peers: Peers::new(secret, address.clone()),
             address,
+            locks: Arc::default(),
         })
     }
 }
@@ -236,7 +239,7 @@ impl EventLog for PostgresLog {
     }
 
     fn alone(&self, of: &str) -> BoxFuture<'static, Result<Alone, StoreError>> {
-        alone::take(self.pool.clone(), of.to_owned()).boxed()
+        self.locks.clone().take(self.pool.clone(), of.to_owned()).boxed()
     }
 
     fn elsewhere(&self, session: &str) -> BoxFuture<'static, Result<Option<String>, StoreError>> {

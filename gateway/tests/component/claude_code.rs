@@ -47,6 +47,26 @@ async fn work(served: &Served, answer: &str) {
 }
 
 #[tokio::test]
+async fn a_session_that_is_created_after_its_client_went_away_is_deleted() {
+    let served = Served::serving(open()).await;
+    served.cluster.hold_creates("team-a");
+    let request = http().post(served.url("/claude-code")).json(&json!({"prompt": "p"}));
+    assert!(request.timeout(Duration::from_millis(300)).send().await.is_err());
+    soon("the create", served.cluster.creates_are_held(1)).await;
+    // Longer than anybody would look for what may never come.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(served.cluster.sessions("team-a").is_empty());
+    served.cluster.release_creates();
+    Box::pin(soon("its beginning and its end", async {
+        while served.cluster.changes() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }))
+    .await;
+    assert!(served.cluster.sessions("team-a").is_empty());
+}
+
+#[tokio::test]
 async fn the_documented_request_is_answered_as_one_object_by_a_session_of_its_own() {
     let served = Served::serving(open()).await;
     let body =

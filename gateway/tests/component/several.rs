@@ -195,8 +195,21 @@ async fn two_for_tasks(cluster: &Cluster, most: usize) -> [Process; 2] {
     [first, second]
 }
 
-/// Submits so many tasks at once, by turns; how often each status was answered.
-async fn at_once(processes: &[Process; 2], tasks: impl Iterator<Item = Value>) -> BTreeMap<u16, usize> {
+/// Submits so many tasks at once, by turns, while creates take a second; how often each status was answered.
+async fn at_once(
+    cluster: &Cluster,
+    processes: &[Process; 2],
+    tasks: impl Iterator<Item = Value>,
+) -> BTreeMap<u16, usize> {
+    tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            cluster.creates_are_held(1).await;
+            // Time for the other gateway to do the same, if it does not wait.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            cluster.release_creates();
+        }
+    });
     let requests = tasks.enumerate().map(|(n, task)| {
         let url = format!("http://{}/api/v1/tasks", processes[n % 2].address);
         async move { http().post(url).json(&task).send().await.unwrap().status().as_u16() }
@@ -212,8 +225,9 @@ async fn at_once(processes: &[Process; 2], tasks: impl Iterator<Item = Value>) -
 async fn however_many_gateways_are_asked_at_once_there_are_no_more_sessions_than_allowed() {
     let cluster = Cluster::start().await;
     let processes = two_for_tasks(&cluster, 5).await;
+    cluster.hold_creates("team-a");
     let tasks = (0..20).map(|n| json!({"task_id": format!("t{n}"), "prompt": "p"}));
-    let codes = at_once(&processes, tasks).await;
+    let codes = at_once(&cluster, &processes, tasks).await;
     assert_eq!(codes, BTreeMap::from([(200, 5), (503, 15)]));
     assert_eq!(cluster.sessions("team-a").len(), 5);
 }
@@ -225,7 +239,8 @@ async fn however_many_gateways_are_asked_at_once_a_workspace_has_one_session() {
     let tasks = (0..10).map(
         |n| json!({"task_id": format!("t{n}"), "prompt": "p", "workspace": "/w", "session": {"reuse_existing": true}}),
     );
-    let codes = at_once(&processes, tasks).await;
+    cluster.hold_creates("team-a");
+    let codes = at_once(&cluster, &processes, tasks).await;
     assert_eq!(codes, BTreeMap::from([(200, 1), (409, 9)]));
     assert_eq!(cluster.sessions("team-a").len(), 1);
 }

@@ -1,6 +1,6 @@
 //! A request while its session works: followed to its end, and stopped when its client goes away.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -9,9 +9,18 @@ use axum::{
 use bytes::Bytes;
 use futures::Stream;
 use http::StatusCode;
+use kube::api::DynamicObject;
 use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::Instant};
 
-use super::{super::compat::QueryError, QueryResult};
+use super::{
+    super::{
+        ApiError,
+        compat::QueryError,
+        projects::{Named, create_named},
+    },
+    QueryResult,
+};
 use crate::{
     Gateway,
     compat::folds,
@@ -20,20 +29,50 @@ use crate::{
     sessions::{Target, View},
 };
 
+/// How long after a create that nobody heard the answer of its session may still come: longer than an API server waits for
+/// webhooks.
+const COMES_WITHIN: Duration = Duration::from_mins(2);
+/// How often it is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+type Created = Result<DynamicObject, ApiError>;
+
 /// Deletes the session of a request whose client goes away before it is answered.
 pub(super) struct Leaving {
     gateway: Option<Arc<Gateway>>,
     target: Target,
     request: String,
+    /// Its creation, until it is known what came of it.
+    creating: Option<JoinHandle<Created>>,
+    /// It was created.
+    is_there: bool,
 }
 
 impl Leaving {
-    pub(super) fn new(gateway: &Arc<Gateway>, target: &Target, request: String) -> Self {
+    /// Creates the session, whatever becomes of the request.
+    pub(super) fn create(gateway: &Arc<Gateway>, target: &Target, request: String, session: DynamicObject) -> Self {
+        let creating = gateway.tasks.spawn({
+            let (gateway, named) = (gateway.clone(), Named::As(target.clone()));
+            async move { create_named(&gateway, named, session).await }
+        });
         Self {
             gateway: Some(gateway.clone()),
             target: target.clone(),
             request,
+            creating: Some(creating),
+            is_there: false,
         }
+    }
+
+    /// What came of the creation.
+    pub(super) async fn created(&mut self) -> Created {
+        let created = known(&mut self.creating).await;
+        self.creating = None;
+        self.is_there = created.is_ok();
+        if is_refused(&created) {
+            self.gateway = None;
+        }
+        created
     }
 
     /// The session ends by itself, or never was.
@@ -42,26 +81,53 @@ impl Leaving {
     }
 }
 
+async fn known(creating: &mut Option<JoinHandle<Created>>) -> Created {
+    let stopped = || ApiError::busy("the session could not be created: try again", 1);
+    match creating {
+        Some(creating) => creating.await.unwrap_or_else(|_| Err(stopped())),
+        None => Err(stopped()),
+    }
+}
+
+/// There is nothing to be deleted. After any other error the session may be there all the same.
+fn is_refused(created: &Created) -> bool {
+    created.as_ref().is_err_and(|error| error.code().is_client_error())
+}
+
 impl Drop for Leaving {
     fn drop(&mut self) {
         let Some(gateway) = self.gateway.take() else { return };
         let (target, request) = (self.target.clone(), std::mem::take(&mut self.request));
+        let (mut creating, mut is_there) = (self.creating.take(), self.is_there);
         gateway.tasks.clone().spawn(async move {
             tracing::info!(
                 request_id = request,
                 session = target.name(),
                 "the client went away: its session is deleted"
             );
-            // A create that is still under way may come after the first try.
-            for _ in 0..3 {
+            if creating.is_some() {
+                let created = known(&mut creating).await;
+                if is_refused(&created) {
+                    return;
+                }
+                is_there = created.is_ok();
+            }
+            let until = Instant::now() + COMES_WITHIN;
+            while Instant::now() < until {
                 match gateway.sessions.delete(&target).await {
                     Ok(true) => return gateway.watched.unlist(&target, None),
+                    // Somebody else has deleted it.
+                    Ok(false) if is_there => return,
                     Ok(false) => {}
                     Err(error) => {
                         tracing::warn!(session = target.name(), %error, "session not deleted; it ends by its timeout");
                     }
                 }
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                // A gateway that ends waits for nothing that may never come.
+                let pause = tokio::time::sleep(LOOK_EVERY);
+                if gateway.shutdown.run_until_cancelled(pause).await.is_none() {
+                    return;
+                }
             }
         });
     }

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     Gateway, commands,
+    compat::folds,
     project::tasks::{self, Event, EventType, Status},
     sessions::View,
     store::commands::Answer,
@@ -170,6 +171,9 @@ pub(super) async fn state(gateway: &Gateway, found: &Found) -> Result<tasks::Tas
     fold.catch_up(&*gateway.log, &found.view.uid).await?;
     let mut task = fold.tasks.of(&found.command).cloned().unwrap_or_default();
     drop(fold);
+    if task.answer_left {
+        task.result = folds::answer(&*gateway.log, &found.view.uid, &found.command).await?;
+    }
     end_by_session(&mut task, found);
     // Its last records may still be on their way.
     if task.status == Status::Completed && task.result.is_none() && found.sent.is_none() {
@@ -249,17 +253,9 @@ pub(super) async fn interrupt(
 
 async fn stop_turn(gateway: &Gateway, found: &Found, turn: u32) -> Result<(), ApiError> {
     let view = View::from(&existing(gateway, &found.target).await?);
-    let id = format!("interrupt:{turn}");
-    let frame = GatewayFrame::Interrupt(Interrupt { id: id.clone(), turn });
-    match commands::send(
-        gateway,
-        &found.target,
-        &view,
-        frame,
-        json!({"interrupt": id}).to_string(),
-    )
-    .await
-    {
+    let id = commands::own_id("interrupt", turn);
+    let frame = GatewayFrame::Interrupt(Interrupt { id, turn });
+    match commands::send_own(gateway, &found.target, &view, frame).await {
         // It was over first.
         Ok(_) | Err(commands::Error::Over { .. }) => Ok(()),
         Err(error) => Err(error.into()),

@@ -7,7 +7,7 @@ use axum::{
     extract::{Extension, State},
 };
 use crds::session::Tools;
-use http::{HeaderMap, header::HOST};
+use http::{HeaderMap, StatusCode, header::HOST};
 use jiff::Timestamp;
 use kube::{ResourceExt as _, api::DynamicObject};
 use protocol::{
@@ -22,6 +22,7 @@ use super::{
     super::{
         ApiError, Create,
         compat::{Body, Ours, TaskError, Who},
+        list::synced,
         projects::{Named, create_named, existing},
         speak::parse,
     },
@@ -39,6 +40,9 @@ use crate::{
 
 /// When to try again while all places for sessions are taken, seconds.
 const TRY_AGAIN: u64 = 30;
+
+/// The same while a workspace's session is being stopped.
+const STOPPED_SOON: u64 = 5;
 
 /// A task that was submitted.
 #[derive(Serialize, JsonSchema)]
@@ -86,20 +90,24 @@ pub(super) async fn submit(
     let task: NewTask = parse(&body.bytes).map_err(|error| ApiError::unprocessable(error.message()))?;
     let asked = task.checked(&gateway.compat.settings)?;
     drop(body);
+    if asked.reuse {
+        // What was done in the session so far may be long: read before others wait.
+        known(&gateway, &who, &asked).await?;
+    }
     // One at a time: a task's id, its workspace's session and the number of sessions stay as they are while they are looked at.
-    let _turn = gateway.compat.submit.lock().await;
-    let _among_gateways = gateway.log.alone(&who.namespace).await.map_err(ApiError::from)?;
-    let found = match find(&gateway, &who, &asked.id).await? {
-        Some(found) if found.asked() == Some(asked.kept()) => found,
-        Some(_) => {
-            return Err(ApiError::conflict(format!(
-                "there is another task with the id {:?}: an id stands for one task, choose another",
-                asked.id
-            ))
-            .into());
+    let turn = gateway.compat.submit.of(&who.namespace).await;
+    // A client that goes away does not take its turn with it: what is being created then is counted.
+    let taking = gateway.tasks.spawn({
+        let gateway = gateway.clone();
+        async move {
+            let _turn = turn;
+            let _among_gateways = gateway.log.alone(&who.namespace).await?;
+            found_or_taken(&gateway, &who, &asked).await
         }
-        None => taken(&gateway, &who, &asked).await?,
-    };
+    });
+    let found = taking
+        .await
+        .map_err(|_| ApiError::busy("the task could not be taken: try again", 1))??;
     let status = super::status::of(&gateway, &found).await?.status;
     Ok(Json(Submitted {
         session_id: session_id(&found.object),
@@ -124,8 +132,37 @@ fn socket_url(secure: bool, headers: &HeaderMap, id: &str) -> String {
     format!("{}://{host}/ws/tasks/{id}", if secure { "wss" } else { "ws" })
 }
 
+/// The task with this id, if it is the same, or a new one.
+async fn found_or_taken(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Found, ApiError> {
+    match find(gateway, who, &asked.id).await? {
+        Some(found) => same(found, asked),
+        None => taken(gateway, who, asked).await,
+    }
+}
+
+fn same(found: Found, asked: &Asked) -> Result<Found, ApiError> {
+    if found.asked() == Some(asked.kept()) {
+        return Ok(found);
+    }
+    Err(ApiError::conflict(format!(
+        "there is another task with the id {:?}: an id stands for one task, choose another",
+        asked.id
+    )))
+}
+
+/// Reads what the records of a workspace's session say of its tasks.
+async fn known(gateway: &Gateway, who: &Who, asked: &Asked) -> Result<(), ApiError> {
+    let key = new::workspace_key(&who.owner, &asked.workspace);
+    if let Some(entry) = find::shared(gateway, who, Some(&key)).await?.first() {
+        let fold = gateway.compat.folds.of(&entry.uid);
+        fold.lock().await.catch_up(&*gateway.log, &entry.uid).await?;
+    }
+    Ok(())
+}
+
 /// Takes a task that is new.
 async fn taken(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Found, ApiError> {
+    synced(gateway).await?;
     if gateway.log.peer().is_some() {
         active::see_all(gateway, &who.namespace).await?;
     }
@@ -145,6 +182,15 @@ async fn taken(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Found
             TRY_AGAIN,
         ));
     }
+    if !active::make_room(gateway, &who.namespace).await? {
+        return Err(ApiError::busy(
+            format!(
+                "there are {} sessions of tasks, and none of them has ended: delete some",
+                active::MOST_KEPT
+            ),
+            TRY_AGAIN,
+        ));
+    }
     created(gateway, who, asked).await
 }
 
@@ -156,7 +202,14 @@ async fn created(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Fou
     let session: DynamicObject = serde_json::to_value(asked.session(who))
         .and_then(serde_json::from_value)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
-    let object = create_named(gateway, Named::As(target.clone()), session).await?;
+    let object = match create_named(gateway, Named::As(target.clone()), session).await {
+        // One that was given up came after all.
+        Err(error) if error.code() == StatusCode::CONFLICT => {
+            let found = find(gateway, who, &asked.id).await?.ok_or(error)?;
+            return same(found, asked);
+        }
+        created => created?,
+    };
     let view = View::from(&object);
     keeper::keep(gateway, &target, &object);
     Ok(Found {
@@ -181,6 +234,17 @@ async fn usable(gateway: &Gateway, who: &Who, asked: &Asked) -> Result<Option<(T
         return Ok(None);
     };
     let view = View::from(&object);
+    // One that was stopped before it began has nothing to go on with, and one that is being deleted goes.
+    if active::is_held(&object) || object.metadata.deletion_timestamp.is_some() {
+        return Ok(None);
+    }
+    if view.phase == crds::Phase::Stopping {
+        let why = format!(
+            "the session of workspace {:?} is being stopped: try again",
+            asked.workspace
+        );
+        return Err(ApiError::busy(why, STOPPED_SOON));
+    }
     let fold = gateway.compat.folds.of(&view.uid);
     let mut fold = fold.lock().await;
     fold.catch_up(&*gateway.log, &view.uid).await?;

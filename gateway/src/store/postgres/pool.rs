@@ -11,7 +11,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-use tokio_postgres::{Client, Config, Row, Socket, Statement, types::ToSql};
+use tokio_postgres::{Client, Config, Row, Socket, Statement, config::TargetSessionAttrs, types::ToSql};
 
 use super::{
     super::StoreError,
@@ -57,6 +57,8 @@ impl Pool {
     pub(super) fn new(database: &Database) -> Result<Arc<Self>, StoreError> {
         let (mut config, tls) = tls::configuration(database)?;
         config.application_name("agentic-gateway");
+        // One that only reads, such as a standby, can keep nothing.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         // A server that is gone without a word is found.
         config.keepalives_idle(SILENCE).tcp_user_timeout(SILENCE);
         Ok(Arc::new(Self {
@@ -74,8 +76,7 @@ impl Pool {
         Ok((client, connection))
     }
 
-    /// One of them, for the caller alone.
-    pub(super) async fn take(&self) -> Result<Connection, StoreError> {
+    async fn take(&self) -> Result<Connection, StoreError> {
         let place = self
             .places
             .clone()
@@ -108,7 +109,7 @@ impl Pool {
     }
 
     /// After it did all that it was asked to.
-    pub(super) fn give_back(&self, mut connection: Connection) {
+    fn give_back(&self, mut connection: Connection) {
         connection.place = None;
         self.idle
             .lock()

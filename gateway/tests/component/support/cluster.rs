@@ -31,6 +31,8 @@ struct Inner {
     events: watch::Sender<usize>,
     /// Whether a read is being held.
     held: watch::Sender<bool>,
+    /// Namespace whose creates are held, and how many are.
+    creates: watch::Sender<(Option<String>, usize)>,
 }
 
 #[derive(Default)]
@@ -64,6 +66,7 @@ impl Cluster {
             state: Mutex::default(),
             events: watch::channel(0).0,
             held: watch::channel(false).0,
+            creates: watch::channel((None, 0)).0,
         });
         let router = router(&shared);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -175,6 +178,28 @@ impl Cluster {
 
     pub fn release_read(&self) {
         self.shared.held.send_replace(false);
+    }
+
+    /// Holds what is created in a namespace from now on, as a slow webhook does: also of those who go away.
+    pub fn hold_creates(&self, namespace: &str) {
+        self.shared
+            .creates
+            .send_modify(|held| held.0 = Some(namespace.to_owned()));
+    }
+
+    /// Waits until so many are held.
+    pub async fn creates_are_held(&self, count: usize) {
+        let mut held = self.shared.creates.subscribe();
+        held.wait_for(|(_, held)| *held >= count).await.unwrap();
+    }
+
+    pub fn release_creates(&self) {
+        self.shared.creates.send_modify(|held| held.0 = None);
+    }
+
+    /// Changes of sessions so far.
+    pub fn changes(&self) -> u64 {
+        self.known().version
     }
 
     pub fn break_down(&self) {
@@ -393,11 +418,20 @@ async fn list_or_watch(State(shared): State<Shared>, Query(query): Query<BTreeMa
     Body::from_stream(lines).into_response()
 }
 
-async fn create(
-    State(shared): State<Shared>,
-    Path(namespace): Path<String>,
-    Json(mut session): Json<Value>,
-) -> Response {
+async fn create(State(shared): State<Shared>, Path(namespace): Path<String>, Json(session): Json<Value>) -> Response {
+    // Whoever asked may go away: an API server does what it has begun.
+    let done = tokio::spawn(created(shared, namespace, session));
+    done.await.unwrap()
+}
+
+async fn created(shared: Shared, namespace: String, mut session: Value) -> Response {
+    let mut held = shared.creates.subscribe();
+    if held.borrow().0.as_ref() == Some(&namespace) {
+        shared.creates.send_modify(|(_, count)| *count += 1);
+        held.wait_for(|(held, _)| held.as_ref() != Some(&namespace))
+            .await
+            .unwrap();
+    }
     if let Some(status) = shared.state.lock().unwrap().refuse_create.clone() {
         let code = status["code"].as_u64().unwrap() as u16;
         return (StatusCode::from_u16(code).unwrap(), Json(status)).into_response();

@@ -1,5 +1,6 @@
 //! The task API, asked as its clients ask, with a runner whose words the tests decide.
 
+mod abuse;
 mod sharing;
 mod submitting;
 

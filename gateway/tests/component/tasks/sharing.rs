@@ -112,10 +112,15 @@ async fn what_nobody_can_be_asked_is_denied_and_limits_are_held_in_a_session_tha
         ])
         .await;
     let stop = order(&mut runner).await;
-    assert_eq!(stop["interrupt"], json!({"id": "max-turns:1", "turn": 1}));
+    assert_eq!(stop["interrupt"], json!({"id": "gateway/max-turns/1", "turn": 1}));
     runner
         .send(&[
-            record(6, 1, "session", &json!({"event": "commandDone", "id": "max-turns:1"})),
+            record(
+                6,
+                1,
+                "session",
+                &json!({"event": "commandDone", "id": "gateway/max-turns/1"}),
+            ),
             turn_ended(7, 1, "stoppedByUser"),
         ])
         .await;
@@ -131,10 +136,15 @@ async fn what_nobody_can_be_asked_is_denied_and_limits_are_held_in_a_session_tha
     assert_eq!(order(&mut runner).await["user_message"]["id"], "two");
     runner.send(&[user(8, 2, "two")]).await;
     let stop = order(&mut runner).await;
-    assert_eq!(stop["interrupt"], json!({"id": "timeout:2", "turn": 2}));
+    assert_eq!(stop["interrupt"], json!({"id": "gateway/timeout/2", "turn": 2}));
     runner
         .send(&[
-            record(9, 2, "session", &json!({"event": "commandDone", "id": "timeout:2"})),
+            record(
+                9,
+                2,
+                "session",
+                &json!({"event": "commandDone", "id": "gateway/timeout/2"}),
+            ),
             turn_ended(10, 2, "stoppedByUser"),
         ])
         .await;
