@@ -40,6 +40,12 @@ pub(crate) fn run_with(afterwards: Afterwards, arguments: &[OsString], environme
                 .env("KUBECTL", tools::path("kubectl")?)
                 .env("HELM", tools::path("helm")?)
                 .envs(target.audit_log.iter().map(|file| ("AUDIT_LOG", file)))
+                .envs(
+                    target
+                        .local
+                        .iter()
+                        .map(|cluster| ("CLUSTER_NETWORK", cluster.namespace())),
+                )
                 .envs(environment.iter().map(|(name, value)| (name, value)))
                 // Most of them wait most of the time. How many work at once the tests themselves decide.
                 .env("RUST_TEST_THREADS", "16")

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    net::TcpListener,
+    net::{IpAddr, TcpListener},
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -26,6 +26,8 @@ const PREFIX: &str = "agentic-postgres-";
 const NOBODY: u32 = 65_534;
 /// Of the socket's name, where nobody listens on a network.
 const PORT: u16 = 5432;
+/// Of the one user, where the server listens on a network.
+pub const PASSWORD: &str = "fake-password-of-tests";
 /// How long it may take to start or to end.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -40,6 +42,14 @@ pub struct Postgres {
     _lock: File,
 }
 
+/// Where a server listens.
+#[derive(Clone, Debug)]
+struct Place {
+    port: u16,
+    /// File of the network namespace, when it is not this process's.
+    network: Option<PathBuf>,
+}
+
 enum Request {
     Kill(mpsc::Sender<Result<()>>),
     Start(mpsc::Sender<Result<()>>),
@@ -48,15 +58,22 @@ enum Request {
 impl Postgres {
     /// Starts one; takes about two seconds. Installs Debian's when it is missing and we are root.
     pub fn start() -> Result<Self> {
-        Self::start_with(None)
+        Self::start_with(None, None)
+    }
+
+    /// One in another network namespace, that listens there at this address, with [`PASSWORD`].
+    pub fn start_in(network: &Path, address: IpAddr) -> Result<Self> {
+        let server = Self::start_with(None, Some((network, address)))?;
+        server.say("postgres", &format!("ALTER ROLE agentic PASSWORD '{PASSWORD}'"))?;
+        Ok(server)
     }
 
     /// One that also listens on the loopback interface, and there speaks nothing but TLS with this certificate and key, both PEM.
     pub fn start_with_tls(certificate: &str, key: &str) -> Result<Self> {
-        Self::start_with(Some((certificate, key)))
+        Self::start_with(Some((certificate, key)), None)
     }
 
-    fn start_with(tls: Option<(&str, &str)>) -> Result<Self> {
+    fn start_with(tls: Option<(&str, &str)>, elsewhere: Option<(&Path, IpAddr)>) -> Result<Self> {
         packages::ensure_postgres()?;
         sweep();
         let (folder, lock) = claim()?;
@@ -65,11 +82,18 @@ impl Postgres {
             Some((certificate, key)) => allow_tls(&folder.join("data"), certificate, key)?,
             None => PORT,
         };
+        if let Some((_, address)) = elsewhere {
+            allow_network(&folder.join("data"), address)?;
+        }
+        let place = Place {
+            port,
+            network: elsewhere.map(|(network, _)| network.to_owned()),
+        };
         let (sender, requests) = mpsc::channel();
         let keeper = thread::Builder::new().name("postgres".into()).spawn({
             let folder = folder.clone();
             // The server is killed by the kernel when the thread that started it ends, so one thread keeps it.
-            move || keep(&folder, port, &requests)
+            move || keep(&folder, &place, &requests)
         })?;
         let server = Self {
             folder,
@@ -92,9 +116,12 @@ impl Postgres {
 
     /// A new, empty database as the words by which it is reached over the network, under this name of its host.
     pub fn database_at(&self, host: &str) -> Result<String> {
-        let database = self.database()?;
-        let (_, name) = database.rsplit_once("dbname=").context("a database without a name")?;
-        Ok(format!("postgresql://agentic@{host}:{}/{name}", self.port))
+        Ok(self.url_at(&self.database()?, host))
+    }
+
+    /// A database of [`Self::database`] by the words by which it is reached over the network, under this name of its host.
+    pub fn url_at(&self, database: &str, host: &str) -> String {
+        format!("postgresql://agentic@{host}:{}/{}", self.port, name(database))
     }
 
     /// Runs a statement in a database of [`Self::database`] or in `postgres`; what it says, without headings.
@@ -184,12 +211,12 @@ impl Drop for Postgres {
     }
 }
 
-fn keep(folder: &Path, port: u16, requests: &mpsc::Receiver<Request>) {
+fn keep(folder: &Path, place: &Place, requests: &mpsc::Receiver<Request>) {
     let mut running: Option<Child> = None;
     while let Ok(request) = requests.recv() {
         let (reply, result) = match request {
             Request::Kill(reply) => (reply, running.take().map_or(Ok(()), kill)),
-            Request::Start(reply) => (reply, serve(folder, port).map(|child| running = Some(child))),
+            Request::Start(reply) => (reply, serve(folder, place).map(|child| running = Some(child))),
         };
         let _ = reply.send(result);
     }
@@ -219,8 +246,13 @@ fn programs() -> Result<PathBuf> {
 }
 
 /// A program of the server, as nobody when we are root.
-fn as_nobody(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
+fn as_nobody(program: &Path, network: Option<&Path>) -> Command {
+    let mut command = Command::new(if network.is_some() { "nsenter" } else { "setpriv" });
+    if let Some(network) = network {
+        command
+            .arg(format!("--net={}", network.display()))
+            .args(["--", "setpriv"]);
+    }
     if packages::is_root() {
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     }
@@ -232,7 +264,7 @@ fn as_nobody(program: &Path) -> Command {
 }
 
 fn initialise(folder: &Path) -> Result<()> {
-    let mut initdb = as_nobody(&programs()?.join("initdb"));
+    let mut initdb = as_nobody(&programs()?.join("initdb"), None);
     initdb
         .current_dir("/")
         .args([
@@ -259,6 +291,14 @@ fn append(file: &Path, text: &str) -> Result<()> {
         .with_context(|| format!("failed to write {}", file.display()))
 }
 
+/// Has the server of this folder listen at an address, for whoever knows the password.
+fn allow_network(data: &Path, address: IpAddr) -> Result<()> {
+    let conf = format!("listen_addresses = '{address}'\n");
+    append(&data.join("postgresql.conf"), &conf)?;
+    let rules = "local all all trust\nhost all all all scram-sha-256\n";
+    fs::write(data.join("pg_hba.conf"), rules).context("failed to write who may connect")
+}
+
 /// Has the server of this folder listen on the loopback interface, with TLS alone; the port.
 fn allow_tls(data: &Path, certificate: &str, key: &str) -> Result<u16> {
     for (name, text) in [("server.crt", certificate), ("server.key", key)] {
@@ -280,10 +320,10 @@ fn allow_tls(data: &Path, certificate: &str, key: &str) -> Result<u16> {
     Ok(port)
 }
 
-fn serve(folder: &Path, port: u16) -> Result<Child> {
+fn serve(folder: &Path, place: &Place) -> Result<Child> {
     let log = folder.join("log");
     let file = File::options().create(true).append(true).open(&log)?;
-    let mut server = as_nobody(&programs()?.join("postgres"));
+    let mut server = as_nobody(&programs()?.join("postgres"), place.network.as_deref());
     server
         .current_dir("/")
         .arg("-D")
@@ -302,7 +342,7 @@ fn serve(folder: &Path, port: u16) -> Result<Child> {
                 Command::new(&ready)
                     .arg("--host")
                     .arg(folder)
-                    .arg(format!("--port={port}")),
+                    .arg(format!("--port={}", place.port)),
             )
             .is_ok()
             {

@@ -19,6 +19,9 @@ use crate::harness::scene::{compat_scene, marker};
 use crate::harness::wait::{SOON, until};
 use crate::harness::{COMPAT, SYSTEM, root};
 
+/// Held by who makes the task of that name, which the documents have.
+pub static TASK_123: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Every line of the guide, shells and Python programs one after the other.
 fn guide(python: &Path, folder: &Path) -> Result<String> {
     let text = std::fs::read_to_string(root().join("docs/task-api.md"))?;
@@ -73,6 +76,7 @@ async fn done(server: &Forward, task: &Value) -> Result<Value> {
 #[tokio::test]
 async fn every_line_of_the_task_guide_works_as_printed() -> Result<()> {
     compat_scene(async || {
+        let _alone = TASK_123.lock().await;
         let python = tokio::task::spawn_blocking(xtask::python_websockets).await??;
         let server = reach().await?;
         let folder = std::env::temp_dir().join(marker());

@@ -25,6 +25,17 @@ impl Gateway {
 
     /// The same for a namespace.
     pub async fn of_namespace(namespace: &str) -> Result<Self> {
+        let forward = Forward::to_service(SYSTEM, "agentic-gateway", 8080).await?;
+        Self::through(forward, namespace).await
+    }
+
+    /// This one of several gateways.
+    pub async fn at_pod(scene: &Scene, pod: &str) -> Result<Self> {
+        let forward = Forward::to_pod(SYSTEM, pod, 8080).await?;
+        Self::through(forward, &scene.namespace).await
+    }
+
+    async fn through(forward: Forward, namespace: &str) -> Result<Self> {
         let namespace = namespace.to_owned();
         let _ = kubectl(&["create", "serviceaccount", "caller", "-n", &namespace]).await;
         let account = format!("--serviceaccount={namespace}:caller");
@@ -42,7 +53,6 @@ impl Gateway {
             .await?
             .trim()
             .to_owned();
-        let forward = Forward::to_service(SYSTEM, "agentic-gateway", 8080).await?;
         Ok(Self {
             forward,
             token,

@@ -19,16 +19,25 @@ pub struct Forward {
 impl Forward {
     /// Forwards a free port to `port` of the Service.
     pub async fn to_service(namespace: &str, service: &str, port: u16) -> Result<Self> {
+        Self::to(namespace, &format!("service/{service}"), port).await
+    }
+
+    /// Forwards a free port to `port` of the pod.
+    pub async fn to_pod(namespace: &str, pod: &str, port: u16) -> Result<Self> {
+        Self::to(namespace, &format!("pod/{pod}"), port).await
+    }
+
+    async fn to(namespace: &str, target: &str, port: u16) -> Result<Self> {
         // A pod that has just become ready may refuse the first attempt.
-        until(&format!("a forward to {service}"), SOON, async || {
-            Self::try_to(namespace, service, port).await.map(Some)
+        until(&format!("a forward to {target}"), SOON, async || {
+            Self::try_to(namespace, target, port).await.map(Some)
         })
         .await
     }
 
-    async fn try_to(namespace: &str, service: &str, port: u16) -> Result<Self> {
-        let (target, ports) = (format!("service/{service}"), format!(":{port}"));
-        let mut child = kubectl_command(&["port-forward", "-n", namespace, "--address=127.0.0.1", &target, &ports])?
+    async fn try_to(namespace: &str, target: &str, port: u16) -> Result<Self> {
+        let ports = format!(":{port}");
+        let mut child = kubectl_command(&["port-forward", "-n", namespace, "--address=127.0.0.1", target, &ports])?
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

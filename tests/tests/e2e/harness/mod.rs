@@ -11,6 +11,7 @@ mod install;
 pub mod kill;
 pub mod mock;
 pub mod phases;
+pub mod printed;
 pub mod scene;
 pub mod sse;
 pub mod ssh;

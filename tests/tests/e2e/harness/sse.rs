@@ -34,34 +34,41 @@ impl Event {
 /// Reads a stream to its `close` event; the close is the last of the result.
 pub async fn to_the_close(response: Response) -> Result<Vec<Event>> {
     ensure!(response.status().is_success(), "the stream was refused: {response:?}");
-    let reading = async {
-        let (mut events, mut text) = (Vec::new(), String::new());
-        let mut chunks = response.bytes_stream();
-        let mut bytes = Vec::new();
-        while let Some(chunk) = chunks.next().await {
-            bytes.extend_from_slice(&chunk.context("the stream broke off")?);
-            // A chunk may end within a character.
-            let valid = match std::str::from_utf8(&bytes) {
-                Ok(whole) => whole.len(),
-                Err(error) => error.valid_up_to(),
-            };
-            text += &String::from_utf8_lossy(&bytes[..valid]);
-            bytes.drain(..valid);
-            while let Some(end) = text.find("\n\n") {
-                let event = parse(&text[..end]);
-                text.drain(..end + 2);
-                let Some(event) = event else { continue };
-                events.push(event.clone());
-                if event.kind == "close" {
-                    return Ok(events);
-                }
+    let mut events = Vec::new();
+    let reading = read(response, |event| {
+        events.push(event.clone());
+        event.kind == "close"
+    });
+    let closed = time::timeout(SOON, reading)
+        .await
+        .unwrap_or_else(|_| bail!("no `close` within {SOON:?}"))?;
+    ensure!(closed, "the stream ended without `close`: {events:#?}");
+    Ok(events)
+}
+
+/// Takes events until one is enough. `false`: the stream ended first.
+pub async fn read(response: Response, mut take: impl FnMut(&Event) -> bool) -> Result<bool> {
+    let mut text = String::new();
+    let mut chunks = response.bytes_stream();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        bytes.extend_from_slice(&chunk.context("the stream broke off")?);
+        // A chunk may end within a character.
+        let valid = match std::str::from_utf8(&bytes) {
+            Ok(whole) => whole.len(),
+            Err(error) => error.valid_up_to(),
+        };
+        text += &String::from_utf8_lossy(&bytes[..valid]);
+        bytes.drain(..valid);
+        while let Some(end) = text.find("\n\n") {
+            let event = parse(&text[..end]);
+            text.drain(..end + 2);
+            if event.is_some_and(|event| take(&event)) {
+                return Ok(true);
             }
         }
-        bail!("the stream ended without `close`: {events:#?}")
-    };
-    time::timeout(SOON, reading)
-        .await
-        .unwrap_or_else(|_| bail!("no `close` within {SOON:?}"))
+    }
+    Ok(false)
 }
 
 /// The records among the events.
