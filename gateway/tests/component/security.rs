@@ -46,6 +46,7 @@ const VERBS: [&str; 5] = ["get", "list", "create", "update", "delete"];
 /// Every operation of the API, by its id, and the rights that it asks for.
 const OPERATIONS: &[(&str, &[&str])] = &[
     ("getHealth", &[]),
+    ("getLiveness", &[]),
     ("getOpenapi", &[]),
     ("listSessions", &["list"]),
     ("createSession", &["create"]),
