@@ -29,7 +29,7 @@ use super::{
 
 /// What stands above the table.
 const ABOUT: &str = "\
-The operator's release binary on a bare control plane (etcd, API server, controller manager, no scheduler), and a client that makes the same claim
+The operator as it is shipped on a bare control plane (etcd, API server, controller manager, no scheduler), and a client that makes the same claim
 and Job for each session by itself; both take turns, slice by slice, and are timed by the API server's audit log, from the answer to the session's
 creation to the answer to its Job's. Pods are put on a node, started and ended by the bench in the place of scheduler and kubelet; no kwok. Memory is
 resident memory; processor time is the process's own, all threads.";
