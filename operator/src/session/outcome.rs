@@ -62,6 +62,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
     });
     let (end, reason, message) = report
         .and_then(|report| by_report(report, evidence.stopping.is_some()))
+        .map(|finding| with_what_the_node_saw(finding, evidence))
         .or_else(|| evidence.stopping.map(by_stop))
         .unwrap_or_else(|| by_circumstance(evidence));
     Verdict {
@@ -100,6 +101,21 @@ fn by_report(report: &Report, stopping: bool) -> Option<Finding> {
         _ => (End::Failed, message("The agent's runner gave no details; see its log.")),
     };
     Some((end, reason, message))
+}
+
+/// A runner whose agent's first process was killed sees only that nobody is there any more; the node knows that it was for memory.
+fn with_what_the_node_saw((end, reason, message): Finding, evidence: &Evidence<'_>) -> Finding {
+    match evidence.pod {
+        Some(pod) if reason == Reason::AgentLost && pod.agent_out_of_memory => (
+            end,
+            Reason::OOMKilled,
+            format!(
+                "The agent's container of pod {} was killed for memory: {message}; raise spec.resources.limits.memory",
+                pod.name
+            ),
+        ),
+        _ => (end, reason, message),
+    }
 }
 
 /// The operator stopped it, and nothing better is known.
@@ -269,6 +285,28 @@ mod tests {
         let verdict = judged(Some(&pod), None);
         assert_eq!((verdict.end, verdict.reason), (end, reason));
         assert_eq!(verdict.report.unwrap().outcome, outcome);
+    }
+
+    #[test]
+    fn an_agent_that_was_lost_for_memory_is_said_to_be() {
+        let report = Report {
+            message: "the agent was lost 4 times".into(),
+            ..Report::new(Outcome::AgentLost, 4)
+        };
+        let lost = pod(ended(1, Some(report)));
+        let judged_with = |agent_out_of_memory| {
+            judged(
+                Some(&PodSeen {
+                    agent_out_of_memory,
+                    ..lost.clone()
+                }),
+                None,
+            )
+        };
+        let (known, unknown) = (judged_with(true), judged_with(false));
+        assert_eq!((known.end, known.reason), (unknown.end, Reason::OOMKilled));
+        assert!(known.message.contains("lost 4 times") && known.message.contains("limits.memory"));
+        assert_eq!(unknown.reason, Reason::AgentLost);
     }
 
     #[test]
