@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group};
 use tokio::time::{Duration, Instant, sleep};
 
@@ -23,16 +24,30 @@ pub(super) async fn everything_but(watched: Option<Pid>) -> Option<ExitStatus> {
     let deadline = Instant::now() + PATIENCE;
     let mut ended = None;
     loop {
-        let left = kill();
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if Some(pid) == watched {
-                ended = Some(ExitStatus::from_raw(status.as_raw()));
-            }
+        // Orphans come to us, so who has no child has nobody below. All of /proc need not be read to know that.
+        if !reap(watched, &mut ended) {
+            return ended;
         }
-        if left == 0 || Instant::now() >= deadline {
+        let left = kill();
+        if !reap(watched, &mut ended) || left == 0 || Instant::now() >= deadline {
             return ended;
         }
         sleep(PAUSE).await;
+    }
+}
+
+/// Reaps who has ended, and notes how `watched` did; returns whether there are children left.
+fn reap(watched: Option<Pid>, ended: &mut Option<ExitStatus>) -> bool {
+    loop {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => {
+                if Some(pid) == watched {
+                    *ended = Some(ExitStatus::from_raw(status.as_raw()));
+                }
+            }
+            Ok(None) => return true,
+            Err(error) => return error != Errno::CHILD,
+        }
     }
 }
 
