@@ -30,6 +30,7 @@ pub struct Asked {
     inference_geo: Option<Word>,
     container: Option<Any>,
     mcp_servers: Option<Any>,
+    stream: Option<serde_json::Value>,
     #[serde(default)]
     messages: Reaching,
     #[serde(default)]
@@ -104,6 +105,21 @@ impl Asked {
         match self.max_tokens {
             Some(output) if !fetches => self.amount(output, prices),
             _ => Amount::UNBOUNDED,
+        }
+    }
+
+    /// Whether the answer comes as it is made.
+    pub fn streams(&self) -> bool {
+        self.stream.as_ref().is_some_and(|value| *value == true)
+    }
+
+    /// What an API may have done for a request whose answer nobody waits for: the prompt was read, and an answer that does not
+    /// stream is made before its first byte comes.
+    pub fn given_up(&self) -> Usage {
+        Usage {
+            input_tokens: self.size / BYTES_PER_TOKEN,
+            output_tokens: self.max_tokens.filter(|_| !self.streams()).unwrap_or(0),
+            ..Usage::default()
         }
     }
 

@@ -328,16 +328,30 @@ async fn drive(
 ) {
     let started_at = Timestamp::now();
     crate::kill_point::pass("forward");
+    let streams = asked.streams();
+    let gone = async {
+        if streams {
+            head.closed().await;
+        } else {
+            // It is made, and charged, whether somebody waits for it or not: only it tells what it has cost.
+            std::future::pending::<()>().await;
+        }
+    };
     let answered = tokio::select! {
         biased;
         () = shared.cut.cancelled() => None,
-        () = head.closed() => None,
+        () = gone => None,
         answered = shared.execute(outgoing) => Some(answered),
     };
     drop(room);
     match answered {
-        // Given up before an answer: the API may have read the prompt all the same.
-        None => permit.charge = asked.prompt(&shared.prices),
+        // The session ends: an answer that streams has hardly begun.
+        None if streams && shared.cut.is_cancelled() => permit.charge = asked.prompt(&shared.prices),
+        None => {
+            let mut meter = Meter::new(asked, Arc::clone(&shared.prices), started_at);
+            meter.given_up();
+            stream::close(&shared, &meter, &mut permit).await;
+        }
         Some(Err(failed)) => {
             let _ = head.send(shared.unanswered(&failed));
         }
@@ -382,7 +396,7 @@ async fn whole(
         }
     } else {
         shared.seen.unreachable();
-        meter.seen(0);
+        meter.given_up();
     }
     let durable = stream::open(shared, &meter).await;
     stream::close(shared, &meter, &mut permit).await;

@@ -118,6 +118,18 @@ impl Meter {
         self.id.get_or_insert_with(synthetic_id);
     }
 
+    /// No answer comes any more: what the API may have done all the same is taken for done.
+    pub fn given_up(&mut self) {
+        self.id.get_or_insert_with(synthetic_id);
+        let Usage {
+            input_tokens,
+            output_tokens,
+            ..
+        } = self.asked.given_up();
+        self.usage.input_tokens = self.usage.input_tokens.max(input_tokens);
+        self.estimate = self.estimate.max(output_tokens);
+    }
+
     /// Counts bytes of an answer, for the estimate.
     pub fn seen(&mut self, bytes: usize) {
         self.estimate += (bytes as u64).div_ceil(BYTES_PER_TOKEN).max(1);

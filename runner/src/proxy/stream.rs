@@ -242,6 +242,9 @@ impl Pump<'_> {
         } else if self.failed {
             // The API answered with nothing but an error, and charges nothing for it.
             self.permit.charge = Amount::default();
+        } else if end == End::AgentGone {
+            self.meter.given_up();
+            self.close().await;
         }
         if matches!(end, End::Broken) || (end == End::Finished && !whole && !self.failed) {
             self.shared.seen.unreachable();

@@ -114,6 +114,66 @@ async fn an_agent_that_hangs_up_ends_the_call_upstream() {
     assert!(closing.estimated && !closing.open);
 }
 
+/// Hangs up when the API has been asked.
+async fn hung_up(rig: &Rig, call: reqwest::RequestBuilder) {
+    let asked = async {
+        while rig.asked().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        answer = call.send() => panic!("{answer:?}"),
+        asked = tokio::time::timeout(DEADLINE, asked) => asked.unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_the_agent_gives_up_before_it_begins_has_cost_its_prompt() {
+    let mut rig = Rig::new(|_| std::future::pending()).await;
+    let body = format!(
+        r#"{{"model":"claude-opus-5-5","max_tokens":100,"stream":true,"x":"{}"}}"#,
+        "x".repeat(3_000)
+    );
+    hung_up(&rig, rig.call().body(body)).await;
+    let closing = rig.event().await.body;
+    assert!(closing.estimated && !closing.open);
+    assert!((1_000..1_100).contains(&closing.usage.input_tokens) && closing.usage.output_tokens == 0);
+    assert!(closing.cost_usd.unwrap() >= NanoUsd(1_000 * 4_000));
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_stream_is_metered_though_its_agent_has_hung_up() {
+    let answer = Arc::new(tokio::sync::Notify::new());
+    let may = Arc::clone(&answer);
+    let body = r#"{"id":"msg_9","model":"unknown","content":[],"usage":{"input_tokens":3,"output_tokens":4}}"#;
+    let mut rig = Rig::new(move |_| {
+        let may = Arc::clone(&may);
+        async move {
+            may.notified().await;
+            ([("content-type", "application/json")], body).into_response()
+        }
+    })
+    .await;
+    let call = rig.call().body(r#"{"model":"claude-opus-5-5","max_tokens":60000}"#);
+    hung_up(&rig, call).await;
+    answer.notify_one();
+    let (_, closing) = rig.records().await;
+    assert_eq!((closing.usage.total(), closing.estimated), (7, false));
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_stream_and_is_cut_has_cost_what_it_may() {
+    let mut rig = Rig::new(|_| std::future::pending()).await;
+    let call = rig.call().body(r#"{"model":"claude-opus-5-5","max_tokens":60000}"#);
+    hung_up(&rig, call).await;
+    rig.proxy.cut();
+    let closing = rig.event().await.body;
+    assert!(
+        closing.estimated && closing.usage.output_tokens == 60_000,
+        "{closing:?}"
+    );
+}
+
 #[tokio::test]
 async fn a_cut_ends_what_hangs_and_what_is_asked_afterwards() {
     let mut rig = Rig::new(|_| async { sse(hanging(START)) }).await;
