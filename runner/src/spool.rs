@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use crate::workspace::is_full;
 use crate::workspace::state::Holding;
 
 pub use reader::{Reader, Stored};
@@ -74,11 +75,8 @@ impl SpoolError {
     /// How an attempt ends that met this.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Outcome::DiskFull,
-                _ => Outcome::VolumeUnavailable,
-            },
-            Self::NotOurs => Outcome::VolumeUnavailable,
+            Self::Io { source, .. } if is_full(source) => Outcome::DiskFull,
+            Self::Io { .. } | Self::NotOurs => Outcome::VolumeUnavailable,
             Self::Encode { .. } | Self::Closed => Outcome::RunnerError,
         }
     }

@@ -4,6 +4,7 @@ use protocol::Outcome;
 
 use crate::proxy::ProxyError;
 use crate::spool::SpoolError;
+use crate::workspace::is_full;
 use crate::workspace::state::StateError;
 
 /// How an attempt ends.
@@ -34,7 +35,8 @@ impl From<StateError> for End {
     fn from(error: StateError) -> Self {
         let outcome = match &error {
             StateError::Superseded { .. } => Outcome::Superseded,
-            StateError::Volume { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Outcome::DiskFull,
+            StateError::Full => Outcome::DiskFull,
+            StateError::Volume { source, .. } if is_full(source) => Outcome::DiskFull,
             StateError::Volume { .. } | StateError::Expired => Outcome::VolumeUnavailable,
         };
         Self::new(outcome, error.to_string())

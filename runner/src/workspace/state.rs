@@ -14,6 +14,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
+use super::is_full;
+
 /// How often the lease is renewed.
 const RENEW: Duration = Duration::from_secs(10);
 /// A runner that could not renew its lease for this long stops.
@@ -22,6 +24,8 @@ const EXPIRE: Duration = Duration::from_secs(30);
 const FENCE: Duration = Duration::from_secs(45);
 /// How far the clocks of two nodes may be apart.
 const CLOCKS: Duration = Duration::from_mins(10);
+
+const FULL: &str = "the volume is full: remove what is not needed, or use a larger one (spec.workspace.size)";
 
 /// Who may work on the session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +58,9 @@ pub enum StateError {
         /// Who owns it, and what to do.
         hint: String,
     },
+    /// No room for the lease.
+    #[error("the session's lease could not be renewed: {FULL}")]
+    Full,
     /// The volume does not answer.
     #[error("the session's lease could not be renewed for {} s: the volume does not answer", EXPIRE.as_secs())]
     Expired,
@@ -69,7 +76,7 @@ fn volume(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateE
     move |source| StateError::Volume {
         action,
         path: path.to_owned(),
-        hint: hint(path),
+        hint: if is_full(&source) { FULL.to_owned() } else { hint(path) },
         source,
     }
 }
@@ -95,8 +102,9 @@ fn hint(path: &Path) -> String {
 pub fn prepare(folder: &Path) -> Result<(), StateError> {
     fs::create_dir_all(folder).map_err(volume("create", folder))?;
     let probe = folder.join(".probe");
+    // Not synced: the lease is, a moment later and beside it.
     File::create(&probe)
-        .and_then(|mut file| file.write_all(b"x").and_then(|()| file.sync_all()))
+        .and_then(|mut file| file.write_all(b"x"))
         .map_err(volume("write below", folder))?;
     crate::kill_point::pass("probe");
     fs::remove_file(&probe).map_err(volume("remove below", folder))
@@ -198,6 +206,8 @@ pub struct Keeper {
 enum Held {
     /// Renewed last at this time.
     Since(Instant),
+    /// Renewed last at this time; now there is no room for it.
+    Full(Instant),
     /// By another runner.
     By(u32),
 }
@@ -219,6 +229,7 @@ impl Guard {
 }
 
 async fn renew(guard: Arc<Mutex<Option<Guard>>>, held: watch::Sender<Held>, check: Arc<Notify>) {
+    let mut renewed_at = Instant::now();
     loop {
         tokio::select! {
             () = sleep(RENEW) => {}
@@ -230,8 +241,15 @@ async fn renew(guard: Arc<Mutex<Option<Guard>>>, held: watch::Sender<Held>, chec
             guard.as_mut().map(Guard::renew)
         });
         match renewed.await {
-            Ok(Some(Ok(()))) => held.send_replace(Held::Since(Instant::now())),
+            Ok(Some(Ok(()))) => {
+                renewed_at = Instant::now();
+                held.send_replace(Held::Since(renewed_at))
+            }
             Ok(Some(Err(StateError::Superseded { attempt }))) => held.send_replace(Held::By(attempt)),
+            // An agent that is quiet while the disk is full would have the lease run out, and nobody would know why.
+            Ok(Some(Err(StateError::Volume { source, .. }))) if is_full(&source) => {
+                held.send_replace(Held::Full(renewed_at))
+            }
             Ok(Some(Err(error))) => {
                 tracing::warn!(%error, "the lease could not be renewed");
                 continue;
@@ -258,7 +276,10 @@ impl Holding {
 
     /// Whether nobody else may be at work yet.
     pub fn is_held(&self) -> bool {
-        matches!(*self.0.borrow(), Held::Since(renewed) if renewed.elapsed() < EXPIRE)
+        match *self.0.borrow() {
+            Held::Since(renewed) | Held::Full(renewed) => renewed.elapsed() < EXPIRE,
+            Held::By(_) => false,
+        }
     }
 }
 
@@ -273,6 +294,7 @@ impl Keeper {
         loop {
             let expires = match *self.lost.borrow_and_update() {
                 Held::By(attempt) => return StateError::Superseded { attempt },
+                Held::Full(_) => return StateError::Full,
                 Held::Since(renewed) => renewed + EXPIRE,
             };
             tokio::select! {

@@ -159,10 +159,8 @@ impl GitError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::NoRoom { .. } => Fault::DiskFull,
-            Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Fault::DiskFull,
-                _ => Fault::Unreachable,
-            },
+            Self::Io { source, .. } if super::is_full(source) => Fault::DiskFull,
+            Self::Io { .. } => Fault::Unreachable,
             Self::Address(error) if error.is_transient() => Fault::Unreachable,
             Self::Git { said, .. } => command::fault(said),
             Self::Url { .. } | Self::Address(_) | Self::Unfit(_) => Fault::Refused,

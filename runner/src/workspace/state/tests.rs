@@ -154,3 +154,27 @@ fn a_volume_that_cannot_be_written_says_whose_it_is() {
     let error = prepare(Path::new("/proc/nowhere")).unwrap_err().to_string();
     assert!(error.contains("/proc belongs to 0:0"), "{error}");
 }
+
+#[test]
+fn a_full_volume_is_said_with_the_next_renewal_and_the_end_can_still_be_written() {
+    const TEST: &str =
+        "workspace::state::tests::a_full_volume_is_said_with_the_next_renewal_and_the_end_can_still_be_written";
+    let Some(disk) = xtask::small_disk(TEST, "1m").unwrap() else {
+        return;
+    };
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        prepare(&disk).unwrap();
+        let mut keeper = Guard::take(&disk, 1, "pod-a").await.unwrap().keep();
+        let mut filling = File::create(disk.join("filling")).unwrap();
+        while filling.write_all(&[0; 4096]).is_ok() {}
+        keeper.check();
+        let lost = timeout(Duration::from_mins(1), keeper.lost()).await.unwrap();
+        assert!(matches!(lost, StateError::Full), "{lost}");
+        assert!(keeper.holding().is_held(), "nobody else has it");
+        let error = prepare(&disk).unwrap_err().to_string();
+        assert!(
+            error.contains("workspace.size") && !error.contains("belongs to"),
+            "{error}"
+        );
+    });
+}
