@@ -170,24 +170,27 @@ async fn probe() -> Result<String> {
     Ok(name)
 }
 
-/// How often both were asked.
-async fn both_were_asked() -> Result<()> {
+/// Waits until the Service has led many requests to each of them.
+async fn both_are_asked() -> Result<()> {
     for pod in PODS {
         let metrics = Forward::to_pod(SYSTEM, pod, 9090).await?;
-        let text = http::client()
-            .get(format!("{}/metrics", metrics.url()))
-            .send()
-            .await?
-            .text()
-            .await?;
-        let asked = text
-            .lines()
-            .filter(|line| line.starts_with("http_requests_total{") && line.contains("/health"));
-        let asked: f64 = asked
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum();
-        // The kubelet asks, too: every ten seconds and every five.
-        ensure!(asked > 20.0, "{pod} was asked {asked} times");
+        until(&format!("requests at {pod}"), SOON, async || {
+            let text = http::client()
+                .get(format!("{}/metrics", metrics.url()))
+                .send()
+                .await?
+                .text()
+                .await?;
+            let asked = text
+                .lines()
+                .filter(|line| line.starts_with("http_requests_total{") && line.contains("/health"));
+            let asked: f64 = asked
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+                .sum();
+            // The kubelet asks, too, each five seconds: it alone would need longer than is waited for.
+            Ok((asked > 60.0).then_some(()))
+        })
+        .await?;
     }
     Ok(())
 }
@@ -233,17 +236,20 @@ async fn pair(scene: &Scene, database: &Database) -> Result<()> {
     spec.prompt = Some(prompt(&first, &json!([{"text": "answer-0"}])));
     scene.create_with("pair", spec).await?;
     idle(scene, "pair", 1).await?;
-    let budget = kubectl(&[
+    let budget = "jsonpath={.status.disruptionsAllowed}";
+    let budget = [
         "get",
         "poddisruptionbudget",
         "-n",
         SYSTEM,
         "agentic-gateway",
         "-o",
-        "jsonpath={.status.disruptionsAllowed}",
-    ])
+        budget,
+    ];
+    until("one of the two to be evictable", SOON, async || {
+        Ok((kubectl(&budget).await? == "1").then_some(()))
+    })
     .await?;
-    ensure!(budget == "1", "one of the two may be evicted: {budget}");
 
     // The client and its message at one, the runner at the other.
     let mut reader = Reader {
@@ -275,7 +281,7 @@ async fn pair(scene: &Scene, database: &Database) -> Result<()> {
     mock.release(&ids[1]).await?;
     let [_, other] = database.places("pair").await?;
     reader.until_said(other, "answer-2").await?;
-    both_were_asked().await?;
+    both_are_asked().await?;
     let said = kubectl(&["logs", "-n", TOOLS, &probe]).await?;
     kubectl(&["delete", "pod", "-n", TOOLS, &probe, "--wait=false"]).await?;
     let refused: Vec<_> = said.lines().filter(|line| line.starts_with("REFUSED")).collect();

@@ -67,10 +67,8 @@ impl Printed {
     async fn output(&self, script: &str) -> Result<Output> {
         let output = inside("bash")?
             .args(["-c", script])
-            .env_remove("http_proxy")
-            .env_remove("HTTP_PROXY")
-            .env_remove("ALL_PROXY")
-            .env_remove("all_proxy")
+            .env("no_proxy", "localhost")
+            .env("NO_PROXY", "localhost")
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
