@@ -213,7 +213,9 @@ async fn write(stdin: &mut ChildStdin, line: &[u8]) -> Result<()> {
 
 /// Without this machine's folders, and without the long lists of a beginning.
 fn scrubbed(line: &str, home: &str) -> Result<String> {
-    let line = line.replace(home, "/scratch");
+    // The CLI names folders of its own after the working folder.
+    let folder = home.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let line = line.replace(home, "/scratch").replace(&folder, "-scratch");
     let mut value: Value = serde_json::from_str(&line)?;
     if value["subtype"] == "init" {
         for list in ["tools", "slash_commands", "skills", "agents", "plugins", "capabilities"] {
