@@ -12,7 +12,7 @@ use tests::model::script::prompt;
 
 use crate::events::complete_log;
 use crate::harness::client::Gateway;
-use crate::harness::kill::{container_id, kill_container, processes_of_pod};
+use crate::harness::kill::{container_id, kill_container, kill_for_memory, processes_of_pod};
 use crate::harness::mock::Mock;
 use crate::harness::scene::{marker, small};
 use crate::harness::sse::Event;
@@ -228,6 +228,27 @@ async fn an_agent_whose_cli_or_container_is_killed_goes_on_in_the_same_pod() -> 
         let status = work.goes_on(1).await?;
         ensure!(status.pod_name.as_deref() == Some(&pod), "{status:#?}");
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_agent_whose_first_process_is_killed_for_memory_goes_on_in_the_same_pod() -> Result<()> {
+    scene("first-process", Keys::Good, async |scene| {
+        let work = Work::half_done(scene, "squeezed").await?;
+        let pod = work.pod().await?;
+        kill_for_memory(&container_id(scene, &pod, "agent").await?).await?;
+        let path = "jsonpath={.status.initContainerStatuses[?(@.name=='agent')].lastState.terminated.reason}";
+        until("the node's word on the agent's container", SOON, async || {
+            let reason = scene.kubectl(&["get", "pod", &pod, "-o", path]).await?;
+            ensure!(reason.is_empty() || reason == "OOMKilled", "it ended for {reason}");
+            Ok((!reason.is_empty()).then_some(()))
+        })
+        .await?;
+        let status = work.goes_on(1).await?;
+        ensure!(status.pod_name.as_deref() == Some(&pod), "{status:#?}");
+        told_why(scene, "squeezed", "AgentRestarted: ").await?;
+        told_why(scene, "squeezed", "memory").await
     })
     .await
 }

@@ -62,6 +62,54 @@ pub async fn kill_container(id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Has the kernel kill a container's first process for memory. It takes the largest process first, and would take the tools and the
+/// CLI for it, so they are gone before, and the first process is made the one that it likes best.
+pub async fn kill_for_memory(id: &str) -> Result<()> {
+    let said = on_node(&EATER.replace("ID", id)).await?;
+    ensure!(said.contains("gone"), "the first process of {id} lives: {said:?}");
+    Ok(())
+}
+
+/// The first process stands still meanwhile, so that it does not have the runner start the CLI again.
+const EATER: &str = r#"
+first=
+for p in /proc/[0-9]*; do
+    grep -q ID $p/cgroup 2>/dev/null || continue
+    if tr '\0' ' ' <$p/cmdline | grep -q 'runner agent'; then first=${p#/proc/}; fi
+done
+[ "$first" ] || { echo no first process; exit 1; }
+kill -STOP $first
+for p in /proc/[0-9]*; do
+    [ ${p#/proc/} = $first ] && continue
+    if grep -q ID $p/cgroup 2>/dev/null; then kill -9 ${p#/proc/}; fi
+done
+own=$(sed -n 's/^[0-9]*:memory://p' /proc/$first/cgroup)
+if [ "$own" ]; then
+    group=/sys/fs/cgroup/memory$own limit=memory.limit_in_bytes
+else
+    group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/$first/cgroup) limit=memory.max
+fi
+# What the dead have used is given back a moment later.
+for try in $(seq 100); do
+    echo 33554432 2>/dev/null >$group/$limit && break
+    sleep 0.1
+done
+echo 1000 >/proc/$first/oom_score_adj
+sh -c "echo \$\$ >$group/cgroup.procs; exec tail /dev/zero" &
+eater=$!
+for try in $(seq 600); do
+    if [ ! -e /proc/$first ] || grep -q '^State:.Z' /proc/$first/status; then
+        # The container is not over before its control group is empty.
+        kill -9 $eater
+        echo gone
+        exit
+    fi
+    sleep 0.1
+done
+kill -9 $eater
+echo it lives
+"#;
+
 /// Command lines of what still runs of a pod.
 pub async fn processes_of_pod(uid: &str) -> Result<String> {
     // In names of control groups the dashes may be underscores.
@@ -72,7 +120,7 @@ pub async fn processes_of_pod(uid: &str) -> Result<String> {
     .await
 }
 
-/// What a script says that sees and may kill all processes of the node.
+/// What a script says that sees and may kill all processes of the node, and may change what they may use.
 async fn on_node(script: &str) -> Result<String> {
     let killer = format!("killer-{}", Uuid::new_v4().simple());
     let manifest = json!({
@@ -80,7 +128,9 @@ async fn on_node(script: &str) -> Result<String> {
         "spec": {
             "hostPID": true, "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
             "containers": [{ "name": "kill", "image": SHELL_IMAGE, "imagePullPolicy": "IfNotPresent",
-                "command": ["sh", "-c", script], "securityContext": { "runAsUser": 0 } }],
+                "command": ["sh", "-c", script], "securityContext": { "runAsUser": 0, "privileged": true },
+                "volumeMounts": [{ "name": "groups", "mountPath": "/sys/fs/cgroup" }] }],
+            "volumes": [{ "name": "groups", "hostPath": { "path": "/sys/fs/cgroup" } }],
         },
     });
     apply(TOOLS, &manifest.to_string()).await?;
