@@ -116,24 +116,9 @@ async fn the_policy_is_there_before_the_first_job_is_put_right_and_goes_behind_t
         policies(&world).get_opt(NAME).await.unwrap().is_none().then_some(())
     })
     .await;
-    assert!(
-        world
-            .sessions()
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-            .items
-            .is_empty()
-    );
-    assert!(
-        world
-            .pods()
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-            .items
-            .is_empty()
-    );
+    let all = ListParams::default();
+    assert!(world.sessions().list(&all).await.unwrap().items.is_empty());
+    assert!(world.pods().list(&all).await.unwrap().items.is_empty());
     drop(kubelet);
 }
 

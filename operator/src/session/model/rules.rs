@@ -154,6 +154,7 @@ pub fn check_look(seen: &Observed, after: &AgenticSessionStatus, now: Timestamp)
     runs_begin_when_asked(seen, after);
     requests_are_handled(seen, after);
     running_time_is_the_runners(seen, after, now);
+    what_ran_was_let_run(seen, after);
     if is_live(before) {
         an_attempt_is_one_pod(seen, after);
     }
@@ -253,6 +254,15 @@ fn of_attempt(seen: &Observed) -> impl Iterator<Item = &PodSeen> {
         .iter()
         .filter(|pod| Some(pod.attempt) == before.attempt)
         .filter(is_it)
+}
+
+/// A runner that started proves that the session was admitted; one whose Job was then taken its place is not any more.
+fn what_ran_was_let_run(seen: &Observed, after: &AgenticSessionStatus) {
+    let ran = of_attempt(seen).any(|pod| pod.runner != RunnerSeen::Waiting);
+    if ran && is_live(&seen.session.status) && after.phase.is_terminal() {
+        let admitted = after.conditions.iter().find(|c| c.type_ == condition::ADMITTED);
+        assert_eq!(admitted.map(|c| &*c.status), Some("True"));
+    }
 }
 
 /// An attempt ends with its pod: not while that works, and at once when it is gone, whatever other pod its Job has made.
