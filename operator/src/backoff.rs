@@ -38,6 +38,11 @@ impl Backoff {
         self.locked().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
+    /// Forgets objects that are gone.
+    pub fn keep(&self, exists: impl Fn(&str, &str) -> bool) {
+        self.locked().retain(|(namespace, name), _| exists(namespace, name));
+    }
+
     fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), u32>> {
         // Counters are whole after every operation: one that panicked elsewhere did no harm here.
         self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -74,5 +79,7 @@ mod tests {
         assert!(backoff.next("poets", "ode").as_secs_f64() <= 1.2);
         backoff.forget("poets", "poem");
         assert!(backoff.next("poets", "poem").as_secs_f64() <= 1.2);
+        backoff.keep(|_, name| name == "poem");
+        assert_eq!(backoff.locked().len(), 1, "an ode that is gone");
     }
 }

@@ -74,8 +74,6 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(TICK.min(grace.max(Duration::from_secs(1)))) => {}
         }
-        // Who waits for the place of what ended by itself has it now.
-        context.gate.remains(context.memory.remains());
         let jobs = context.memory.orphans();
         let pods: Vec<_> = context.bare.held().clone().into_iter().collect();
         let now: HashSet<_> = jobs

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
         .message("a workspace with spec.workspace.ephemeral has no claim: leave out existingClaim, storageClassName and retention")
 )]
 pub struct Workspace {
-    /// Size of the volume; 5Gi when absent. With `ephemeral`, how much the workspace may use of the node's disk.
+    /// Size of the volume; 5Gi when absent. With `ephemeral`, how much the workspace may use of the node's disk;
+    /// the pod requests as much of it (`ephemeral-storage`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(
         validation = Rule::new("!(type(self) == string) || (self.size() <= 32 && isQuantity(self) && quantity(self).isGreaterThan(quantity('0')))")

@@ -159,6 +159,12 @@ impl Ledger {
         queue.leave(name)
     }
 
+    /// Forgets all but these namespaces. One that is asked about again is read anew.
+    pub fn keep_namespaces(&mut self, occupied: &HashSet<String>) {
+        self.namespaces
+            .retain(|namespace, known| occupied.contains(namespace) || matches!(known, Namespace::Loading(_)));
+    }
+
     /// So many attempts are left of sessions that are gone; `true` when they were more.
     pub fn remains(&mut self, namespace: &str, count: usize) -> bool {
         let before = if count == 0 {
@@ -361,6 +367,17 @@ mod tests {
         assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Wait(0));
         assert!(ledger.keep(NS, |name| name != "gone"));
         assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Admitted);
+    }
+
+    #[test]
+    fn a_namespace_without_sessions_is_forgotten_and_one_that_is_read_is_not() {
+        let mut ledger = ledger(vec![change("runs", 1, Place::Holds)]);
+        assert!(ledger.begin("musicians"));
+        ledger.keep_namespaces(&HashSet::from([NS.to_owned()]));
+        assert_eq!(ledger.ask(NS, "next", at(2), 1), Answer::Wait(0));
+        ledger.keep_namespaces(&HashSet::new());
+        assert_eq!(ledger.ask(NS, "next", at(2), 1), Answer::Unknown);
+        assert!(!ledger.begin("musicians"), "somebody reads it");
     }
 
     #[test]

@@ -121,7 +121,11 @@ async fn for_each<K, C: IntoIterator<Item = Key>>(
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => see(event).into_iter().for_each(|session| context.queue.push(session)),
+            Ok(event) => {
+                see(event).into_iter().for_each(|session| context.queue.push(session));
+                // What outlived its session, and is over, gives its place to the next.
+                context.gate.remains(context.memory.remains());
+            }
             Err(error) => tracing::debug!(what, %error, "watch"),
         }
     }

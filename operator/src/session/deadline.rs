@@ -8,6 +8,7 @@ use protocol::Reason;
 use super::{
     observed::{Observed, PodSeen, Resolved, RunnerSeen, Trouble},
     pod::Grace,
+    resolve,
     validate::{DEFAULT_TIMEOUT, Invalid, Request},
 };
 
@@ -139,7 +140,11 @@ pub fn terms(seen: &Observed, request: &Result<Request, Invalid>) -> Resolved {
     match (resolved, request) {
         (Some(resolved), Ok(request)) if request.generation > resolved.generation => Resolved {
             generation: request.generation,
-            limits: request.limits,
+            limits: match resolved.asked {
+                Some(before) => resolve::changed(resolved.limits, (before, request.asked), request.limits),
+                None => request.limits,
+            },
+            asked: Some(request.asked),
             ..resolved
         },
         (Some(resolved), Ok(_) | Err(_)) => resolved,
@@ -149,6 +154,7 @@ pub fn terms(seen: &Observed, request: &Result<Request, Invalid>) -> Resolved {
             start_timeout: request.start_timeout,
             max_attempts: request.max_attempts,
             limits: request.limits,
+            asked: Some(request.asked),
         },
         (None, Err(_)) => Resolved::default(),
     }

@@ -143,6 +143,12 @@ impl Gate {
         }
     }
 
+    /// Forgets namespaces that have nothing any more.
+    pub fn keep(&self, occupied: &HashSet<String>) {
+        held(&self.limits).retain(|namespace, _| occupied.contains(namespace));
+        held(&self.ledger).keep_namespaces(occupied);
+    }
+
     /// A session is gone.
     pub fn gone(&self, namespace: &str, name: &str) {
         self.change(namespace, name, Timestamp::MAX, Place::None);
@@ -290,6 +296,12 @@ fn is_hindered(status: &AgenticSessionStatus) -> bool {
 
 /// Forgets sessions that went without anybody noticing.
 pub fn sweep(context: &Context) {
+    if context.memory.is_listed() {
+        context
+            .backoff
+            .keep(|namespace, name| context.memory.has(namespace, name));
+        context.gate.keep(&context.memory.occupied());
+    }
     let namespaces: Vec<_> = held(&context.gate.limits).keys().cloned().collect();
     for namespace in namespaces {
         let exists = |name: &str| context.memory.has(&namespace, name);

@@ -205,6 +205,9 @@ pub struct Resolved {
     pub max_attempts: u32,
     /// What may change while the attempt runs, as it was last applied.
     pub limits: LiveLimits,
+    /// What of that the session itself asked for; the rest came from the namespace, and stays as it was then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<LiveLimits>,
 }
 
 impl Default for Resolved {
@@ -215,6 +218,7 @@ impl Default for Resolved {
             start_timeout: validate::DEFAULT_START_TIMEOUT,
             max_attempts: validate::DEFAULT_MAX_ATTEMPTS,
             limits: LiveLimits::default(),
+            asked: None,
         }
     }
 }

@@ -47,6 +47,51 @@ pub fn limits(spec: &AgenticSessionSpec, settings: &ProjectSettingsSpec) -> Live
     }
 }
 
+/// The same as the session itself names it.
+pub fn asked(spec: &AgenticSessionSpec) -> LiveLimits {
+    let none = Limits::default();
+    let asked = spec.limits.as_ref().unwrap_or(&none);
+    LiveLimits {
+        timeout: spec.timeout.map(u64::from),
+        inactivity_timeout: spec.inactivity_timeout.map(u64::from),
+        max_turns: asked.max_turns,
+        max_cost_usd: usd(asked),
+        max_tokens: asked.max_tokens,
+    }
+}
+
+/// The limits of an attempt under way whose session asks for something else by now: what it asks for as before stays as it was resolved
+/// when the attempt began, whatever the namespace says by now.
+pub fn changed(told: LiveLimits, (before, now): (LiveLimits, LiveLimits), resolved: LiveLimits) -> LiveLimits {
+    fn one<T: PartialEq>(told: T, before: &T, now: &T, resolved: T) -> T {
+        if before == now { told } else { resolved }
+    }
+    let LiveLimits {
+        timeout,
+        inactivity_timeout,
+        max_turns,
+        max_cost_usd,
+        max_tokens,
+    } = now;
+    LiveLimits {
+        timeout: one(told.timeout, &before.timeout, &timeout, resolved.timeout),
+        inactivity_timeout: one(
+            told.inactivity_timeout,
+            &before.inactivity_timeout,
+            &inactivity_timeout,
+            resolved.inactivity_timeout,
+        ),
+        max_turns: one(told.max_turns, &before.max_turns, &max_turns, resolved.max_turns),
+        max_cost_usd: one(
+            told.max_cost_usd,
+            &before.max_cost_usd,
+            &max_cost_usd,
+            resolved.max_cost_usd,
+        ),
+        max_tokens: one(told.max_tokens, &before.max_tokens, &max_tokens, resolved.max_tokens),
+    }
+}
+
 /// The amount; the CRD's rules leave nothing that is none.
 pub fn usd(limits: &Limits) -> Option<NanoUsd> {
     limits.max_cost_usd.as_deref()?.parse().ok()

@@ -53,6 +53,8 @@ pub struct Request {
     pub timeout: u64,
     /// What may change while an attempt runs, `timeout` among it.
     pub limits: LiveLimits,
+    /// What of that the session names itself.
+    pub asked: LiveLimits,
     /// The model and how it works.
     pub llm: LlmSettings,
     /// The agent's environment.
@@ -257,6 +259,7 @@ fn formed(session: &AgenticSession, settings: &ProjectSettingsSpec) -> Result<Re
         interactive: spec.interactive.unwrap_or_default(),
         timeout: limits.timeout.unwrap_or(DEFAULT_TIMEOUT),
         limits,
+        asked: resolve::asked(spec),
         environment,
         spec: agentic_spec(spec, settings, &llm),
         llm,

@@ -233,4 +233,17 @@ mod tests {
         options.tools.mcp_servers = [("../v1/messages".to_owned(), server)].into();
         assert!(matches!(options.check(), Err(OptionsError::ServerName(_))));
     }
+
+    #[test]
+    fn flags_that_the_runner_owns_are_refused_before_there_is_a_pod_by_the_definition() {
+        let definition = include_str!("../../../crds/agenticsessions.yaml");
+        let names = definition
+            .split("(?s)^--(")
+            .nth(1)
+            .and_then(|rest| rest.split(')').next());
+        let refused: std::collections::BTreeSet<_> = names.unwrap().split('|').collect();
+        let owned = OWNED.iter().flat_map(|(names, _)| names.iter());
+        let owned: std::collections::BTreeSet<_> = owned.filter_map(|name| name.strip_prefix("--")).collect();
+        assert_eq!(refused, owned);
+    }
 }

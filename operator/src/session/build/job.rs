@@ -34,6 +34,7 @@ pub fn job(request: &Request, attempt: Attempt, settings: &PodSettings) -> Job {
         start_timeout: request.start_timeout,
         max_attempts: request.max_attempts,
         limits: request.limits,
+        asked: Some(request.asked),
     };
     let mut metadata = meta(request, job_name(&request.name, attempt.number), component::ATTEMPT);
     metadata

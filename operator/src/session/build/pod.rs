@@ -13,7 +13,7 @@ use protocol::names::{GRACE_PERIOD_SECONDS, container, path};
 
 use super::{Request, environment, environment::variable, volumes};
 use crate::{
-    session::plan::Attempt,
+    session::{plan::Attempt, validate::Claim},
     settings::{PodSettings, RunAs},
 };
 
@@ -107,7 +107,28 @@ fn copy(settings: &PodSettings) -> Container {
     }
 }
 
+/// A workspace on the node's disk is room that the pod takes there: it is asked for, and where the agent's disk is limited, so that the
+/// limits of both are the pod's, it is added.
+fn disk(request: &Request, resources: &mut ResourceRequirements) {
+    let Claim::Ephemeral { size } = &request.claim else {
+        return;
+    };
+    let name = "ephemeral-storage";
+    let limits = request.resources.limits.as_ref();
+    let is_limited = limits.is_some_and(|limits| limits.contains_key(name));
+    let limits = is_limited.then(|| resources.limits.get_or_insert_default());
+    for amounts in limits.into_iter().chain([resources.requests.get_or_insert_default()]) {
+        amounts.insert(name.to_owned(), size.clone());
+    }
+}
+
 fn runner(request: &Request, attempt: Attempt, settings: &PodSettings) -> Container {
+    let mut resources = ResourceRequirements {
+        requests: Some(amounts([("cpu", "50m"), ("memory", "64Mi")])),
+        limits: Some(amounts([("memory", "512Mi")])),
+        ..ResourceRequirements::default()
+    };
+    disk(request, &mut resources);
     Container {
         name: container::RUNNER.to_owned(),
         image: Some(settings.runner_image.clone()),
@@ -115,11 +136,7 @@ fn runner(request: &Request, attempt: Attempt, settings: &PodSettings) -> Contai
         command: Some(vec![path::RUNNER.to_owned()]),
         env: Some(environment::variables(request, attempt, settings)),
         env_from: Some(environment::credentials(request)),
-        resources: Some(ResourceRequirements {
-            requests: Some(amounts([("cpu", "50m"), ("memory", "64Mi")])),
-            limits: Some(amounts([("memory", "512Mi")])),
-            ..ResourceRequirements::default()
-        }),
+        resources: Some(resources),
         security_context: Some(restricted()),
         termination_message_path: Some(path::TERMINATION_LOG.to_owned()),
         termination_message_policy: Some("File".to_owned()),
@@ -166,4 +183,43 @@ fn amounts<const N: usize>(amounts: [(&str, &str); N]) -> BTreeMap<String, Quant
         .into_iter()
         .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+    use crate::session::{
+        build::job::tests::{SECOND, settings},
+        validate::tests::checked,
+    };
+
+    #[rstest]
+    #[case::on_a_claim(false, json!({}), None, None)]
+    #[case::on_the_node(true, json!({}), Some("7Gi"), None)]
+    #[case::beside_an_agent_with_a_limit(true, json!({"limits": {"ephemeral-storage": "2Gi"}}), Some("7Gi"), Some("7Gi"))]
+    fn a_workspace_on_the_nodes_disk_is_asked_for_and_is_not_taken_from_the_agents_limit(
+        #[case] ephemeral: bool,
+        #[case] resources: serde_json::Value,
+        #[case] request: Option<&str>,
+        #[case] limit: Option<&str>,
+    ) {
+        let spec = json!({"prompt": "p", "workspace": {"ephemeral": ephemeral, "size": "7Gi"}, "resources": resources});
+        let pod = spec_of(&checked(spec).unwrap());
+        let resources = pod.containers[0].resources.clone().unwrap();
+        let disk = |amounts: &Option<BTreeMap<String, Quantity>>| {
+            let found = amounts.as_ref().and_then(|amounts| amounts.get("ephemeral-storage"));
+            found.map(|amount| amount.0.clone())
+        };
+        assert_eq!(
+            (disk(&resources.requests).as_deref(), disk(&resources.limits).as_deref()),
+            (request, limit)
+        );
+    }
+
+    fn spec_of(request: &Request) -> PodSpec {
+        super::spec(request, SECOND, &settings())
+    }
 }

@@ -106,7 +106,9 @@ fn tuned(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Inval
     let mut tuned = Vec::new();
     if let Some(job) = seen.job.ours().filter(|job| !job.deleting && !job.finished)
         && (request.is_ok() || job.resolved.is_some())
-        && job.resolved.is_none_or(|told| told.limits != terms.limits)
+        && job
+            .resolved
+            .is_none_or(|told| (told.limits, told.asked) != (terms.limits, terms.asked))
     {
         tuned.push(Tuned::Job(job.name.clone(), job.uid.clone(), terms));
     }

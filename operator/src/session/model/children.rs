@@ -47,6 +47,7 @@ impl Model {
                     timeout: Some(self.request.as_ref().map_or(TIMEOUT, |request| request.timeout)),
                     ..LiveLimits::default()
                 },
+                asked: self.request.as_ref().ok().map(|request| request.asked),
                 ..Resolved::default()
             }),
             suspended: attempt.held,

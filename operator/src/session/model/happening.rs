@@ -165,6 +165,7 @@ impl Model {
                 if let Ok(request) = &mut self.request {
                     request.timeout = timeout;
                     request.limits.timeout = Some(timeout);
+                    request.asked.timeout = Some(timeout);
                     request.generation = Some(self.generation);
                 }
             }

@@ -44,7 +44,9 @@ pub async fn digest(world: &World, session: &str) -> Value {
 
 /// The whole status of a session at its end, but for what counts what was before.
 pub async fn status(world: &World, session: &str) -> Value {
-    let object = world.sessions().get(session).await.unwrap();
+    let Some(object) = world.sessions().get_opt(session).await.unwrap() else {
+        return Value::Null;
+    };
     let uid = object.uid().unwrap_or_default();
     let mut status = serde_json::to_value(object.status).unwrap();
     let fields = status.as_object_mut().unwrap();

@@ -339,11 +339,13 @@ impl Pair {
                 digest(&self.clean.world, NAME).await,
             );
             for found in [&mut lived, &mut clean] {
-                if !self.as_settled {
+                if !self.as_settled && !found.is_null() {
                     found["claims"] = Value::Null;
                 }
             }
-            let same = lived == clean && lived["says"]["reason"].is_string();
+            // The namespace may give it no time after its end.
+            let is_gone = lived.is_null() && when == "ended";
+            let same = lived == clean && (is_gone || lived["says"]["reason"].is_string());
             *last.lock().unwrap() = (lived, clean);
             same.then_some(())
         });
@@ -488,7 +490,11 @@ fn shows_elsewhere(changed: &Mutation, spec: &Value) -> bool {
         // As if it were not said.
         // As the settings have it.
         "pod.readOnlyRootFilesystem" => spec["pod"]["readOnlyRootFilesystem"] != false,
-        "autoPushOnComplete" => spec["autoPushOnComplete"] != true,
+        // The container is the boundary.
+        "tools.permissionMode" => spec["tools"]["permissionMode"] == "bypassPermissions",
+        "autoPushOnComplete" => {
+            spec["autoPushOnComplete"] != true || spec["repos"].as_array().is_none_or(Vec::is_empty)
+        }
         "workspace.retention" => spec["workspace"]["retention"] != "Retain",
         _ => false,
     }

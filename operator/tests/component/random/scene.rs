@@ -267,6 +267,8 @@ impl Scene {
         let came = match self.world.client.request::<AgenticSession>(request).await {
             // The operator was faster.
             Err(kube::Error::Api(status)) if status.is_conflict() => return Came::Nothing,
+            // What is empty here and absent there is the same.
+            Ok(same) if same.metadata.generation == session.metadata.generation => return Came::Nothing,
             other => came(other.map(drop)),
         };
         if came == Came::Taken {

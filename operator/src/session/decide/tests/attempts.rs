@@ -2,13 +2,13 @@
 
 use crds::Phase;
 use jiff::SignedDuration;
-use protocol::{Outcome, Report};
+use protocol::{Outcome, Report, spec::LiveLimits};
 
 use super::{running, running_with};
 use crate::session::{
     model::{Happening, Model, TIMEOUT},
-    observed::{ClaimSeen, RunnerSeen},
-    plan::Plan,
+    observed::{ClaimSeen, Resolved, RunnerSeen},
+    plan::{Plan, Tuned},
 };
 
 #[test]
@@ -215,4 +215,33 @@ fn a_timeout_that_is_raised_moves_the_backstop_and_tells_job_and_pod_once() {
     assert_eq!(plan.tune.len(), 2, "{:?}", plan.tune);
     assert_eq!(plan.wake, Some(SignedDuration::from_secs(1_000 + 120)));
     assert_eq!(model.look(true).tune, [], "what was told is not told again");
+}
+
+#[test]
+fn another_spec_does_not_bring_the_settings_of_today_to_an_attempt_under_way() {
+    let mut model = running();
+    let limits = |timeout, max_turns| LiveLimits {
+        timeout,
+        max_turns,
+        ..LiveLimits::default()
+    };
+    // The time came from the namespace, the turns from the session.
+    model.jobs[0].1.resolved = Some(Resolved {
+        generation: Some(1),
+        limits: limits(Some(5_000), Some(9)),
+        asked: Some(limits(None, Some(9))),
+        ..Resolved::default()
+    });
+    model.generation = 2;
+    let request = model.request.as_mut().unwrap();
+    request.generation = Some(2);
+    (request.limits, request.asked) = (limits(Some(70), Some(4)), limits(None, Some(4)));
+    let plan = model.look(true);
+    let told = plan.tune.iter().find_map(|tuned| match tuned {
+        Tuned::Job(_, _, resolved) => Some(*resolved),
+        Tuned::Pod(..) => None,
+    });
+    let told = told.unwrap();
+    assert_eq!(told.limits, limits(Some(5_000), Some(4)));
+    assert_eq!(told.asked, Some(limits(None, Some(4))), "what is compared with next");
 }
