@@ -32,9 +32,10 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, MatchedPath, Request, State},
     middleware::{self, Next},
-    response::{IntoResponse as _, Response},
+    response::Response,
     routing::get,
 };
+use http::Uri;
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -160,12 +161,17 @@ pub fn router_for(gateway: Arc<Gateway>, origins: &Origins) -> Router {
         .route("/api/projects/{project}/sessions/{session}/ws", get(ingest::connect))
         .route("/peer/{question}", get(api::peer))
         .merge(api::router(&gateway.compat.settings))
-        .method_not_allowed_fallback(async || api::ApiError::method_not_allowed())
-        .fallback(async || api::ApiError::not_found("there is nothing at this path"))
+        .method_not_allowed_fallback(async |uri: Uri| {
+            api::compat::refusal(uri.path(), api::ApiError::method_not_allowed())
+        })
+        .fallback(async |uri: Uri| {
+            api::compat::refusal(uri.path(), api::ApiError::not_found("there is nothing at this path"))
+        })
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .layer(middleware::from_fn_with_state(gateway.clone(), answer::hold))
         .layer(middleware::from_fn(in_time))
         .route_layer(middleware::from_fn_with_state(gateway.clone(), count))
+        .layer(middleware::from_fn(api::compat::with_one_host))
         .layer(middleware::from_fn(api::compat::with_request_id))
         .layer(middleware::from_fn_with_state(origins.clone(), origin::check))
         .layer(origins.cors())
@@ -176,8 +182,12 @@ async fn in_time(request: Request, next: Next) -> Response {
     if api::is_upload(&request) || api::is_query(&request) {
         return next.run(request).await;
     }
+    let uri = request.uri().clone();
     let answer = tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await;
-    answer.unwrap_or_else(|_| api::ApiError::unavailable("the answer took too long: try again").into_response())
+    answer.unwrap_or_else(|_| {
+        let error = api::ApiError::unavailable("the answer took too long: try again");
+        api::compat::refusal(uri.path(), error)
+    })
 }
 
 async fn count(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {

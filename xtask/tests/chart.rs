@@ -289,6 +289,7 @@ const CHANGES: &[&str] = &[
     "gateway.compat.sessionMaxSeconds=604799",
     "gateway.compat.sessionCleanupIntervalSeconds=301",
     "gateway.compat.sessionRetentionSeconds=86401",
+    "gateway.compat.claudeCodeMaxConcurrent=21",
     "gateway.compat.claudeCodeTimeoutSeconds=601",
     "gateway.compat.claudeCodeKeepSeconds=61",
     "gateway.compat.claudeCodeEphemeral=false",

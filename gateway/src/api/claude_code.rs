@@ -20,7 +20,7 @@ use kube::{ResourceExt as _, api::DynamicObject, core::ObjectMeta};
 use protocol::names::{annotation, api, label};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{
     ApiError, Create, Get,
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     Gateway,
-    compat::Settings,
+    compat::{Settings, places::Place},
     project::claude_code::Query,
     sessions::{Target, View},
 };
@@ -44,6 +44,8 @@ use running::{Leaving, Running};
 
 /// Rounds of a request that names no number.
 const DEFAULT_MAX_TURNS: u32 = 3;
+/// When to try again while all places for requests are taken, seconds.
+const TRY_AGAIN: u64 = 10;
 /// Longest prompt, bytes.
 const MAX_PROMPT: usize = 100_000;
 
@@ -79,7 +81,8 @@ struct QueryResult {
     session_id: String,
     /// With `verbose`: the messages of the CLI.
     #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<Vec<Value>>,
+    #[schemars(with = "Option<Vec<Value>>")]
+    messages: Option<Vec<Box<RawValue>>>,
     /// How many messages are left out, because all together have no room.
     #[serde(skip_serializing_if = "Option::is_none")]
     messages_omitted: Option<usize>,
@@ -148,7 +151,7 @@ pub fn routes(api: Routes) -> Routes {
                 json!({"type": "result", "result": "42", "sessionId": "claude-code-0a1b2c3d4e5f"}),
             )
             .streams("text/plain")
-            .refuses(&[422, 500, 502, 504])
+            .refuses(&[422, 500, 502, 503, 504])
     };
     let alive = openapi::get("getClaudeCode", "Whether the API is served", alive)
         .open()
@@ -262,6 +265,21 @@ impl NewQuery {
     }
 }
 
+/// A place for one more request.
+fn place(gateway: &Gateway, who: &Who) -> Result<Place, ApiError> {
+    let most = gateway.compat.settings.request_max;
+    // Other gateways' requests are seen by their sessions.
+    let listed = gateway.watched.of_api(Some(&who.namespace), api::CLAUDE_CODE);
+    let active = listed.iter().filter(|entry| !entry.phase.is_terminal()).count();
+    let place = gateway.compat.places.take(&who.namespace, most);
+    place.filter(|_| active < most).ok_or_else(|| {
+        ApiError::busy(
+            format!("{most} requests are under way: wait for one to end, or raise CLAUDE_CODE_MAX_CONCURRENT"),
+            TRY_AGAIN,
+        )
+    })
+}
+
 async fn query(
     State(gateway): State<Arc<Gateway>>,
     Ours { who, .. }: Ours<Create, QueryError>,
@@ -279,8 +297,9 @@ async fn query(
     let name = format!("claude-code-{}", uuid::Uuid::new_v4().simple());
     let target = Target::new(&who.namespace, &name)
         .ok_or_else(|| ApiError::not_found(format!("no namespace can have the name {:?}", who.namespace)))?;
+    let place = place(&gateway, &who)?;
     // From here on the session goes with its request.
-    let mut leaving = Leaving::create(&gateway, &target, request.clone(), session);
+    let mut leaving = Leaving::create(&gateway, &target, request.clone(), session, place);
     let created = leaving.created().await?;
     tracing::info!(
         request_id = request,

@@ -251,6 +251,30 @@ impl<E: From<ApiError> + IntoResponse + Send> FromRequest<Arc<Gateway>> for Body
     }
 }
 
+/// A refusal of what no route has answered, in the form that clients of this path know.
+pub fn refusal(path: &str, error: ApiError) -> Response {
+    let is_in = |folder: &str| {
+        path.strip_prefix(folder)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    if is_in("/api/v1") || is_in("/ws") {
+        TaskError(error).into_response()
+    } else if is_in("/claude-code") || is_in("/debug") || path == "/" {
+        QueryError(error).into_response()
+    } else {
+        error.into_response()
+    }
+}
+
+/// Refuses requests that name two hosts: who stands before us may have looked at the other one.
+pub async fn with_one_host(request: Request, next: Next) -> Response {
+    if request.headers().get_all(HOST).iter().nth(1).is_some() {
+        let error = ApiError::bad_request("a request has one header `Host`");
+        return refusal(request.uri().path(), error);
+    }
+    next.run(request).await
+}
+
 /// The id of a request: the client's, or one of ours.
 pub async fn with_request_id(mut request: Request, next: Next) -> Response {
     let given = request.headers().get(&REQUEST_ID).and_then(|id| id.to_str().ok());

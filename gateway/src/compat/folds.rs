@@ -2,11 +2,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Deref,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::{Bytes, BytesMut};
 use protocol::Record;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     project::tasks::{Event, Tasks},
@@ -24,6 +26,8 @@ const PAGE: PageSize = PageSize {
 const LONGEST: usize = 8 << 20;
 /// Bytes of a long record read at once.
 const PIECE: usize = 256 << 10;
+/// Long records that are held at once, by all who read.
+static LONG: Semaphore = Semaphore::const_new(2);
 
 /// A session's tasks, up to a record.
 #[derive(Debug, Default)]
@@ -75,8 +79,27 @@ pub async fn answer(log: &dyn EventLog, session: &str, command: &str) -> Result<
     }
 }
 
+/// A record that was read. Others wait for a long one to be dropped.
+#[derive(Debug)]
+pub struct Read {
+    record: Record,
+    _turn: Option<SemaphorePermit<'static>>,
+}
+
+impl Deref for Read {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        &self.record
+    }
+}
+
 /// A stored record, unless it is too long or not understood.
-pub async fn read(log: &dyn EventLog, session: &str, stored: &StoredRecord) -> Result<Option<Record>, StoreError> {
+pub async fn read(log: &dyn EventLog, session: &str, stored: &StoredRecord) -> Result<Option<Read>, StoreError> {
+    let turn = match &stored.content {
+        Content::Long(length) if *length <= LONGEST => LONG.acquire().await.ok(),
+        _ => None,
+    };
     let bytes: Bytes = match &stored.content {
         Content::Whole(bytes) => bytes.clone(),
         Content::Long(length) if *length > LONGEST => return Ok(None),
@@ -92,7 +115,8 @@ pub async fn read(log: &dyn EventLog, session: &str, stored: &StoredRecord) -> R
             whole.freeze()
         }
     };
-    Ok(serde_json::from_slice(&bytes).ok())
+    let record = serde_json::from_slice(&bytes).ok();
+    Ok(record.map(|record| Read { record, _turn: turn }))
 }
 
 type Shared = Arc<tokio::sync::Mutex<Fold>>;

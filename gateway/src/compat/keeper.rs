@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube::{ResourceExt as _, api::DynamicObject};
 use protocol::{
     frame::{GatewayFrame, Interrupt, PermissionResponse},
@@ -19,7 +19,7 @@ use protocol::{
 };
 use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::{sync::broadcast::error::RecvError, time::Instant};
 
 use super::{
     active::{active, clean_up},
@@ -31,6 +31,7 @@ use crate::{
     commands,
     live::Event,
     project::tasks::{MAX_TURNS, Status, TIMEOUT, Task},
+    retention,
     sessions::{Target, View},
 };
 
@@ -76,7 +77,7 @@ pub async fn run(gateway: Arc<Gateway>) {
         return;
     }
     let every = gateway.compat.settings.cleanup_every;
-    let mut cleaned = tokio::time::Instant::now();
+    let mut cleaned = Instant::now();
     while gateway
         .shutdown
         .run_until_cancelled(tokio::time::sleep(LOOK_EVERY))
@@ -96,7 +97,7 @@ pub async fn run(gateway: Arc<Gateway>) {
             }
         }
         if cleaned.elapsed() >= every {
-            cleaned = tokio::time::Instant::now();
+            cleaned = Instant::now();
             clean_up(&gateway).await;
         }
     }
@@ -124,6 +125,8 @@ fn watch(gateway: &Arc<Gateway>, target: Target, uid: &str) {
             counted: HashSet::new(),
             limits: HashMap::new(),
             told: HashSet::new(),
+            working: None,
+            looked: None,
             object: None,
         };
         let kept = async {
@@ -136,6 +139,13 @@ fn watch(gateway: &Arc<Gateway>, target: Target, uid: &str) {
     });
 }
 
+/// Since when a task is being worked on. Clocks of machines jump and differ, so the time is counted from when we saw it.
+struct Working {
+    command: String,
+    seen: Instant,
+    before: Duration,
+}
+
 struct Keeper {
     target: Target,
     uid: String,
@@ -145,6 +155,10 @@ struct Keeper {
     limits: HashMap<String, Limits>,
     /// Commands that were given.
     told: HashSet<String>,
+    /// The task that is being worked on, by its command.
+    working: Option<Working>,
+    /// When it was looked last.
+    looked: Option<Instant>,
     object: Option<DynamicObject>,
 }
 
@@ -167,7 +181,9 @@ impl Keeper {
                 let mut fold = shared.lock().await;
                 fold.catch_up(&*gateway.log, &self.uid).await?;
                 self.count(gateway, &fold, view.as_ref());
-                self.hold(gateway, &fold, view.as_ref()).await?
+                let deadline = self.hold(gateway, &fold, view.as_ref()).await?;
+                self.looked = Some(Instant::now());
+                deadline
             };
             let Some(view) = view else { return Ok(()) };
             if view.phase.is_terminal() && !view.starting && self.has_all(gateway, &view).await? {
@@ -191,12 +207,11 @@ impl Keeper {
         &self,
         events: &mut tokio::sync::broadcast::Receiver<Event>,
         seen: &mut tokio::sync::watch::Receiver<crate::watch::Seen>,
-        deadline: Option<Timestamp>,
+        most: Option<Duration>,
     ) {
-        let most = deadline.map_or(Duration::from_mins(1), |deadline| {
-            Duration::try_from(deadline.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
-        });
-        let most = most.clamp(Duration::from_millis(50), Duration::from_secs(30));
+        let most = most
+            .unwrap_or(Duration::MAX)
+            .clamp(Duration::from_millis(50), Duration::from_secs(30));
         let stored = async {
             loop {
                 match events.recv().await {
@@ -282,7 +297,7 @@ impl Keeper {
         gateway: &Gateway,
         fold: &Fold,
         view: Option<&View>,
-    ) -> Result<Option<Timestamp>, crate::api::ApiError> {
+    ) -> Result<Option<Duration>, crate::api::ApiError> {
         let shared = self
             .object
             .as_ref()
@@ -295,18 +310,41 @@ impl Keeper {
         }
         let limits = self.limits_of(gateway, &task.command).await?;
         let Some(limits) = limits else { return Ok(None) };
-        let deadline = task
-            .begun
-            .checked_add(SignedDuration::from_secs(i64::from(limits.timeout)))
-            .unwrap_or(Timestamp::MAX);
+        let timeout = Duration::from_secs(u64::from(limits.timeout));
+        let left = timeout.saturating_sub(self.worked(gateway, task, timeout).await);
         let most = u64::from(limits.max_turns);
         if task.rounds > most || (task.rounds == most && task.goes_on) {
             self.interrupt(gateway, view, MAX_TURNS, task.turn).await?;
-        } else if Timestamp::now() >= deadline {
+        } else if left.is_zero() {
             self.interrupt(gateway, view, TIMEOUT, task.turn).await?;
             return Ok(None);
         }
-        Ok(Some(deadline))
+        Ok(Some(left))
+    }
+
+    /// How long a task has been worked on.
+    async fn worked(&mut self, gateway: &Gateway, task: &Task, timeout: Duration) -> Duration {
+        if let Some(working) = self.working.as_ref().filter(|working| working.command == task.command) {
+            return working.before.saturating_add(working.seen.elapsed());
+        }
+        let (seen, now) = (Instant::now(), Timestamp::now());
+        // Its beginning was written by the clock of its node, which may be ahead or behind.
+        let mut before = Duration::try_from(now.duration_since(task.begun)).unwrap_or_default();
+        if let Some(looked) = self.looked {
+            before = before.min(seen - looked);
+        } else if before >= timeout
+            && let Err(why) = retention::clock_is_right(gateway, now).await
+        {
+            tracing::warn!(
+                session = self.target.name(),
+                why,
+                "a task's time is counted from now on: this clock may be wrong"
+            );
+            before = Duration::ZERO;
+        }
+        let command = task.command.clone();
+        self.working = Some(Working { command, seen, before });
+        before
     }
 
     async fn limits_of(&mut self, gateway: &Gateway, command: &str) -> Result<Option<Limits>, crate::api::ApiError> {

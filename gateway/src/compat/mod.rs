@@ -4,6 +4,7 @@ pub mod active;
 pub mod folds;
 pub mod keeper;
 pub mod options;
+pub mod places;
 
 use std::{
     collections::HashMap,
@@ -53,6 +54,8 @@ pub struct Settings {
     pub cleanup_every: Duration,
     /// How long ended sessions are kept.
     pub keep_ended: Duration,
+    /// Requests of the claude-code API that may be under way at once, in a namespace.
+    pub request_max: usize,
     /// Seconds that a request of the claude-code API may work.
     pub request_seconds: u32,
     /// Seconds that its session stays after its end.
@@ -90,6 +93,8 @@ pub struct Compat {
     pub submit: Turns,
     /// What the records of sessions say of their tasks.
     pub folds: folds::Folds,
+    /// Requests of the claude-code API that are under way.
+    pub places: places::Places,
     /// Sessions whose tasks are watched over.
     pub kept: keeper::Kept,
 }
@@ -106,6 +111,7 @@ impl Compat {
             anonymous,
             submit: Turns::default(),
             folds: folds::Folds::default(),
+            places: places::Places::default(),
             kept: keeper::Kept::default(),
         }
     }

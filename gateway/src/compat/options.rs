@@ -81,6 +81,9 @@ pub struct Options {
     /// How long sessions of tasks are kept after their end, and with them the tasks and their events, seconds.
     #[arg(long, env = "SESSION_RETENTION_SECONDS", default_value_t = 86_400)]
     session_retention_seconds: u64,
+    /// Requests of the claude-code API that may be under way at once in a namespace: each is a pod.
+    #[arg(long, env = "CLAUDE_CODE_MAX_CONCURRENT", default_value_t = 20)]
+    claude_code_max_concurrent: usize,
     /// Seconds that a request of the claude-code API may work.
     #[arg(long, env = "CLAUDE_CODE_TIMEOUT_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=604_800))]
     claude_code_timeout_seconds: u32,
@@ -135,6 +138,7 @@ impl Options {
             session_seconds: self.session_max_seconds,
             cleanup_every: Duration::from_secs(self.session_cleanup_interval_seconds),
             keep_ended: Duration::from_secs(self.session_retention_seconds),
+            request_max: self.claude_code_max_concurrent,
             request_seconds: self.claude_code_timeout_seconds,
             request_keep_seconds: self.claude_code_keep_seconds,
             request_ephemeral: self.claude_code_ephemeral,

@@ -10,6 +10,7 @@ use super::{Connection, End, peer::Peer};
 use crate::{
     Gateway,
     files::{Attached, Order, Reply},
+    project::typed,
     store::{NewRecord, commands::Answer},
 };
 
@@ -28,7 +29,7 @@ fn answer(record: &NewRecord) -> Option<(String, Answer)> {
         let body: UserBody = serde_json::from_str(parsed.body.get()).ok()?;
         return Some((body.command, done));
     }
-    match serde_json::from_str(parsed.body.get()).ok()? {
+    match typed(&parsed)? {
         SessionBody::CommandDone { id, error } => Some((id, error.map_or(done, refused))),
         _ => None,
     }

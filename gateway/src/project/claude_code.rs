@@ -6,12 +6,15 @@ use protocol::{
     Kind, Outcome, Record,
     record::{EndBody, SessionBody},
 };
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
-use super::{body, parts, result_text};
+use super::{
+    line::{Line, Part},
+    typed,
+};
 
 /// Messages that a client is shown on request, bytes at most.
-const MAX_MESSAGES: usize = 8 << 20;
+const MAX_MESSAGES: usize = 4 << 20;
 
 /// Tools at work whose names are known, at most.
 const MAX_TOOLS: usize = 1024;
@@ -32,7 +35,7 @@ pub struct Query {
     result: Option<String>,
     errors: Option<String>,
     keep: bool,
-    messages: Vec<Value>,
+    messages: Vec<Box<RawValue>>,
     bytes: usize,
     omitted: usize,
     /// How it ended, when it has.
@@ -49,7 +52,7 @@ impl Query {
     }
 
     /// The messages, if they are wanted.
-    pub fn messages(&mut self) -> Option<Vec<Value>> {
+    pub fn messages(&mut self) -> Option<Vec<Box<RawValue>>> {
         self.keep.then(|| std::mem::take(&mut self.messages))
     }
 
@@ -62,19 +65,18 @@ impl Query {
     pub fn take(&mut self, record: &Record) -> Vec<Value> {
         match record.kind {
             Kind::Cli => {
-                let line = body(record);
-                let lines = self.cli(&line);
-                self.keep(line, record.body.get().len());
-                lines
+                let line = Line::of(record);
+                self.keep(&line, &record.body);
+                self.cli(line)
             }
             Kind::Session => {
-                if let Ok(SessionBody::TurnEnded { outcome, .. }) = serde_json::from_str(record.body.get()) {
+                if let Some(SessionBody::TurnEnded { outcome, .. }) = typed(record) {
                     self.ended(outcome);
                 }
                 Vec::new()
             }
             Kind::End => {
-                if let Ok(EndBody { outcome, .. }) = serde_json::from_str(record.body.get())
+                if let Some(EndBody { outcome, .. }) = typed(record)
                     && self.end.is_none()
                 {
                     self.ended(outcome);
@@ -85,17 +87,18 @@ impl Query {
         }
     }
 
-    fn keep(&mut self, line: Value, bytes: usize) {
-        let shown = matches!(line["type"].as_str(), Some("system" | "assistant" | "user" | "result"));
-        if !self.keep || !shown {
+    fn keep(&mut self, line: &Line<'_>, text: &RawValue) {
+        let hidden = matches!(line, Line::Question(_) | Line::Withdrawn(_) | Line::Other);
+        if !self.keep || hidden {
             return;
         }
+        let bytes = text.get().len();
         if self.bytes + bytes > MAX_MESSAGES {
             self.omitted += 1;
             return;
         }
         self.bytes += bytes;
-        self.messages.push(line);
+        self.messages.push(text.to_owned());
     }
 
     fn ended(&mut self, outcome: Outcome) {
@@ -114,47 +117,38 @@ impl Query {
         };
     }
 
-    fn cli(&mut self, line: &Value) -> Vec<Value> {
-        match line["type"].as_str() {
-            Some("assistant") => {
-                let parts = parts(&line["message"]["content"]);
-                parts.iter().filter_map(|part| self.said(part)).collect()
-            }
-            Some("user") => {
-                let parts = parts(&line["message"]["content"]);
-                let results = parts.iter().filter(|part| part["type"] == "tool_result");
-                results.map(|part| self.result_of(part)).collect()
-            }
-            Some("result") => {
-                self.result = line["result"].as_str().map(str::to_owned);
-                let errors = line["errors"].as_array().into_iter().flatten();
-                let errors: Vec<_> = errors.filter_map(Value::as_str).collect();
-                self.errors = (!errors.is_empty()).then(|| errors.join("; "));
+    fn cli(&mut self, line: Line<'_>) -> Vec<Value> {
+        match line {
+            Line::Assistant(response) => response.parts.into_iter().filter_map(|part| self.said(part)).collect(),
+            Line::User { parts, .. } => parts.into_iter().filter_map(|part| self.result_of(part)).collect(),
+            Line::Result { result, errors } => {
+                self.result = result;
+                self.errors = errors;
                 Vec::new()
             }
-            _ => Vec::new(),
+            Line::Question(_) | Line::Withdrawn(_) | Line::System | Line::Other => Vec::new(),
         }
     }
 
-    fn said(&mut self, part: &Value) -> Option<Value> {
-        match part["type"].as_str()? {
-            "text" => Some(json!({"type": "assistant", "content": part["text"]})),
-            "tool_use" => {
-                let name = part["name"].as_str().unwrap_or_default().to_owned();
-                let line = json!({"type": "tool_call", "tool": name, "input": part["input"].to_string()});
+    fn said(&mut self, part: Part<'_>) -> Option<Value> {
+        match part {
+            Part::Text(text) => Some(json!({"type": "assistant", "content": text})),
+            Part::ToolUse { id, tool, input } => {
+                let line = json!({"type": "tool_call", "tool": tool, "input": input.map_or("null", RawValue::get)});
                 if self.tools.len() < MAX_TOOLS {
-                    self.tools
-                        .insert(part["id"].as_str().unwrap_or_default().to_owned(), name);
+                    self.tools.insert(id, tool);
                 }
                 Some(line)
             }
-            _ => None,
+            Part::ToolResult { .. } => None,
         }
     }
 
-    fn result_of(&mut self, part: &Value) -> Value {
-        let id = part["tool_use_id"].as_str().unwrap_or_default();
-        let tool = self.tools.remove(id).unwrap_or_default();
-        json!({"type": "tool_result", "tool": tool, "result": result_text(&part["content"])})
+    fn result_of(&mut self, part: Part<'_>) -> Option<Value> {
+        let Part::ToolResult { id, text, .. } = part else {
+            return None;
+        };
+        let tool = self.tools.remove(&id).unwrap_or_default();
+        Some(json!({"type": "tool_result", "tool": tool, "result": text}))
     }
 }

@@ -12,11 +12,14 @@ use protocol::{
     record::{EndBody, SessionBody, UsageBody, UserBody},
 };
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{body, parts};
+use super::{
+    line::{Line, Part, Response, file},
+    typed,
+};
 use crate::commands::own_id;
-use event::tool_result;
+use event::ToolUse;
 pub use event::{Event, EventType, tokens};
 
 /// What an interrupt at a task's `max_turns` is called in its id.
@@ -29,20 +32,18 @@ const MAX_FILES: usize = 256;
 const MAX_PATH: usize = 4096;
 /// Open questions of an agent that are known, at most.
 const MAX_QUESTIONS: usize = 64;
-/// Longest text of an agent that is kept, bytes: a response of a model is shorter.
-const MAX_TEXT: usize = 1 << 20;
 /// Bytes of answers that a session's earlier tasks keep together; the older ones are read again from the log.
 const MAX_ANSWERS: usize = 256 << 10;
 /// Responses whose usage may still be corrected, at most.
 const MAX_METERED: usize = 512;
 /// Longest id of a response.
 const MAX_MESSAGE_ID: usize = 256;
-/// Tools that change a file, with the member of their input that names it.
-const WRITES: [(&str, &str); 4] = [
-    ("Write", "file_path"),
-    ("Edit", "file_path"),
-    ("MultiEdit", "file_path"),
-    ("NotebookEdit", "notebook_path"),
+/// Tools that change a file, and whether it is a notebook.
+const WRITES: [(&str, bool); 4] = [
+    ("Write", false),
+    ("Edit", false),
+    ("MultiEdit", false),
+    ("NotebookEdit", true),
 ];
 
 /// Where a task is.
@@ -131,17 +132,11 @@ impl Task {
             data["cost_usd"] = cost.to_string().into();
         }
         if self.status == Status::Completed {
-            return Event {
-                kind: EventType::Complete,
-                data,
-            };
+            return Event::new(EventType::Complete, data);
         }
         data["error"] = json!(self.reason);
         data["message"] = json!(self.message);
-        Event {
-            kind: EventType::Error,
-            data,
-        }
+        Event::new(EventType::Error, data)
     }
 
     /// Ends it as its session ended.
@@ -200,86 +195,65 @@ impl Task {
         if let Some(cost) = body.cost_usd {
             self.cost = Some(self.cost.unwrap_or_default().saturating_add(cost));
         }
-        Event {
-            kind: EventType::Progress,
-            data: json!({
-                "turns": self.rounds, "tokens": tokens(&self.usage), "tokens_used": self.usage.total(),
-                "files": self.files,
-            }),
-        }
+        let data = json!({
+            "turns": self.rounds, "tokens": tokens(&self.usage), "tokens_used": self.usage.total(), "files": self.files,
+        });
+        Event::new(EventType::Progress, data)
     }
 
-    fn cli(&mut self, line: &Value) -> Vec<Event> {
-        match line["type"].as_str() {
-            Some("assistant") => {
-                self.count(line);
-                let parts = parts(&line["message"]["content"]);
-                parts.iter().filter_map(|part| self.said(part)).collect()
+    fn cli(&mut self, line: Line<'_>) -> Vec<Event> {
+        match line {
+            Line::Assistant(response) => {
+                self.count(&response);
+                response.parts.into_iter().filter_map(|part| self.said(part)).collect()
             }
-            Some("user") => {
-                let parts = parts(&line["message"]["content"]);
-                let results = parts.iter().filter(|part| part["type"] == "tool_result");
-                let results: Vec<_> = results.map(tool_result).collect();
-                self.goes_on |= line["parent_tool_use_id"].is_null() && !results.is_empty();
+            Line::User { is_main, parts } => {
+                let results: Vec<_> = parts.into_iter().filter_map(tool_result).collect();
+                self.goes_on |= is_main && !results.is_empty();
                 results
             }
-            Some("result") => {
-                self.result = line["result"].as_str().map(bounded);
-                let errors = line["errors"].as_array().into_iter().flatten();
-                let errors: Vec<_> = errors.filter_map(Value::as_str).collect();
-                if !errors.is_empty() {
-                    self.message = Some(bounded(&errors.join("; ")));
-                }
+            Line::Result { result, errors } => {
+                self.result = result;
+                self.message = errors.or_else(|| self.message.take());
                 Vec::new()
             }
-            Some("control_request") if line["request"]["subtype"] == "can_use_tool" => {
-                let id = line["request_id"].as_str().filter(|id| id.len() <= MAX_PATH);
+            Line::Question(id) => {
                 if self.questions.len() < MAX_QUESTIONS {
-                    self.questions.extend(id.map(str::to_owned));
+                    self.questions.insert(id);
                 }
                 Vec::new()
             }
-            Some("control_cancel_request") => {
-                self.questions.remove(line["request_id"].as_str().unwrap_or_default());
+            Line::Withdrawn(id) => {
+                self.questions.remove(&id);
                 Vec::new()
             }
-            _ => Vec::new(),
+            Line::System | Line::Other => Vec::new(),
         }
     }
 
     /// A response of the model comes as several lines, which have its id.
-    fn count(&mut self, line: &Value) {
-        let id = line["message"]["id"].as_str().unwrap_or_default();
-        // What the CLI says in the model's place, such as an error of the API, is no response.
-        let is_response = line["message"]["model"] != "<synthetic>";
-        if is_response
-            && line["parent_tool_use_id"].is_null()
-            && id[..id.floor_char_boundary(MAX_MESSAGE_ID)] != self.last_message
-        {
+    fn count(&mut self, response: &Response<'_>) {
+        if response.counts && response.id != self.last_message {
             self.rounds += 1;
             self.goes_on = false;
-            id[..id.floor_char_boundary(MAX_MESSAGE_ID)].clone_into(&mut self.last_message);
+            response.id.clone_into(&mut self.last_message);
         }
     }
 
-    fn said(&mut self, part: &Value) -> Option<Event> {
-        match part["type"].as_str()? {
-            "text" => Some(Event {
-                kind: EventType::Message,
-                data: json!({"role": "assistant", "content": part["text"]}),
-            }),
-            "tool_use" => {
-                let tool = part["name"].as_str().unwrap_or_default();
-                let file = WRITES.iter().find(|(name, _)| *name == tool);
-                let file = file.and_then(|(_, member)| part["input"][*member].as_str());
+    fn said(&mut self, part: Part<'_>) -> Option<Event> {
+        match part {
+            Part::Text(text) => Some(Event::new(
+                EventType::Message,
+                json!({"role": "assistant", "content": text}),
+            )),
+            Part::ToolUse { id, tool, input } => {
+                let write = WRITES.iter().find(|(name, _)| *name == tool);
+                let file = write.and_then(|(_, is_notebook)| file(input, *is_notebook));
                 let file = file.filter(|file| file.len() <= MAX_PATH && self.files.len() < MAX_FILES);
-                self.files.extend(file.map(str::to_owned));
-                Some(Event {
-                    kind: EventType::ToolUse,
-                    data: json!({"id": part["id"], "tool": tool, "input": part["input"]}),
-                })
+                self.files.extend(file);
+                Some(ToolUse::event(id, tool, input))
             }
-            _ => None,
+            Part::ToolResult { .. } => None,
         }
     }
 
@@ -317,13 +291,12 @@ impl Task {
     }
 }
 
-/// A text, or as much of it as is kept.
-fn bounded(text: &str) -> String {
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+fn tool_result(part: Part<'_>) -> Option<Event> {
+    let Part::ToolResult { id, text, is_error } = part else {
+        return None;
+    };
+    let data = json!({"tool_use_id": id, "content": text, "is_error": is_error});
+    Some(Event::new(EventType::ToolResult, data))
 }
 
 /// The tasks of a session.
@@ -374,19 +347,19 @@ impl Tasks {
             return Vec::new();
         };
         match record.kind {
-            Kind::Cli => task.cli(&body(record)),
-            Kind::Usage => match serde_json::from_str::<UsageBody>(record.body.get()) {
-                Ok(body) if !body.open => vec![task.spent(body)],
+            Kind::Cli => task.cli(Line::of(record)),
+            Kind::Usage => match typed::<UsageBody>(record) {
+                Some(body) if !body.open => vec![task.spent(body)],
                 _ => Vec::new(),
             },
             Kind::Session => {
-                if let Ok(event) = serde_json::from_str(record.body.get()) {
+                if let Some(event) = typed(record) {
                     task.session(event, record.ts);
                 }
                 if task.is_over() { vec![task.last()] } else { Vec::new() }
             }
             Kind::End => {
-                if let Ok(EndBody { outcome, .. }) = serde_json::from_str(record.body.get()) {
+                if let Some(EndBody { outcome, .. }) = typed(record) {
                     task.ended(outcome, record.ts);
                 }
                 if task.is_over() { vec![task.last()] } else { Vec::new() }

@@ -311,3 +311,64 @@ async fn health_and_settings_are_shown_without_what_is_secret_and_settings_only_
     assert_eq!(settings["defaultModel"], "claude-sonnet-5-5");
     assert!(!debug.contains("fake-key"), "{debug}");
 }
+
+#[tokio::test]
+async fn no_more_requests_are_under_way_than_have_a_place_however_many_come_at_once() {
+    let settings = Settings {
+        request_max: 2,
+        ..open()
+    };
+    let served = Served::serving(settings).await;
+    let body = json!({"prompt": "p", "stream": false});
+    let requests = (0..6).map(|_| ask(served.address, "POST", "/claude-code", Some(&body)));
+    let mut requests: futures::stream::FuturesUnordered<_> = requests.collect();
+    for _ in 0..4 {
+        let (code, answer) = soon("a refusal", requests.next()).await.unwrap();
+        assert_eq!((code, &answer["type"]), (503, &json!("error")), "{answer}");
+        assert!(
+            answer["message"]
+                .as_str()
+                .unwrap()
+                .contains("CLAUDE_CODE_MAX_CONCURRENT"),
+            "{answer}"
+        );
+    }
+    // Whoever goes away makes room when its session is gone.
+    drop(requests);
+    soon("the sessions being deleted", async {
+        while !served.cluster.sessions("team-a").is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let room = async {
+        while http()
+            .post(served.url("/claude-code"))
+            .json(&json!({"prompt": "p"}))
+            .send()
+            .await
+            .unwrap()
+            .status()
+            == 503
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon("room", room).await;
+}
+
+#[rstest]
+#[case("GET", "/claude-code", 405, "error")]
+#[case("DELETE", "/debug", 405, "error")]
+#[case("GET", "/claude-code/x", 404, "error")]
+#[tokio::test]
+async fn what_there_is_not_is_said_in_the_form_of_the_api(
+    #[case] method: &str,
+    #[case] path: &str,
+    #[case] code: u16,
+    #[case] form: &str,
+) {
+    let served = Served::serving(open()).await;
+    let (answered, body) = ask(served.address, method, path, None).await;
+    assert_eq!((answered, &body["type"]), (code, &json!(form)), "{body}");
+}

@@ -8,6 +8,8 @@ use std::{
 };
 
 use protocol::{Kind, frame::GatewayFrame};
+use rstest::rstest;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpSocket,
@@ -22,6 +24,7 @@ use crate::{
         soon,
         sse::{Events, http},
     },
+    tasks::{answered, ask, running, user},
     workspace::answer,
 };
 
@@ -305,4 +308,56 @@ async fn sockets_that_say_little_or_nothing_cost_little_and_are_closed() {
     let after = peak(&process);
     eprintln!("{count} sockets: peak {before} -> {after} MiB, all closed by the gateway");
     assert!(after < before + 8 + count / 25, "{before} -> {after} MiB");
+}
+
+/// One line of the CLI with as many small values as fit, which any process of an agent could write.
+fn many_values() -> String {
+    let values = ["{\"\":0}"; 1_000_000].join(",");
+    let line = format!(r#"{{"type":"assistant","message":{{"id":"x","model":"m","content":[{values}]}}}}"#);
+    format!(r#"{{"seq":2,"attempt":1,"turn":1,"ts":"2026-01-02T03:04:05Z","kind":"cli","body":{line}}}"#)
+}
+
+#[rstest]
+#[case("/api/v1/tasks", json!({"prompt": "p", "task_id": "t"}))]
+#[case("/claude-code", json!({"prompt": "p", "verbose": true, "stream": false}))]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_many_values_takes_little_more_than_its_length(#[case] path: &str, #[case] asked: Value) {
+    let cluster = Cluster::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = [
+        "--compat-api=tasks,claude-code",
+        "--compat-namespace=team-a",
+        "--auth-enabled=false",
+    ];
+    let process = Process::start_with(&[], &cluster, folder.path(), &arguments.map(str::to_owned)).await;
+    let (address, path) = (process.address, path.to_owned());
+    let answer = tokio::spawn(async move { ask(address, "POST", &path, Some(&asked)).await });
+    let name = soon("the session", async {
+        loop {
+            if let Some((name, _)) = cluster.sessions("team-a").into_iter().next() {
+                return name;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    cluster.runner("t1", Some("p1"));
+    cluster.set_status("team-a", &name, &running());
+    let hello = hello(&name, &format!("uid-of-{name}"), "p1");
+    let (mut runner, _) = Runner::admitted(address, &hello, "t1").await;
+    let before = peak(&process);
+    assert_eq!(runner.deliver(&[user(1, 1, "prompt"), many_values()]).await, 2);
+    let [answered, ended] = answered(3, 1, "42");
+    runner.send(&[answered, ended]).await;
+    if answer.await.unwrap().1["task_id"] == "t" {
+        soon("the task's end", async {
+            while ask(address, "GET", "/api/v1/tasks/t", None).await.1["result"] != "42" {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
+    let after = peak(&process);
+    eprintln!("a line of 1,000,000 values: peak {before} -> {after} MiB");
+    assert!(after < before + 100, "{before} -> {after} MiB");
 }

@@ -179,6 +179,7 @@ async fn callers_of_the_other_apis_may_do_what_they_were_given_in_their_one_name
         tasks: true,
         claude_code: true,
         namespace: "team-a".to_owned(),
+        request_max: 100,
         ..Settings::default()
     };
     let document = gateway::api::openapi(&settings);
@@ -394,4 +395,22 @@ async fn who_need_not_say_who_they_are_must_say_a_name_that_only_the_gateway_can
     let (code, said) = (answer.status().as_u16(), answer.text().await.unwrap());
     assert_eq!(code, expected, "{said}");
     assert!(code == 200 || said.contains("--allow-host"), "{said}");
+}
+
+#[tokio::test]
+async fn a_request_that_names_two_hosts_is_refused() {
+    let served = Served::new().await;
+    let mut stream = tokio::net::TcpStream::connect(served.address).await.unwrap();
+    let request = "GET /live HTTP/1.1\r\nhost: localhost\r\nhost: other.example\r\nconnection: close\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes())
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    soon(
+        "the answer",
+        tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer),
+    )
+    .await
+    .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Gateway,
-    compat::folds,
+    compat::{folds, places::Place},
     follow::{CloseReason, Follower, Item},
     project::claude_code::{End, Query},
     sessions::{Target, View},
@@ -46,11 +46,19 @@ pub(super) struct Leaving {
     creating: Option<JoinHandle<Created>>,
     /// It was created.
     is_there: bool,
+    /// Its place among those under way, until its session is over.
+    place: Option<Place>,
 }
 
 impl Leaving {
     /// Creates the session, whatever becomes of the request.
-    pub(super) fn create(gateway: &Arc<Gateway>, target: &Target, request: String, session: DynamicObject) -> Self {
+    pub(super) fn create(
+        gateway: &Arc<Gateway>,
+        target: &Target,
+        request: String,
+        session: DynamicObject,
+        place: Place,
+    ) -> Self {
         let creating = gateway.tasks.spawn({
             let (gateway, named) = (gateway.clone(), Named::As(target.clone()));
             async move { create_named(&gateway, named, session).await }
@@ -61,6 +69,7 @@ impl Leaving {
             request,
             creating: Some(creating),
             is_there: false,
+            place: Some(place),
         }
     }
 
@@ -99,7 +108,9 @@ impl Drop for Leaving {
         let Some(gateway) = self.gateway.take() else { return };
         let (target, request) = (self.target.clone(), std::mem::take(&mut self.request));
         let (mut creating, mut is_there) = (self.creating.take(), self.is_there);
+        let place = self.place.take();
         gateway.tasks.clone().spawn(async move {
+            let _place = place;
             tracing::info!(
                 request_id = request,
                 session = target.name(),
@@ -264,23 +275,19 @@ impl Running {
     pub(super) fn lines(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
         futures::stream::unfold(Some(self), |running| async move {
             let mut running = running?;
-            let mut lines = running.next().await;
-            match running.query.end.take() {
-                Some(End::Answered(result)) => {
-                    let result = running.result(result);
-                    lines.push(json!(result));
-                    running.over = true;
-                }
-                Some(End::Failed(error, message)) => {
-                    lines.push(running.failure(&error, &message));
-                    running.over = true;
-                }
-                None => {}
-            }
             let mut text = String::new();
-            for line in lines {
+            for line in running.next().await {
                 text += &line.to_string();
                 text.push('\n');
+            }
+            if let Some(end) = running.query.end.take() {
+                // As text at once: the messages in it would be much longer as values.
+                text += &match end {
+                    End::Answered(result) => serde_json::to_string(&running.result(result)).unwrap_or_default(),
+                    End::Failed(error, message) => running.failure(&error, &message).to_string(),
+                };
+                text.push('\n');
+                running.over = true;
             }
             let running = if running.over {
                 running.done();

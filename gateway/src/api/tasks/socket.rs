@@ -9,7 +9,6 @@ use axum::{
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use hyper_util::rt::TokioIo;
-use serde_json::json;
 use tokio::time::{Interval, timeout};
 use tokio_tungstenite::{
     WebSocketStream,
@@ -141,7 +140,9 @@ impl Reader {
                     Next::Events(events) => {
                         let over = events.iter().any(is_last);
                         for event in events {
-                            if !sent(&mut socket, Message::text(json!(event).to_string())).await {
+                            let Ok(text) = serde_json::to_string(&event) else { return };
+                            drop(event);
+                            if !sent(&mut socket, Message::text(text)).await {
                                 return;
                             }
                         }
@@ -219,8 +220,8 @@ impl Reader {
                 // What happens in other tasks of the session is not its client's.
                 let newest = self.fold.tasks.all().last();
                 events.retain(|_| newest.is_some_and(|task| task.command == self.found.command));
-                for event in events.iter_mut().filter(|event| event.data.is_object()) {
-                    event.data["task_id"] = self.found.id.as_str().into();
+                for event in &mut events {
+                    event.set_task(&self.found.id);
                 }
                 let ended = self.ended_by_another();
                 events.extend(ended);

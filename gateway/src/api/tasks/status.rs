@@ -211,7 +211,7 @@ pub(super) fn end_by_view(task: &mut tasks::Task, view: &View) {
 /// The last event of a task.
 pub(super) fn last(task: &tasks::Task, id: &str) -> Event {
     let mut event = task.last();
-    event.data["task_id"] = id.into();
+    event.set_task(id);
     event
 }
 

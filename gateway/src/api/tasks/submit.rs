@@ -31,7 +31,9 @@ use super::{
     seconds,
 };
 use crate::{
-    Gateway, commands,
+    Gateway,
+    auth::kubernetes::Verb,
+    commands,
     compat::{active, keeper},
     project::tasks::Status,
     server::Secure,
@@ -169,6 +171,10 @@ async fn taken(gateway: &Arc<Gateway>, who: &Who, asked: &Asked) -> Result<Found
     if asked.reuse
         && let Some((target, object)) = usable(gateway, who, asked).await?
     {
+        // The session may be another caller's who shares this name: to create is not to tell it what to do.
+        gateway
+            .authorize(&who.caller, Verb::Update, &who.namespace, None)
+            .await?;
         return sent(gateway, &target, object, asked).await;
     }
     let active = active::active(gateway, Some(&who.namespace)).len();

@@ -2,18 +2,71 @@
 
 use protocol::Usage;
 use serde::Serialize;
-use serde_json::{Value, json};
-
-use super::super::result_text;
+use serde_json::{Value, json, value::RawValue};
 
 /// What happened in a task.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Event {
     /// Which sort of thing.
     #[serde(rename = "type")]
     pub kind: EventType,
     /// What.
-    pub data: Value,
+    pub data: Data,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Data {
+    /// A tool is used.
+    ToolUse(ToolUse),
+    /// Anything else.
+    Other(Value),
+}
+
+/// The use of a tool.
+#[derive(Clone, Debug, Serialize)]
+pub struct ToolUse {
+    /// Its id.
+    pub id: String,
+    /// The tool.
+    pub tool: String,
+    /// Its input as the agent wrote it; `None`: it is too long to be shown.
+    pub input: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_id: Option<String>,
+}
+
+impl ToolUse {
+    /// The event of a tool that is used.
+    pub(super) fn event(id: String, tool: String, input: Option<&RawValue>) -> Event {
+        Event {
+            kind: EventType::ToolUse,
+            data: Data::ToolUse(Self {
+                id,
+                tool,
+                input: input.map(RawValue::to_owned),
+                task_id: None,
+            }),
+        }
+    }
+}
+
+impl Event {
+    pub(super) fn new(kind: EventType, data: Value) -> Self {
+        Self {
+            kind,
+            data: Data::Other(data),
+        }
+    }
+
+    /// Says which task it is of.
+    pub fn set_task(&mut self, id: &str) {
+        match &mut self.data {
+            Data::ToolUse(tool) => tool.task_id = Some(id.to_owned()),
+            Data::Other(data) => data["task_id"] = id.into(),
+        }
+    }
 }
 
 /// The sorts of events.
@@ -32,16 +85,6 @@ pub enum EventType {
     Complete,
     /// The task is over and not done: the last event.
     Error,
-}
-
-pub(super) fn tool_result(part: &Value) -> Event {
-    Event {
-        kind: EventType::ToolResult,
-        data: json!({
-            "tool_use_id": part["tool_use_id"], "content": result_text(&part["content"]),
-            "is_error": part["is_error"].as_bool().unwrap_or_default(),
-        }),
-    }
 }
 
 /// Tokens by sort, in the API's own words.

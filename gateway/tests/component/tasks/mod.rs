@@ -1,6 +1,7 @@
 //! The task API, asked as its clients ask, with a runner whose words the tests decide.
 
 mod abuse;
+mod clocks;
 mod sharing;
 mod submitting;
 
@@ -35,6 +36,7 @@ pub fn open() -> Settings {
         session_seconds: 604_800,
         cleanup_every: Duration::from_mins(5),
         keep_ended: Duration::from_hours(24),
+        request_max: 20,
         request_seconds: 600,
         request_keep_seconds: 60,
         request_ephemeral: true,

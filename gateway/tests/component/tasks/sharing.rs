@@ -322,3 +322,42 @@ async fn sessions_that_ended_long_ago_are_removed_and_no_others() {
     .await;
     assert_eq!(served.cluster.sessions("team-a").len(), 2);
 }
+
+#[tokio::test]
+async fn who_may_only_create_sends_no_task_into_a_session_that_is_there() {
+    let served = Served::serving(Settings { open: false, ..open() }).await;
+    for (token, user, verbs) in [
+        ("token-a", "ann", &["create", "get", "update"][..]),
+        ("token-b", "bob", &["create", "get"]),
+    ] {
+        served.cluster.caller(token, user);
+        served.cluster.allow(user, verbs, "team-a");
+    }
+    let post = async |token: &str, id: &str| {
+        let request = http()
+            .post(served.url("/api/v1/tasks"))
+            .bearer_auth(token)
+            .json(&task(id));
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    assert_eq!(post("token-b", "one").await.0, 200, "a session of its own");
+    let (name, _) = only_session(&served.cluster);
+    let mut runner = begin(&served, &name).await;
+    runner.send(&[user(1, 1, "prompt")]).await;
+    runner.send(&answered(2, 1, "First.")).await;
+    let sent = async {
+        loop {
+            // Until the first task is over there is no place for another one.
+            match post("token-b", "two").await {
+                (409, _) => tokio::time::sleep(Duration::from_millis(10)).await,
+                answer => return answer,
+            }
+        }
+    };
+    let (code, error) = soon("an answer", sent).await;
+    assert_eq!(code, 403, "{error}");
+    assert!(error["detail"].as_str().unwrap().contains("update"), "{error}");
+    assert_eq!(post("token-a", "three").await.0, 200);
+    assert_eq!(order(&mut runner).await["user_message"]["id"], "three");
+}

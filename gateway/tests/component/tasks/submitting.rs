@@ -279,3 +279,19 @@ async fn the_apis_are_not_there_unless_they_are_switched_on() {
     let (_, health) = ask(served.address, "GET", "/health", None).await;
     assert!(health.get("active_sessions").is_none(), "{health}");
 }
+
+#[tokio::test]
+async fn what_there_is_not_is_said_in_the_form_of_the_api() {
+    let served = Served::serving(open()).await;
+    for (method, path, code) in [
+        ("PUT", "/api/v1/tasks", 405),
+        ("GET", "/api/v1/other", 404),
+        ("GET", "/ws/other", 404),
+    ] {
+        let (answered, body) = ask(served.address, method, path, None).await;
+        assert_eq!(answered, code, "{body}");
+        assert!(body["detail"].is_string(), "{method} {path}: {body}");
+    }
+    // Elsewhere as Kubernetes says it.
+    assert_eq!(ask(served.address, "GET", "/other", None).await.1["kind"], "Status");
+}
