@@ -291,7 +291,7 @@ impl Keeper {
         first.unwrap_or_else(|| command.to_owned())
     }
 
-    /// Holds the limits of the task that is being worked on, in a session that others share. When it must be looked again.
+    /// Holds the limits of the task whose work goes on, in a session that others share. When it must be looked again.
     async fn hold(
         &mut self,
         gateway: &Gateway,
@@ -302,7 +302,7 @@ impl Keeper {
             .object
             .as_ref()
             .is_some_and(|object| object.labels().contains_key(label::WORKSPACE));
-        let (Some(view), Some(task), true) = (view, fold.tasks.open(), shared) else {
+        let (Some(view), Some(task), true) = (view, fold.tasks.worked_on(), shared) else {
             return Ok(None);
         };
         for question in &task.questions {
@@ -313,10 +313,12 @@ impl Keeper {
         let timeout = Duration::from_secs(u64::from(limits.timeout));
         let left = timeout.saturating_sub(self.worked(gateway, task, timeout).await);
         let most = u64::from(limits.max_turns);
-        if task.rounds > most || (task.rounds == most && task.goes_on) {
-            self.interrupt(gateway, view, MAX_TURNS, task.turn).await?;
+        let rounds = task.rounds + task.rounds_by_itself;
+        let turn = task.by_itself.unwrap_or(task.turn);
+        if rounds > most || (rounds == most && task.goes_on && !task.is_over()) {
+            self.interrupt(gateway, view, MAX_TURNS, turn).await?;
         } else if left.is_zero() {
-            self.interrupt(gateway, view, TIMEOUT, task.turn).await?;
+            self.interrupt(gateway, view, TIMEOUT, turn).await?;
             return Ok(None);
         }
         Ok(Some(left))

@@ -1,5 +1,6 @@
 //! Records as the tasks of the task API: a task is what follows a client's message until its turn is over.
 
+mod by_itself;
 mod event;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -106,6 +107,10 @@ pub struct Task {
     pub cost: Option<NanoUsd>,
     /// Questions of the agent, by the CLI's id, that have no answer.
     pub questions: BTreeSet<String>,
+    /// The turn in which the CLI goes on by itself though the task is over, such as with a command that ran in the background.
+    pub by_itself: Option<u32>,
+    /// Responses of the model in such turns.
+    pub rounds_by_itself: u64,
     /// Why the gateway interrupted it.
     stopped_for: Option<Reason>,
     last_message: String,
@@ -337,15 +342,26 @@ impl Tasks {
         self.tasks.last().filter(|task| !task.is_over())
     }
 
+    /// The task whose work is going on: see [`Self::open`] and [`Task::by_itself`].
+    pub fn worked_on(&self) -> Option<&Task> {
+        self.tasks
+            .last()
+            .filter(|task| !task.is_over() || task.by_itself.is_some())
+    }
+
     /// Takes the session's next record. What it is in the newest task.
     pub fn take(&mut self, record: &Record) -> Vec<Event> {
         if record.kind == Kind::User {
             self.user(record);
             return Vec::new();
         }
-        let Some(task) = self.tasks.last_mut().filter(|task| !task.is_over()) else {
+        let Some(task) = self.tasks.last_mut() else {
             return Vec::new();
         };
+        if task.is_over() {
+            task.take_by_itself(record);
+            return Vec::new();
+        }
         match record.kind {
             Kind::Cli => task.cli(Line::of(record)),
             Kind::Usage => match typed::<UsageBody>(record) {

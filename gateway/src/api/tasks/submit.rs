@@ -244,17 +244,19 @@ async fn usable(gateway: &Gateway, who: &Who, asked: &Asked) -> Result<Option<(T
     if active::is_held(&object) || object.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
-    if view.phase == crds::Phase::Stopping {
+    let fold = gateway.compat.folds.of(&view.uid);
+    let mut fold = fold.lock().await;
+    fold.catch_up(&*gateway.log, &view.uid).await?;
+    let open = fold.tasks.all().is_empty() || fold.tasks.open().is_some();
+    // The runner has said its last word before the status tells of the end.
+    let has_ended = !open && gateway.log.state(&view.uid).await?.progress.ended >= view.attempt.max(1);
+    if view.phase == crds::Phase::Stopping || (has_ended && !view.phase.is_terminal()) {
         let why = format!(
             "the session of workspace {:?} is being stopped: try again",
             asked.workspace
         );
         return Err(ApiError::busy(why, STOPPED_SOON));
     }
-    let fold = gateway.compat.folds.of(&view.uid);
-    let mut fold = fold.lock().await;
-    fold.catch_up(&*gateway.log, &view.uid).await?;
-    let open = fold.tasks.all().is_empty() || fold.tasks.open().is_some();
     if view.phase.is_terminal() && !view.starting {
         // One that ended in the midst of a task would go on with that task.
         let stopped = view.phase == crds::Phase::Stopped && !open;

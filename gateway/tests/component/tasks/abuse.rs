@@ -151,6 +151,33 @@ async fn the_id_of_a_task_does_not_take_its_limits_away() {
 }
 
 #[tokio::test]
+async fn what_the_cli_goes_on_with_by_itself_is_held_to_the_limits_of_the_task_before() {
+    let served = Served::serving(open()).await;
+    let mut first = shared("one");
+    first["options"] = json!({"max_turns": 2});
+    submit(&served, first).await;
+    let (name, _) = only_session(&served.cluster);
+    let mut runner = begin(&served, &name).await;
+    let text = json!({"type": "text", "text": "a"});
+    runner.send(&[user(1, 1, "prompt"), said(2, 1, "m1", &text)]).await;
+    runner.send(&answered(3, 1, "Runs in the background.")).await;
+    over(&served, "one").await;
+    let started = |seq: u64, turn: u32| record(seq, turn, "session", &json!({"event": "turnStarted", "turn": turn}));
+    // Within the limit.
+    runner
+        .send(&[started(5, 2), said(6, 2, "m2", &text), turn_ended(7, 2, "succeeded")])
+        .await;
+    runner.send(&[started(8, 3), said(9, 3, "m3", &text)]).await;
+    let stop = order(&mut runner).await;
+    assert_eq!(stop["interrupt"], json!({"id": "gateway/max-turns/3", "turn": 3}));
+    let task = status(&served, "one").await;
+    assert_eq!(
+        (&task["status"], &task["result"]),
+        (&json!("completed"), &json!("Runs in the background."))
+    );
+}
+
+#[tokio::test]
 async fn answers_of_many_tasks_are_kept_by_the_log_alone_and_told_all_the_same() {
     /// Of a task, so that some of them are more than is kept in memory.
     const LONG: usize = 100 << 10;

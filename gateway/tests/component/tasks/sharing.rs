@@ -60,6 +60,15 @@ async fn a_session_that_was_stopped_for_idleness_is_started_again_and_one_that_f
     runner.send(&[user(1, 1, "prompt")]).await;
     runner.send(&answered(2, 1, "First.")).await;
     over(&served, "one").await;
+    // A task that came now would be given to nobody.
+    runner.send(&[end(4)]).await;
+    while !matches!(runner.frame().await, GatewayFrame::Ack(ack) if ack.seq == 4) {}
+    let (code, refused) = ask(served.address, "POST", "/api/v1/tasks", Some(&task("two"))).await;
+    assert_eq!(code, 503, "{refused}");
+    assert!(
+        refused["detail"].as_str().unwrap().contains("is being stopped"),
+        "{refused}"
+    );
     let idle =
         json!({"phase": "Stopped", "reason": "Inactivity", "attempt": 1, "completionTime": jiff::Timestamp::now()});
     served.cluster.set_status("team-a", &name, &idle);
