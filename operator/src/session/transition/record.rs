@@ -39,10 +39,6 @@ pub fn record(
     let gateway = policy.gateway;
     let was_stopping = status.phase == Phase::Stopping;
     let until = attempt_ran(&mut next, pod, claim, now);
-    if pod.is_some() && end != End::Queued {
-        // Pods are made of what may run only, though nobody may have looked while it did.
-        next = admitted(next, None, now);
-    }
     match &report {
         Some(report) => keep(&mut next, report, gateway, now),
         None if runner_started(&next).is_some() => conditions::events(&mut next, None, gateway, now),
@@ -52,6 +48,10 @@ pub fn record(
         ClaimSeen::Ephemeral => last(&mut next, (end, reason, message), pod, now),
         _ => (end, reason, message),
     };
+    if pod.is_some() && end != End::Queued {
+        // Pods are made of what may run only, though nobody may have looked while it did.
+        next = admitted(next, None, now);
+    }
     match end {
         End::Completed => finish(&next, Phase::Completed, reason, &message, until),
         End::Failed => finish(&next, Phase::Failed, reason, &message, until),
