@@ -124,7 +124,7 @@ async fn for_each<K, C: IntoIterator<Item = Key>>(
             Ok(event) => {
                 see(event).into_iter().for_each(|session| context.queue.push(session));
                 // What outlived its session, and is over, gives its place to the next.
-                context.gate.remains(context.memory.remains());
+                context.gate.remains(&context.memory);
             }
             Err(error) => tracing::debug!(what, %error, "watch"),
         }

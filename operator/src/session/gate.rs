@@ -26,6 +26,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{
     admission::{Answer, Change, EXACT, Ledger, Place, message},
     decide::queued,
+    memory::Memory,
     observed::Observed,
     plan::Plan,
     validate::{Invalid, Request},
@@ -133,13 +134,15 @@ impl Gate {
         namespaces.into_iter().collect()
     }
 
-    /// So many attempts are left of sessions that are gone, by namespace.
-    pub fn remains(&self, changed: Vec<(String, usize)>) {
-        for (namespace, count) in changed {
-            let freed = held(&self.ledger).remains(&namespace, count);
-            if freed {
-                self.nudge_next(&namespace);
-            }
+    /// Takes over how many attempts are left of sessions that are gone.
+    pub fn remains(&self, memory: &Memory) {
+        let mut ledger = held(&self.ledger);
+        // Asked with the lock held: what two ask for is taken over in the order in which they were told.
+        let mut changed = memory.remains();
+        changed.retain(|(namespace, count)| ledger.remains(namespace, *count));
+        drop(ledger);
+        for (namespace, _) in changed {
+            self.nudge_next(&namespace);
         }
     }
 
@@ -217,7 +220,7 @@ pub async fn pass(
     let gate = &context.gate;
     held(&gate.limits).insert(request.namespace.clone(), limit);
     // Of a session that was deleted a moment ago the watches have told by now that its pod is left.
-    gate.remains(context.memory.remains());
+    gate.remains(&context.memory);
     let created = session.creation_timestamp().map_or(now, |time| time.0);
     loop {
         let answer = held(&gate.ledger).ask(&request.namespace, &request.name, created, limit);
