@@ -95,7 +95,8 @@ for try in $(seq 100); do
     sleep 0.1
 done
 echo 1000 >/proc/$first/oom_score_adj
-sh -c "echo \$\$ >$group/cgroup.procs; exec tail /dev/zero" &
+# A pod without requests is killed first wherever it is.
+sh -c "echo -900 >/proc/\$\$/oom_score_adj; echo \$\$ >$group/cgroup.procs; exec tail /dev/zero" &
 eater=$!
 for try in $(seq 600); do
     if [ ! -e /proc/$first ] || grep -q '^State:.Z' /proc/$first/status; then
