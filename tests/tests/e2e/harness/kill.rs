@@ -95,19 +95,21 @@ for try in $(seq 100); do
     sleep 0.1
 done
 echo 1000 >/proc/$first/oom_score_adj
-# A pod without requests is killed first wherever it is.
-sh -c "echo -900 >/proc/\$\$/oom_score_adj; echo \$\$ >$group/cgroup.procs; exec tail /dev/zero" &
+# Files in memory belong to no process: a shell that writes them is smaller than the first process.
+sh -c "x=\$(head -c 65536 /dev/zero | tr '\0' x)
+    echo \$\$ >$group/cgroup.procs
+    while echo \$x; do :; done >/dev/shm/full" 2>/dev/null &
 eater=$!
 for try in $(seq 600); do
     if [ ! -e /proc/$first ] || grep -q '^State:.Z' /proc/$first/status; then
         # The container is not over before its control group is empty.
-        kill -9 $eater
+        kill -9 $eater 2>/dev/null
         echo gone
         exit
     fi
     sleep 0.1
 done
-kill -9 $eater
+kill -9 $eater 2>/dev/null
 echo it lives
 "#;
 
