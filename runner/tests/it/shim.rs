@@ -124,7 +124,10 @@ async fn streams_signals_and_the_end_are_carried() {
     assert_eq!((exit.code, exit.signal), (Some(7), None));
 
     agent
-        .send(&shell("trap 'echo int; exit 3' INT; echo ready; sleep 300 & wait"))
+        // Not `wait`: a signal that comes just before it waits is heard of when it ends only.
+        .send(&shell(
+            "trap 'echo int; exit 3' INT; echo ready; while :; do sleep 0.1; done",
+        ))
         .unwrap();
     assert!(matches!(agent.next().await.unwrap(), FromShim::Stdout(_)));
     agent.send(&ToShim::Signal(2)).unwrap();
