@@ -33,7 +33,8 @@ use crate::support::{
 
 const SESSION: &str = "/api/projects/team-a/agentic-sessions/s";
 
-async fn cluster() -> Cluster {
+/// One session at work, whose events a caller may read and tell it what to do.
+pub async fn cluster() -> Cluster {
     let cluster = Cluster::start().await;
     cluster.interactive(
         "s",

@@ -14,28 +14,18 @@ use protocol::{
 use serde_json::{Value, json};
 use xtask::postgres::Postgres;
 
-use crate::support::{
-    cluster::Cluster,
-    postgres::{database, server},
-    process::Process,
-    record, records,
-    runner::{Runner, hello},
-    soon,
-    sse::{Events, http},
+use crate::{
+    replicas::cluster,
+    support::{
+        cluster::Cluster,
+        postgres::{database, server},
+        process::Process,
+        record, records,
+        runner::{Runner, hello},
+        soon,
+        sse::{Events, http},
+    },
 };
-
-async fn cluster() -> Cluster {
-    let cluster = Cluster::start().await;
-    cluster.interactive(
-        "s",
-        "u",
-        &json!({"phase": "Running", "podUID": "p1", "attempt": 1, "run": 1}),
-    );
-    cluster.runner("t1", Some("p1"));
-    cluster.caller("token", "ann");
-    cluster.allow("ann", &["get", "update"], "team-a");
-    cluster
-}
 
 /// Comes again until it is welcome, as a runner does. How often it was closed as one that another took the place of.
 async fn comes(address: SocketAddr, hello: &Hello, refused: &mut usize) -> (Runner, Welcome) {

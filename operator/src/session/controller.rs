@@ -134,10 +134,9 @@ async fn for_each<K, C: IntoIterator<Item = Key>>(
 /// Sessions whose turn it is to have a place, or that a change of their namespace's settings may concern.
 async fn nudged(context: Arc<Context>) {
     let mut nudges = std::pin::pin!(context.gate.nudges());
-    while let Some(nudge) = nudges.next().await {
-        let namespace = nudge.namespace.unwrap_or_default();
-        if context.memory.has(&namespace, &nudge.name) {
-            context.queue.push((namespace, nudge.name));
+    while let Some((namespace, name)) = nudges.next().await {
+        if context.memory.has(&namespace, &name) {
+            context.queue.push((namespace, name));
         }
     }
 }

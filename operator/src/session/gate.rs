@@ -13,8 +13,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{ApiResource, ListParams},
-    core::{Object, PartialObjectMeta},
-    runtime::reflector::ObjectRef,
+    core::Object,
 };
 use protocol::{
     Reason,
@@ -26,14 +25,12 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{
     admission::{Answer, Change, EXACT, Ledger, Place, message},
     decide::queued,
-    memory::Memory,
+    memory::{Key, Memory},
     observed::Observed,
     plan::Plan,
     validate::{Invalid, Request},
 };
 use crate::context::{Context, PAGE};
-
-type Meta = PartialObjectMeta<AgenticSession>;
 
 /// How soon it is looked again for what others do.
 const POLL: Duration = Duration::from_millis(50);
@@ -47,14 +44,14 @@ const PACE: Duration = Duration::from_millis(5);
 const GIVE_WAY: Duration = Duration::from_mins(1);
 
 /// Sessions to look at.
-type Nudges = mpsc::UnboundedReceiver<ObjectRef<Meta>>;
+type Nudges = mpsc::UnboundedReceiver<Key>;
 
 /// The ledger, and the way to have sessions looked at.
 pub struct Gate {
     ledger: Mutex<Ledger>,
     limits: Mutex<HashMap<String, usize>>,
-    now: mpsc::UnboundedSender<ObjectRef<Meta>>,
-    later: mpsc::UnboundedSender<ObjectRef<Meta>>,
+    now: mpsc::UnboundedSender<Key>,
+    later: mpsc::UnboundedSender<Key>,
     receivers: Mutex<Option<(Nudges, Nudges)>>,
 }
 
@@ -79,7 +76,7 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gate {
     /// Sessions to look at; for the controller, once.
-    pub fn nudges(self: &Arc<Self>) -> impl Stream<Item = ObjectRef<Meta>> + use<> {
+    pub fn nudges(self: &Arc<Self>) -> impl Stream<Item = Key> + use<> {
         let received = held(&self.receivers).take();
         let gate = self.clone();
         stream::iter(received).flat_map(move |(now, later)| {
@@ -87,7 +84,7 @@ impl Gate {
             let in_turn = received_by(later).then(move |session| {
                 let gate = gate.clone();
                 async move {
-                    gate.give_way(session.namespace.as_deref().unwrap_or_default()).await;
+                    gate.give_way(&session.0).await;
                     session
                 }
             });
@@ -185,14 +182,14 @@ impl Gate {
     }
 }
 
-fn nudge(sender: &mpsc::UnboundedSender<ObjectRef<Meta>>, namespace: &str, names: Vec<String>) {
+fn nudge(sender: &mpsc::UnboundedSender<Key>, namespace: &str, names: Vec<String>) {
     for name in names {
         // Nobody listens any more when the operator is stopping.
-        let _ = sender.send(ObjectRef::new(&name).within(namespace));
+        let _ = sender.send((namespace.to_owned(), name));
     }
 }
 
-fn received_by(nudges: Nudges) -> impl Stream<Item = ObjectRef<Meta>> {
+fn received_by(nudges: Nudges) -> impl Stream<Item = Key> {
     stream::unfold(nudges, |mut nudges| async {
         nudges.recv().await.map(|nudge| (nudge, nudges))
     })
@@ -451,7 +448,7 @@ mod tests {
         gate.settings_changed("poets", Some(2));
         let mut first = Vec::new();
         for _ in 0..2 {
-            first.push(nudges.next().await.unwrap().name);
+            first.push(nudges.next().await.unwrap().1);
         }
         first.sort();
         assert_eq!(first, ["s0", "s1"]);
@@ -464,7 +461,7 @@ mod tests {
         }
         for n in 2..5 {
             assert_eq!(
-                nudges.next().await.unwrap().name,
+                nudges.next().await.unwrap().1,
                 format!("s{n}"),
                 "then they are told their places"
             );

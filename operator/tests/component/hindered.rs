@@ -9,6 +9,7 @@ use protocol::names::label;
 use serde_json::{Value, json};
 
 use crate::{
+    outcomes::Operator,
     plane::jobs_created,
     world::{World, session, until},
 };
@@ -53,13 +54,6 @@ const ROWS: &[(&str, Hindrance, &str, &str)] = &[
     ("no-secret", NoSecret, "ConfigError", "secret \"theirs\" not found"),
 ];
 const QUOTA: &[(&str, Hindrance, &str, &str)] = &[("quota", Quota, "QuotaExceeded", "exceeded quota")];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operator {
-    Up,
-    Down,
-    Restarted,
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_a_pod_from_starting_is_final_and_named_while_the_operator_is_there() {

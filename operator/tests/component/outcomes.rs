@@ -181,7 +181,7 @@ const ROWS: &[(&str, Event, Follows)] = &[
 
 /// What the operator goes through meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operator {
+pub enum Operator {
     Up,
     Down,
     Restarted,
