@@ -33,7 +33,7 @@ mod model;
 
 use std::sync::Arc;
 
-use crds::{AgenticSession, ProjectSettingsSpec};
+use crds::{AgenticSession, AgenticSessionStatus, ProjectSettingsSpec, condition};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource as _, ResourceExt as _};
 
@@ -72,6 +72,10 @@ impl Settled {
     /// Nothing could be decided yet.
     const COME_AGAIN: Self = Self::Live {
         wake: Some(gate::COME_AGAIN),
+    };
+    /// A pod is on its way; its watch is likely to tell first.
+    const POD_SOON: Self = Self::Live {
+        wake: Some(SignedDuration::from_secs(1)),
     };
 }
 
@@ -223,6 +227,7 @@ async fn carry_out(
     basis: Basis,
     now: Timestamp,
 ) -> Result<Settled, Error> {
+    let begins = matches!(basis, Basis::Read(_));
     let Some(Decided { request, plan }) = decide(context, session, observed, basis, now).await? else {
         return Ok(Settled::COME_AGAIN);
     };
@@ -244,28 +249,44 @@ async fn carry_out(
         Err(ApplyError::Refused { kind, name, said }) => decide::refused(observed, &request, (kind, &name, &said), now),
         Err(error) => return Err(error.into()),
     };
+    if begins && !made.is_empty() && !is_held(&plan.status) {
+        // Status tells of the Job together with its pod: one write instead of two. Until then the Job's name says whose it is.
+        note(context, session, None, made);
+        gate::settle(context, session, &plan, &request);
+        return Ok(Settled::POD_SOON);
+    }
     record(context, session, &plan, made).await?;
     gate::settle(context, session, &plan, &request);
     Ok(Settled::Live { wake: plan.wake })
 }
 
+/// Others decide when its Job may have a pod.
+fn is_held(status: &AgenticSessionStatus) -> bool {
+    conditions::denied(status, condition::ADMITTED).is_some()
+}
+
 /// Writes the status of a plan, if it says something new, and tells of it.
 async fn record(context: &Context, session: &AgenticSession, plan: &Plan, made: Vec<String>) -> Result<(), Error> {
+    let written = status::update(&context.client, session, &plan.status).await?;
+    note(context, session, written.as_deref(), made);
+    if written.is_some() {
+        tell(context, session, plan);
+    }
+    Ok(())
+}
+
+/// Keeps in mind what was written, the version that the session then has, and what was made, until the watches show it.
+fn note(context: &Context, session: &AgenticSession, written: Option<&str>, made: Vec<String>) {
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     if !made.is_empty()
         && let Some(age) = context.memory.age(&namespace, &name)
     {
         context.metrics.job_made(age);
     }
-    let written = status::update(&context.client, session, &plan.status).await?;
     if written.is_some() || !made.is_empty() {
         let uid = session.uid().unwrap_or_default();
-        context.memory.wrote(&namespace, &name, &uid, written.as_deref(), made);
+        context.memory.wrote(&namespace, &name, &uid, written, made);
     }
-    if written.is_some() {
-        tell(context, session, plan);
-    }
-    Ok(())
 }
 
 /// Metrics, log and Events of a status that was written.

@@ -21,6 +21,9 @@ use super::{
 };
 use crate::{context::Context, project_settings};
 
+/// How long a Job's pod is waited for, seconds, before status tells of the Job alone.
+const POD_SOON: i64 = 2;
+
 /// What follows from a plan that was made on what is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -28,6 +31,8 @@ pub(super) enum Step {
     Rest,
     /// The status is written: it tells of progress, and of nothing that ends.
     Tell,
+    /// A Job was just made. Its pod comes within a moment, and the status tells of both at once.
+    Await,
     /// Something should have come further by now. Why, and whether that is over, stands in Events alone, which are not remembered.
     Ask,
     /// The status is written: it tells of the end that the attempt's own report tells of.
@@ -54,6 +59,35 @@ pub(super) struct Ground {
     pub reported: bool,
     /// All that is let go are pods of attempts.
     pub of_attempts: bool,
+    /// The Job of an attempt that status does not tell of.
+    pub made: Made,
+}
+
+/// The Job of an attempt that status does not tell of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Made {
+    /// There is none that lives.
+    No,
+    /// It was made a moment ago, and has no pod yet.
+    Just,
+    /// It has a pod, or should have.
+    Yes,
+}
+
+impl Made {
+    fn of(observed: &Observed, now: Timestamp) -> Self {
+        let Some(job) = observed.next_job.ours().filter(|job| !job.finished && !job.deleting) else {
+            return Self::No;
+        };
+        let has_pod = observed.pods.iter().any(|pod| pod.job_uid == job.uid);
+        // By the API server's clock, in whole seconds.
+        let age = job.created.map(|created| now.duration_since(created).as_secs());
+        if age.is_some_and(|age| (-1..POD_SOON).contains(&age)) && !has_pod && !job.suspended {
+            Self::Just
+        } else {
+            Self::Yes
+        }
+    }
 }
 
 impl Ground {
@@ -74,6 +108,7 @@ impl Ground {
             silent: observe::is_silent(observed, now),
             reported: observed.pods.iter().find(its_own).is_some_and(said),
             of_attempts: plan.release.iter().all(|(_, uid)| of_attempts(uid)),
+            made: Made::of(observed, now),
         }
     }
 }
@@ -90,6 +125,13 @@ pub(super) fn step(before: &AgenticSessionStatus, plan: &Plan, ground: Ground) -
     }
     let concludes =
         before.phase == Phase::Running && before.attempt == plan.status.attempt && plan.status.phase.is_terminal();
+    if before.phase == Phase::Pending && plan.status.phase == Phase::Creating {
+        return match ground.made {
+            Made::Just => Step::Await,
+            Made::Yes if !ground.cut => Step::Tell,
+            _ => Step::ReadLive,
+        };
+    }
     let progress = match before.phase {
         Phase::Pending => plan.status.phase == Phase::Pending,
         Phase::Creating => matches!(plan.status.phase, Phase::Creating | Phase::Running),
@@ -133,6 +175,10 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
     match step {
         Step::Ask if context.memory.ask(&namespace, &name) => return Ok(None),
         Step::Rest | Step::Ask => {}
+        Step::Await => {
+            gate::settle(context, session, &plan, &request);
+            return Ok(Some(Settled::POD_SOON));
+        }
         Step::Tell | Step::Conclude => match record(context, session, &plan, Vec::new()).await {
             // The session is another by now, and the watch has not told yet.
             Err(error) if error.is_race() => return Ok(None),
@@ -209,13 +255,14 @@ async fn begin(
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
     use proptest::prelude::*;
 
     use super::*;
     use crate::session::{
         decide::decide,
         model::{Happening, Model, happenings},
-        observed::Observed,
+        observed::{JobSeen, Observed, OurJob},
     };
 
     const GROUND: Ground = Ground {
@@ -224,6 +271,7 @@ mod tests {
         silent: false,
         reported: false,
         of_attempts: true,
+        made: Made::No,
     };
 
     /// The session as it once was, its children as they were at another time: watches are behind, each as it pleases.
@@ -260,7 +308,9 @@ mod tests {
                 match step(before, &plan, ground) {
                     Step::Tell => {
                         prop_assert!(plan.only_tells() && !plan.status.phase.is_terminal());
-                        prop_assert_eq!(before.attempt, plan.status.attempt);
+                        if seen.next_job.ours().is_none() {
+                            prop_assert_eq!(before.attempt, plan.status.attempt);
+                        }
                         // The API server refuses it when the session is another by now.
                         if *before == model.status {
                             model.write(plan.status);
@@ -287,7 +337,7 @@ mod tests {
                         }
                     }
                     Step::Rest => prop_assert_eq!(before, &plan.status),
-                    Step::ReadLive => {}
+                    Step::ReadLive | Step::Await => {}
                     Step::Ask | Step::Begin => prop_assert!(false, "nothing is silent or new"),
                 }
             }
@@ -331,6 +381,45 @@ mod tests {
         );
         let silent = Ground { silent: true, ..GROUND };
         assert_eq!(told(Phase::Creating, Phase::Creating, silent), Step::Ask);
+    }
+
+    #[test]
+    fn a_job_that_was_just_made_is_told_of_with_its_pod_or_when_none_comes() {
+        let told = |made, cut| told(Phase::Pending, Phase::Creating, Ground { made, cut, ..GROUND });
+        assert_eq!(told(Made::Just, false), Step::Await);
+        assert_eq!(told(Made::Yes, false), Step::Tell);
+        assert_eq!(
+            told(Made::Yes, true),
+            Step::ReadLive,
+            "an earlier run's result would be lost"
+        );
+        assert_eq!(told(Made::No, false), Step::ReadLive);
+    }
+
+    #[test]
+    fn a_pod_is_waited_for_as_long_as_its_job_is_young_and_may_have_one() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let mut model = Model::new();
+        model.happen(Happening::Look { lives: true });
+        let mut seen = model.observed();
+        let JobSeen::Ours(job) = seen.job.clone() else {
+            panic!("{seen:#?}")
+        };
+        for (age, suspended, made) in [
+            (0, false, Made::Just),
+            (1, false, Made::Just),
+            (2, false, Made::Yes),
+            (-60, false, Made::Yes),
+            (0, true, Made::Yes),
+        ] {
+            let created = now.checked_sub(SignedDuration::from_secs(age)).ok();
+            seen.next_job = JobSeen::Ours(OurJob {
+                created,
+                suspended,
+                ..job.clone()
+            });
+            assert_eq!(Made::of(&seen, now), made, "{age} s, {suspended}");
+        }
     }
 
     #[test]

@@ -75,6 +75,13 @@ pub fn creating(
     next
 }
 
+/// The pod of the attempt.
+pub fn named(mut status: AgenticSessionStatus, pod: &PodSeen) -> AgenticSessionStatus {
+    status.pod_name = Some(pod.name.clone());
+    status.pod_uid = Some(pod.uid.clone());
+    status
+}
+
 /// What a live pod shows.
 pub fn progress(
     status: &AgenticSessionStatus,
@@ -86,8 +93,7 @@ pub fn progress(
     let mut next = status.clone();
     let mut restarted = None;
     if let Some(pod) = pod {
-        next.pod_name = Some(pod.name.clone());
-        next.pod_uid = Some(pod.uid.clone());
+        next = named(next, pod);
         // A kubelet that forgot begins anew; what was counted stays.
         let known = next.agent_restarts.unwrap_or(0);
         if pod.agent_restarts > known && matches!(pod.runner, RunnerSeen::Running { .. }) {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::session::{
     build, drain,
-    observed::{ClaimSeen, JobSeen, Observed, Trouble},
+    observed::{ClaimSeen, JobSeen, Observed, PodSeen, Trouble},
     plan::{Attempt, Plan},
     transition,
     validate::{Invalid, Request},
@@ -23,10 +23,13 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
         plan.status = transition::first_run(plan.status, &seen.session);
     }
     if let Some(job) = unrecorded(seen, attempt, request) {
-        // Made by a reconcile that did not live to record it. Whatever else is the case now, it is recorded first.
+        // Made a moment ago, or by a reconcile that did not live to record it. Whatever else is the case now, it is recorded first.
         plan.status = transition::creating(&plan.status, attempt, &job, seen.claim, now);
         let suspended = seen.next_job.ours().is_some_and(|job| job.suspended);
         plan.status = begun(plan.status, suspended.then(|| held(&job)).as_ref(), seen.claim, now);
+        if let Some(pod) = first_pod(seen, attempt) {
+            plan.status = transition::named(plan.status, pod);
+        }
         return plan;
     }
     let in_a_run = status.attempt.is_some_and(|a| a >= status.first_attempt.unwrap_or(a));
@@ -116,6 +119,13 @@ fn begun(
         status = transition::progress(&status, None, held, claim, now);
     }
     transition::admitted(status, held, now)
+}
+
+/// The first pod of the next attempt's Job.
+fn first_pod(seen: &Observed, attempt: Attempt) -> Option<&PodSeen> {
+    let job = seen.next_job.ours()?;
+    let its_own = |pod: &&PodSeen| pod.attempt == attempt.number && pod.job_uid == job.uid;
+    seen.pods.iter().filter(its_own).min_by_key(|pod| pod.created)
 }
 
 /// Name of the next attempt's Job, if that was made: it is there, or a pod of it is, which stays until its report is read.
