@@ -122,7 +122,13 @@ async fn for_each<K, C: IntoIterator<Item = Key>>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                see(event).into_iter().for_each(|session| context.queue.push(session));
+                for session in see(event) {
+                    if context.memory.is_new(&session) {
+                        context.queue.push_new(session);
+                    } else {
+                        context.queue.push(session);
+                    }
+                }
                 // What outlived its session, and is over, gives its place to the next.
                 context.gate.remains(&context.memory);
             }

@@ -326,6 +326,13 @@ impl Memory {
         kept.born.map(|born| born.elapsed())
     }
 
+    /// Whether a session was seen to be made, and has nothing yet.
+    pub fn is_new(&self, key: &Key) -> bool {
+        let inner = self.locked();
+        let born = inner.sessions.get(key).is_some_and(|kept| kept.born.is_some());
+        born && !inner.own.contains_key(key) && !inner.children.contains_key(key)
+    }
+
     /// How many sessions are in each phase.
     pub fn phases(&self) -> BTreeMap<&'static str, i64> {
         let mut phases = BTreeMap::new();

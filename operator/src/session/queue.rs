@@ -15,6 +15,8 @@ use super::memory::Key;
 
 /// Of so many places one is left to other namespaces.
 const LEFT: usize = 4;
+/// Of so many looks in a namespace one is left to those that are not new, while new ones wait.
+const NEW_IN_A_ROW: u8 = 4;
 
 /// Sessions that are looked at, wait for it, or are due later.
 #[derive(Debug)]
@@ -57,10 +59,25 @@ enum State {
 #[derive(Debug, Default)]
 struct Lane {
     busy: usize,
-    /// Some may have gone, or been taken, since.
+    /// Nobody has looked at these so far, and somebody waits for them to begin. Some may have gone, or been taken, since.
+    new: VecDeque<Arc<Key>>,
+    /// How many of those were taken in a row.
+    new_in_a_row: u8,
+    /// The others; the same holds.
     ready: VecDeque<Arc<Key>>,
     /// It is among those whose turn comes.
     in_turn: bool,
+}
+
+impl Lane {
+    fn pop(&mut self) -> Option<Arc<Key>> {
+        if self.new.is_empty() || (self.new_in_a_row >= NEW_IN_A_ROW && !self.ready.is_empty()) {
+            self.new_in_a_row = 0;
+            return self.ready.pop_front();
+        }
+        self.new_in_a_row = self.new_in_a_row.saturating_add(1);
+        self.new.pop_front()
+    }
 }
 
 /// A look under way. Its end, however it comes, gives the place to another.
@@ -92,8 +109,17 @@ impl Queue {
         }
     }
 
+    /// A session is new: it is looked at before most of those of its namespace that are not.
+    pub fn push_new(&self, key: Key) {
+        self.add(key, true);
+    }
+
     /// Something was heard of a session: it is looked at as soon as there is a place.
     pub fn push(&self, key: Key) {
+        self.add(key, false);
+    }
+
+    fn add(&self, key: Key, new: bool) {
         let mut inner = self.held();
         let now = Instant::now();
         match inner.known.get_mut(&key) {
@@ -106,10 +132,10 @@ impl Queue {
                 let at = *at;
                 if let Some((key, _)) = inner.known.remove_entry(&key) {
                     inner.later.remove(&(at, key.clone()));
-                    self.ready(&mut inner, key, now);
+                    self.ready(&mut inner, key, now, new);
                 }
             }
-            None => self.ready(&mut inner, Arc::new(key), now),
+            None => self.ready(&mut inner, Arc::new(key), now, new),
         }
         drop(inner);
         self.changed.notify_one();
@@ -171,7 +197,7 @@ impl Queue {
         while inner.later.first().is_some_and(|(at, _)| *at <= now)
             && let Some((at, key)) = inner.later.pop_first()
         {
-            self.ready(&mut inner, key, at);
+            self.ready(&mut inner, key, at, false);
         }
         let due = inner.later.first().map(|(at, _)| *at);
         if inner.busy >= self.places {
@@ -183,7 +209,7 @@ impl Queue {
                 continue;
             };
             lane.in_turn = false;
-            let taken = std::iter::from_fn(|| lane.ready.pop_front()).find_map(|key| match known.get_mut(&key)? {
+            let taken = std::iter::from_fn(|| lane.pop()).find_map(|key| match known.get_mut(&key)? {
                 State::Ready(since) => Some((key, *since)),
                 State::Later(_) | State::Busy { .. } => None,
             });
@@ -212,7 +238,7 @@ impl Queue {
             lane.busy = lane.busy.saturating_sub(1);
         }
         match inner.known.remove(key) {
-            Some(State::Busy { again: Some(since), .. }) => self.ready(&mut inner, key.clone(), since),
+            Some(State::Busy { again: Some(since), .. }) => self.ready(&mut inner, key.clone(), since, false),
             Some(State::Busy { gone: false, .. }) => {
                 // What is due in a century is not due.
                 if let Some(at) = after.and_then(|after| Instant::now().checked_add(after)) {
@@ -227,10 +253,11 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    fn ready(&self, inner: &mut Inner, key: Arc<Key>, since: Instant) {
+    fn ready(&self, inner: &mut Inner, key: Arc<Key>, since: Instant, new: bool) {
         let namespace = key.0.clone();
         inner.known.insert(key.clone(), State::Ready(since));
-        inner.lanes.entry(namespace.clone()).or_default().ready.push_back(key);
+        let lane = inner.lanes.entry(namespace.clone()).or_default();
+        if new { &mut lane.new } else { &mut lane.ready }.push_back(key);
         inner.ready += 1;
         self.settle(inner, &namespace);
     }
@@ -240,7 +267,7 @@ impl Queue {
         let Some(lane) = inner.lanes.get_mut(namespace) else {
             return;
         };
-        if lane.ready.is_empty() {
+        if lane.ready.is_empty() && lane.new.is_empty() {
             if lane.busy == 0 && !lane.in_turn {
                 inner.lanes.remove(namespace);
             }
@@ -314,6 +341,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn new_ones_come_first_and_the_others_still_come() {
+        let queue = Arc::new(Queue::new(1));
+        ["a", "b", "c"]
+            .into_iter()
+            .for_each(|name| queue.push(key("poets", name)));
+        (0..10).for_each(|n| queue.push_new(key("poets", &n.to_string())));
+        queue.push(key("poets", "9"));
+        let mut order = String::new();
+        while let Some(turn) = begun(&queue) {
+            order.push_str(&turn.key.1);
+        }
+        assert_eq!(order, "0123a4567b89c");
+        assert!(is_empty(&queue));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_heard_during_a_look_is_looked_at_after_it_and_not_beside_it() {
         let queue = Arc::new(Queue::new(4));
         queue.push(key("poets", "a"));
@@ -368,6 +411,7 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Happening {
         Heard(u8),
+        New(u8),
         Gone(u8),
         Begun,
         Ended(usize, Option<u8>),
@@ -381,6 +425,7 @@ mod tests {
         fn whoever_was_heard_of_is_looked_at_by_one_look_at_a_time(
             happenings in prop::collection::vec(prop_oneof![
                 4 => (0..6_u8).prop_map(Happening::Heard),
+                2 => (0..6_u8).prop_map(Happening::New),
                 1 => (0..6_u8).prop_map(Happening::Gone),
                 4 => Just(Happening::Begun),
                 3 => (any::<usize>(), prop::option::of(0..9_u8)).prop_map(|(n, after)| Happening::Ended(n, after)),
@@ -396,6 +441,10 @@ mod tests {
                     match happening {
                         Happening::Heard(n) => {
                             queue.push(of(n));
+                            heard.insert(of(n));
+                        }
+                        Happening::New(n) => {
+                            queue.push_new(of(n));
                             heard.insert(of(n));
                         }
                         Happening::Gone(n) => {
