@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_job_that_was_just_made_is_told_of_with_its_pod_or_when_none_comes() {
-        let told = |made, cut| told(Phase::Pending, Phase::Creating, Ground { made, cut, ..GROUND });
+        let told = |made, cut| told(Phase::Pending, Phase::Creating, Ground { cut, made, ..GROUND });
         assert_eq!(told(Made::Just, false), Step::Await);
         assert_eq!(told(Made::Yes, false), Step::Tell);
         assert_eq!(
