@@ -343,9 +343,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn new_ones_come_first_and_the_others_still_come() {
         let queue = Arc::new(Queue::new(1));
-        ["a", "b", "c"]
-            .into_iter()
-            .for_each(|name| queue.push(key("poets", name)));
+        for name in ["a", "b", "c"] {
+            queue.push(key("poets", name));
+        }
         (0..10).for_each(|n| queue.push_new(key("poets", &n.to_string())));
         queue.push(key("poets", "9"));
         let mut order = String::new();
