@@ -213,6 +213,9 @@ impl Journal {
                     self.spool.append_again(record)?;
                 }
             }
+            // Reading is faster than the disk may be, and there may be more of it than memory.
+            self.spool.room().await?;
+            tokio::task::yield_now().await;
         }
     }
 

@@ -161,11 +161,28 @@ impl From<protocol::Usage> for TokenUsage {
             cache_read_input_tokens,
             cache_creation_input_tokens,
         } = usage;
+        // The API server refuses the whole status for a greater number.
+        let most = |count: u64| count.min(i64::MAX as u64);
         Self {
-            input_tokens,
-            output_tokens,
-            cache_read_input_tokens,
-            cache_creation_input_tokens,
+            input_tokens: most(input_tokens),
+            output_tokens: most(output_tokens),
+            cache_read_input_tokens: most(cache_read_input_tokens),
+            cache_creation_input_tokens: most(cache_creation_input_tokens),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_count_is_greater_than_the_api_server_takes() {
+        let usage = protocol::Usage {
+            output_tokens: u64::MAX,
+            ..protocol::Usage::default()
+        };
+        let shown = serde_json::to_value(TokenUsage::from(usage)).unwrap();
+        assert_eq!(shown["outputTokens"].as_i64(), Some(i64::MAX));
     }
 }

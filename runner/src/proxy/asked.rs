@@ -12,6 +12,8 @@ use crate::limits::{Amount, Limits};
 
 /// Bytes of a request that stand for a token of its prompt.
 const BYTES_PER_TOKEN: u64 = 3;
+/// Tokens that no answer has more of, whatever was asked for.
+const LONGEST_ANSWER: u64 = 1_000_000;
 
 /// A model call's request, as far as it costs something. A field that is there twice is refused: the API might read the
 /// other one.
@@ -118,7 +120,10 @@ impl Asked {
     pub fn given_up(&self) -> Usage {
         Usage {
             input_tokens: self.size / BYTES_PER_TOKEN,
-            output_tokens: self.max_tokens.filter(|_| !self.streams()).unwrap_or(0),
+            output_tokens: self
+                .max_tokens
+                .filter(|_| !self.streams())
+                .map_or(0, |most| most.min(LONGEST_ANSWER)),
             ..Usage::default()
         }
     }

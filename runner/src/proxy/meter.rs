@@ -17,6 +17,8 @@ use super::{answer, asked::Asked, sse::Event};
 const DELTA_ENVELOPE: usize = 72;
 /// Bytes that stand for a token in an estimate.
 const BYTES_PER_TOKEN: u64 = 3;
+/// Most tokens of a kind that an answer is believed to have: sums of more would be no numbers to the cluster any more.
+const MAX_COUNT: u64 = 1_000_000_000;
 
 /// What an event means for the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,7 +274,8 @@ struct ServerToolUse {
 /// A count: gateways write some as `12.0`.
 fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let number = Option::<serde_json::Number>::deserialize(deserializer)?;
-    Ok(number.and_then(|n| n.as_u64().or_else(|| n.as_f64().map(|f| f.max(0.0).ceil() as u64))))
+    let count = number.and_then(|n| n.as_u64().or_else(|| n.as_f64().map(|f| f.max(0.0).ceil() as u64)));
+    Ok(count.map(|count| count.min(MAX_COUNT)))
 }
 
 #[cfg(test)]
@@ -387,6 +390,33 @@ mod tests {
             (closing.model.as_str(), closing.cost_usd),
             ("our-alias", Some(NanoUsd(140_000)))
         );
+    }
+
+    #[test]
+    fn counts_that_nothing_can_have_are_cut() {
+        let mut meter = meter();
+        meter.whole(
+            br#"{"id":"m","usage":{"output_tokens":18446744073709551615,"input_tokens":-5,"cache_read_input_tokens":1e300}}"#,
+            at(2),
+        );
+        let Usage {
+            input_tokens,
+            output_tokens,
+            cache_read_input_tokens,
+            ..
+        } = meter.closing(at(2)).usage;
+        assert_eq!(
+            (input_tokens, output_tokens, cache_read_input_tokens),
+            (0, MAX_COUNT, MAX_COUNT)
+        );
+    }
+
+    #[test]
+    fn an_answer_that_nobody_waited_for_is_no_longer_than_an_answer_can_be() {
+        let asked = Asked::read(br#"{"model":"m","max_tokens":18446744073709551615}"#).unwrap();
+        let mut meter = Meter::new(asked, Arc::default(), at(1));
+        meter.given_up();
+        assert_eq!(meter.closing(at(2)).usage.output_tokens, 1_000_000);
     }
 
     #[test]

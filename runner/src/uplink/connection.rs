@@ -30,6 +30,10 @@ const PING: Duration = Duration::from_secs(10);
 /// Silence after which it is not: found within 30 s.
 const SILENCE: Duration = Duration::from_secs(20);
 
+/// Greatest seq that a log is believed to end at: behind a greater one there would be no room for records, and readers of JSON
+/// would not tell their numbers apart.
+const MAX_ACKED: u64 = 1 << 53;
+
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Lost {
@@ -171,6 +175,9 @@ impl<'a> Connection<'a> {
             acked_seq: after,
             spool,
         } = welcome;
+        if *after > MAX_ACKED {
+            return Err(Lost::Protocol("its log ends behind all that can be written"));
+        }
         let ours = match spool {
             Some(spool) => *spool == self.link.hello.spool,
             None => *after == 0,

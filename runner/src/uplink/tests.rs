@@ -288,6 +288,46 @@ async fn a_log_of_a_lost_spool_is_gone_on_with_behind_a_gap() {
 }
 
 #[tokio::test]
+async fn appending_a_long_spool_again_waits_for_the_disk_and_leaves_others_their_time() {
+    let mut runner = runner("ws://127.0.0.1:1/", 0);
+    let line = serde_json::json!({ "text": "x".repeat(1 << 20) });
+    let mut last = 0;
+    for _ in 0..4 {
+        last = runner.journal.record(Kind::Cli, &line).unwrap();
+    }
+    runner.journal.spool().durable(last).await.unwrap();
+    let (done, mut gap) = oneshot::channel();
+    let mut turns = 0;
+    {
+        let again = runner
+            .journal
+            .append_again(Request::AppendAllAgain { after: 100, done });
+        tokio::pin!(again);
+        while futures::poll!(&mut again).is_pending() {
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(gap.try_recv(), Ok(101));
+    assert!(turns >= 4, "{turns}");
+}
+
+#[tokio::test]
+async fn a_log_that_ends_where_no_log_can_is_not_believed() {
+    let log = Log {
+        lies: vec![u64::MAX, u64::MAX - 1, 1 << 60],
+        ..Log::default()
+    };
+    let gatekeeper = gateway(log, 0, vec![]).await;
+    let mut runner = runner(&gatekeeper.url, 3);
+    runner.deliver(2).await;
+    let log = gatekeeper.log.lock().unwrap();
+    assert!(log.lies.is_empty());
+    assert!(log.records.keys().copied().eq(1..=5), "{:?}", log.records.keys());
+    assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), runner.spooled());
+}
+
+#[tokio::test]
 async fn a_log_that_forgot_its_end_is_filled_again_from_there() {
     let mut first = runner("ws://127.0.0.1:1/", 20);
     let own = first.journal.spool().id().to_owned();

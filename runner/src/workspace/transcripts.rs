@@ -1,7 +1,7 @@
 //! Asking the CLI's transcripts whether a message arrived. The agent can write them, so they are asked only about messages
 //! that the spool knows to be sent and not to be taken.
 
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead, BufReader, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,11 @@ use super::beneath;
 
 /// Largest transcript that is read.
 const MAX_FILE: u64 = 1 << 30;
+/// Longest line that is looked at: the CLI's own are no longer than what it was sent. A file of one gigabyte takes no room on
+/// the agent's disk when there is nothing in it, and would take as much memory here.
+const MAX_LINE: usize = 64 << 20;
+/// Most bytes that are read in all.
+const MAX_BYTES: u64 = 4 << 30;
 /// Most entries that are looked at: the folder is the agent's.
 const MAX_ENTRIES: usize = 10_000;
 /// Depth of `<folder of the workspace>/<session>/subagents`, and one more.
@@ -37,29 +42,38 @@ fn find(folder: &Path, uuid: &Uuid) -> io::Result<Option<PathBuf>> {
         other => other?,
     };
     let needle = uuid.to_string();
-    let mut budget = MAX_ENTRIES;
+    let mut budget = Budget {
+        entries: MAX_ENTRIES,
+        bytes: MAX_BYTES,
+    };
     search(&root, &needle, MAX_DEPTH, &mut budget)
 }
 
-fn search(folder: &OwnedFd, needle: &str, depth: usize, budget: &mut usize) -> io::Result<Option<PathBuf>> {
+/// What may still be looked at.
+struct Budget {
+    entries: usize,
+    bytes: u64,
+}
+
+fn search(folder: &OwnedFd, needle: &str, depth: usize, budget: &mut Budget) -> io::Result<Option<PathBuf>> {
     for entry in Dir::read_from(folder.as_fd())? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name == b"." || name == b".." {
             continue;
         }
-        if *budget == 0 {
-            tracing::warn!("too many files among the transcripts; the rest was not searched");
+        if budget.entries == 0 || budget.bytes == 0 {
+            tracing::warn!("too much among the transcripts; the rest was not searched");
             return Ok(None);
         }
-        *budget -= 1;
+        budget.entries -= 1;
         let path = PathBuf::from(std::ffi::OsStr::new(&*String::from_utf8_lossy(name)));
         let found = match entry.file_type() {
             FileType::Directory if depth > 0 => {
                 beneath::folder(folder, &path).and_then(|below| search(&below, needle, depth - 1, budget))
             }
             FileType::RegularFile if name.ends_with(b".jsonl") => {
-                in_file(folder, &path, needle).map(|holds| holds.then(|| path.clone()))
+                in_file(folder, &path, needle, &mut budget.bytes).map(|holds| holds.then(|| path.clone()))
             }
             _ => Ok(None),
         };
@@ -72,16 +86,31 @@ fn search(folder: &OwnedFd, needle: &str, depth: usize, budget: &mut usize) -> i
     Ok(None)
 }
 
-fn in_file(folder: &OwnedFd, path: &Path, needle: &str) -> io::Result<bool> {
-    let mut file = BufReader::new(io::Read::take(beneath::open(folder, path, MAX_FILE)?, MAX_FILE));
+fn in_file(folder: &OwnedFd, path: &Path, needle: &str, bytes: &mut u64) -> io::Result<bool> {
+    let file = beneath::open(folder, path, MAX_FILE)?.take(MAX_FILE.min(*bytes));
+    let mut file = BufReader::with_capacity(64 << 10, file);
     let mut line = Vec::new();
-    while file.read_until(b'\n', &mut line)? > 0 {
-        if names(&line, needle) {
-            return Ok(true);
-        }
-        line.clear();
+    let mut found = false;
+    while !found && read_line(&mut file, &mut line)? {
+        found = names(&line, needle);
     }
-    Ok(false)
+    let left = file.get_ref().limit();
+    *bytes -= MAX_FILE.min(*bytes) - left;
+    Ok(found)
+}
+
+/// Reads a line; one that is too long is read over and empty. False: there is none.
+fn read_line(file: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    let limit = MAX_LINE as u64;
+    if file.by_ref().take(limit).read_until(b'\n', line)? == 0 {
+        return Ok(false);
+    }
+    if line.len() == MAX_LINE && line.last() != Some(&b'\n') {
+        line.clear();
+        file.skip_until(b'\n')?;
+    }
+    Ok(true)
 }
 
 /// Whether the line is the message itself or its place in the queue; answers and results name it, too, but later.
@@ -101,6 +130,8 @@ fn names(line: &[u8], needle: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
@@ -129,6 +160,41 @@ mod tests {
         std::fs::write(below.join(format!("{conversation_id}.jsonl")), line).unwrap();
         assert_eq!(conversation(dir.path(), &sent).unwrap(), Some(conversation_id));
         assert_eq!(conversation(dir.path(), &Uuid::new_v4()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_giant_without_lines_is_passed_over_and_what_is_behind_a_long_line_is_found() {
+        use std::io::{Seek as _, SeekFrom, Write as _};
+        let dir = tempfile::tempdir().unwrap();
+        let sent = Uuid::new_v4();
+        let giant = File::create(dir.path().join("giant.jsonl")).unwrap();
+        giant.set_len(MAX_FILE).unwrap();
+        assert!(!holds(dir.path(), &sent).unwrap());
+        let mut peak = Vec::new();
+        let mut lines = BufReader::new(giant_for_reading(dir.path()));
+        assert!(read_line(&mut lines, &mut peak).unwrap());
+        assert!(peak.capacity() <= 2 * MAX_LINE, "{} bytes are held", peak.capacity());
+
+        let mut long = File::create(dir.path().join("long.jsonl")).unwrap();
+        long.seek(SeekFrom::Start(MAX_LINE as u64 + 10)).unwrap();
+        write!(long, "\n{{\"type\":\"user\",\"uuid\":\"{sent}\"}}\n").unwrap();
+        assert!(holds(dir.path(), &sent).unwrap());
+    }
+
+    fn giant_for_reading(folder: &Path) -> File {
+        File::open(folder.join("giant.jsonl")).unwrap()
+    }
+
+    #[test]
+    fn all_transcripts_together_are_read_only_so_far() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = beneath::root(dir.path()).unwrap();
+        std::fs::write(dir.path().join("a.jsonl"), "x\n".repeat(50)).unwrap();
+        let mut left = 130;
+        for after in [30, 0, 0] {
+            assert!(!in_file(&root, Path::new("a.jsonl"), "needle", &mut left).unwrap());
+            assert_eq!(left, after);
+        }
     }
 
     #[test]

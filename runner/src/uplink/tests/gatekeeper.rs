@@ -25,6 +25,8 @@ pub(super) struct Log {
     pub(super) connections: u32,
     /// So many connections are cut when their first records come.
     pub(super) deaf: u32,
+    /// Ends of the log that are told instead of its own, each once, as those of another spool.
+    pub(super) lies: Vec<u64>,
 }
 
 impl Log {
@@ -132,10 +134,11 @@ pub(super) async fn serve(
         let answers = match serde_json::from_str(&text).unwrap() {
             RunnerFrame::Hello(hello) => {
                 spool = hello.spool;
-                let log = log.lock().unwrap();
+                let mut log = log.lock().unwrap();
+                let lie = log.lies.pop();
                 vec![GatewayFrame::Welcome(Welcome {
-                    acked_seq: log.acked(),
-                    spool: log.spool.clone(),
+                    acked_seq: lie.unwrap_or_else(|| log.acked()),
+                    spool: lie.map(|_| "other".to_owned()).or_else(|| log.spool.clone()),
                 })]
             }
             RunnerFrame::Records(records) => {

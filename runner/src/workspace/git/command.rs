@@ -60,6 +60,13 @@ impl Git {
             .process_group(0)
             .kill_on_drop(true);
         let fixed = [
+            // Files, and what is tried to make packs smaller, are held in memory otherwise: of each thread, one for each
+            // processor of the node. The runner's container has 512 MiB.
+            ("core.bigFileThreshold", "16m"),
+            ("core.deltaBaseCacheLimit", "32m"),
+            ("pack.deltaCacheSize", "32m"),
+            ("pack.threads", "2"),
+            ("pack.windowMemory", "32m"),
             ("core.hooksPath", "/dev/null"),
             ("core.fsmonitor", "false"),
             ("credential.helper", ""),

@@ -2,6 +2,7 @@
 
 mod cloned;
 mod hostile;
+mod memory;
 mod pushed;
 
 use std::path::PathBuf;
