@@ -1,6 +1,9 @@
 //! Leader election: one operator at a time works. Sessions stay safe with two (names and preconditions see to that), but two
 //! would do everything twice.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -221,30 +224,5 @@ fn evaluate(lease: &Lease, me: &str, silent_for: Duration) -> Move {
         holder if holder == me => Move::Renew,
         _ if silent_for > lasts.map_or(DURATION, Duration::from_secs) => Move::Take,
         _ => Move::Wait,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    #[rstest]
-    #[case::never_held("", 0, Move::Take)]
-    #[case::ours("me", 99, Move::Renew)]
-    #[case::renewed_lately("other", 15, Move::Wait)]
-    #[case::silent("other", 16, Move::Take)]
-    fn a_lease_is_taken_from_nobody_but_the_silent(#[case] holder: &str, #[case] silent: u64, #[case] expected: Move) {
-        let spec = LeaseSpec {
-            holder_identity: Some(holder.to_owned()),
-            lease_duration_seconds: Some(15),
-            ..LeaseSpec::default()
-        };
-        let lease = Lease {
-            spec: Some(spec),
-            ..Lease::default()
-        };
-        assert_eq!(evaluate(&lease, "me", Duration::from_secs(silent)), expected);
     }
 }

@@ -249,8 +249,154 @@ fn too_much(field: &str, asked: &str, ceiling: &str) -> Invalid {
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn refusal(spec: &Value, settings: &Value) -> Option<String> {
+        let settings = serde_json::from_value(settings.clone()).unwrap();
+        let refused = check(&serde_json::from_value(spec.clone()).unwrap(), &settings);
+        refused.err().map(|refused| refused.to_string())
+    }
+
+    #[rstest]
+    #[case::claim(json!({"workspace": {"existingClaim": "a"}}), "spec.workspace.existingClaim: a", "allowedClaims", &[])]
+    #[case::secret(json!({"runnerSecrets": ["a"]}), "spec.runnerSecrets: a", "allowedSecrets", &[json!({"runnerSecrets": ["a"]})])]
+    #[case::pull_secret(
+        json!({"pod": {"imagePullSecrets": ["a"]}}), "spec.pod.imagePullSecrets: a", "allowedImagePullSecrets",
+        &[json!({"pod": {"imagePullSecrets": ["a"]}})],
+    )]
+    #[case::priority(
+        json!({"pod": {"priorityClassName": "a"}}), "spec.pod.priorityClassName: a", "allowedPriorityClasses",
+        &[json!({"pod": {"priorityClassName": "a"}})],
+    )]
+    #[case::runtime(
+        json!({"pod": {"runtimeClassName": "a"}}), "spec.pod.runtimeClassName: a", "allowedRuntimeClasses",
+        &[json!({"pod": {"runtimeClassName": "a"}})],
+    )]
+    #[case::account(
+        json!({"pod": {"serviceAccountName": "a"}}), "spec.pod.serviceAccountName: a", "allowedServiceAccounts",
+        &[json!({"pod": {"serviceAccountName": "a"}})],
+    )]
+    #[case::image(json!({"pod": {"image": "a"}}), "spec.pod.image: a", "allowedImages", &[json!({"pod": {"image": "a"}})])]
+    fn a_session_names_nothing_but_what_the_admin_lists_or_gives_to_all(
+        #[case] spec: Value,
+        #[case] refused: &str,
+        #[case] list: &str,
+        #[case] given: &[Value],
+    ) {
+        for lists in [json!({}), json!({list: ["other", "aa"]})] {
+            let said = refusal(&spec, &lists).expect("in no list");
+            let expected =
+                format!("{refused} is not allowed in this namespace. Allowed by spec.{list} of its ProjectSettings: ");
+            assert!(said.starts_with(&expected), "{said}");
+        }
+        assert_eq!(refusal(&spec, &json!({list: ["other", "a"]})), None);
+        for given in given {
+            assert_eq!(refusal(&spec, given), None);
+        }
+    }
+
+    #[test]
+    fn the_built_in_secrets_may_be_named_and_no_other_is_allowed_by_being_named_first() {
+        assert_eq!(refusal(&json!({"runnerSecrets": RUNNER_SECRETS}), &json!({})), None);
+        let with_another = json!({"runnerSecrets": [RUNNER_SECRETS[0], "a"]});
+        assert!(refusal(&with_another, &json!({})).is_some());
+        let defaults = json!({"pod": {"serviceAccountName": "worker", "image": "i"}});
+        let said = refusal(&json!({"pod": {"serviceAccountName": "admin"}}), &defaults).unwrap();
+        assert!(
+            said.contains("allowedServiceAccounts of its ProjectSettings: worker."),
+            "{said}"
+        );
+        assert!(refusal(&json!({"pod": {"image": "j"}}), &defaults).is_some());
+    }
+
+    #[test]
+    fn whoever_is_refused_is_told_what_is_allowed_but_not_at_any_length() {
+        let asks = json!({"pod": {"serviceAccountName": "admin"}});
+        let mut names: Vec<_> = (0..SHOWN).rev().map(|n| format!("account-{n}")).collect();
+        names.push(names[0].clone());
+        let ends = |settings: Value, with: &str| {
+            let said = refusal(&asks, &settings).unwrap();
+            assert!(
+                said.contains(&format!("ProjectSettings: {with}. Ask the admin")),
+                "{said}"
+            );
+        };
+        let sorted: Vec<_> = names[..SHOWN].iter().rev().cloned().collect();
+        ends(json!({"allowedServiceAccounts": names}), &sorted.join(", "));
+        names.push("worker".to_owned());
+        ends(
+            json!({"allowedServiceAccounts": names}),
+            &format!("{} and 1 more", sorted.join(", ")),
+        );
+        ends(json!({}), "none");
+    }
+
+    #[test]
+    fn a_toleration_is_covered_by_one_of_the_list_or_of_the_defaults() {
+        let (gpu, spot) = (
+            json!({"key": "gpu", "operator": "Exists"}),
+            json!({"key": "spot", "operator": "Exists"}),
+        );
+        let asks = json!({"pod": {"tolerations": [gpu, spot]}});
+        assert_eq!(refusal(&asks, &json!({"allowedTolerations": [spot, gpu]})), None);
+        assert_eq!(
+            refusal(
+                &asks,
+                &json!({"allowedTolerations": [spot], "pod": {"tolerations": [gpu]}})
+            ),
+            None
+        );
+        let said = refusal(&asks, &json!({"allowedTolerations": [gpu]})).unwrap();
+        assert!(
+            said.starts_with("spec.pod.tolerations: {") && said.contains("spot"),
+            "{said}"
+        );
+        assert!(
+            said.contains("allowedTolerations of its ProjectSettings: {") && said.contains("gpu"),
+            "{said}"
+        );
+    }
+
+    #[rstest]
+    #[case("timeout", json!({"timeout": 61}), json!({"timeout": 60}), json!({"timeout": 61}))]
+    #[case("limits.maxTurns", json!({"limits": {"maxTurns": 3}}), json!({"limits": {"maxTurns": 2}}), json!({"limits": {"maxTurns": 3}}))]
+    #[case(
+        "limits.maxCostUSD", json!({"limits": {"maxCostUSD": "1.01"}}), json!({"limits": {"maxCostUSD": "1.00"}}),
+        json!({"limits": {"maxCostUSD": "1.01"}}),
+    )]
+    #[case("limits.maxTokens", json!({"limits": {"maxTokens": 9}}), json!({"limits": {"maxTokens": 8}}), json!({"limits": {"maxTokens": 9}}))]
+    #[case("retry.maxAttempts", json!({"retry": {"maxAttempts": 5}}), json!({"maxAttempts": 4}), json!({"maxAttempts": 5}))]
+    #[case("workspace.size", json!({"workspace": {"size": "1025Mi"}}), json!({"workspaceSize": "1Gi"}), json!({"workspaceSize": "1025Mi"}))]
+    #[case(
+        "resources.requests.cpu", json!({"resources": {"requests": {"cpu": "1001m"}}}), json!({"resources": {"cpu": "1"}}),
+        json!({"resources": {"cpu": "1001m", "memory": "1"}}),
+    )]
+    #[case(
+        "resources.requests.memory", json!({"resources": {"requests": {"memory": "2Gi"}}}), json!({"resources": {"memory": "1Gi"}}),
+        json!({"resources": {"memory": "2Gi", "cpu": "1"}}),
+    )]
+    #[case(
+        "resources.limits.ephemeral-storage", json!({"resources": {"limits": {"ephemeral-storage": "2Gi"}}}),
+        json!({"resources": {"ephemeral-storage": "1Gi"}}), json!({"resources": {"ephemeral-storage": "2Gi"}}),
+    )]
+    // A limit of 0 is none to the kubelet; a request of 0 is one.
+    #[case(
+        "resources.limits.memory", json!({"resources": {"limits": {"memory": "0"}, "requests": {"cpu": "0"}}}),
+        json!({"resources": {"memory": "1Gi", "cpu": "1"}}), json!({"resources": {"cpu": "1"}}),
+    )]
+    fn what_is_above_its_ceiling_is_refused_and_the_ceiling_itself_is_not(
+        #[case] field: &str,
+        #[case] spec: Value,
+        #[case] low: Value,
+        #[case] enough: Value,
+    ) {
+        let said = refusal(&spec, &json!({"ceilings": low})).expect("above its ceiling");
+        assert!(said.starts_with(&format!("spec.{field}: ")), "{said}");
+        assert_eq!(refusal(&spec, &json!({"ceilings": enough})), None);
+        assert_eq!(refusal(&spec, &json!({})), None);
+    }
 
     #[rstest]
     #[case("registry.example", "registry.example/a:1", true)]

@@ -276,3 +276,186 @@ fn merged(asked: Option<&Resources>, default: Option<&Resources>) -> Resources {
         limits: (limits != Amounts::default()).then_some(limits),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crds::session::Retention;
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(spec: &Value, settings: &Value) -> (AgenticSessionSpec, ProjectSettingsSpec) {
+        let spec = serde_json::from_value(spec.clone()).unwrap();
+        (spec, serde_json::from_value(settings.clone()).unwrap())
+    }
+
+    /// The limits of the second kind have other amounts, so that a swap shows.
+    #[test]
+    fn limits_are_the_sessions_then_the_namespaces_under_the_ceiling_then_the_ceiling() {
+        let numbers = |spec: &Value, settings: &Value| {
+            let (spec, settings) = read(spec, settings);
+            let found = limits(&spec, &settings);
+            let cents = found.max_cost_usd.map(|usd| usd.0 / 10_000_000);
+            (
+                found.timeout,
+                found.inactivity_timeout,
+                found.max_turns,
+                cents,
+                found.max_tokens,
+                attempts(&spec, &settings),
+            )
+        };
+        let of =
+            |turns: u32, usd: &str, tokens: u64| json!({"maxTurns": turns, "maxCostUSD": usd, "maxTokens": tokens});
+        let own =
+            json!({"timeout": 11, "inactivityTimeout": 0, "limits": of(12, "0.13", 14), "retry": {"maxAttempts": 5}});
+        let mut settings =
+            json!({"timeout": 31, "inactivityTimeout": 35, "limits": of(32, "0.33", 34), "retry": {"maxAttempts": 7}});
+        assert_eq!(
+            numbers(&json!({}), &json!({})),
+            (Some(3_600), Some(1_800), None, None, None, 3)
+        );
+        assert_eq!(
+            numbers(&own, &settings),
+            (Some(11), Some(0), Some(12), Some(13), Some(14), 5)
+        );
+        assert_eq!(
+            numbers(&json!({}), &settings),
+            (Some(31), Some(35), Some(32), Some(33), Some(34), 7)
+        );
+        settings["ceilings"] = json!({"timeout": 21, "limits": of(22, "0.23", 24), "maxAttempts": 6});
+        assert_eq!(
+            numbers(&json!({}), &settings),
+            (Some(21), Some(35), Some(22), Some(23), Some(24), 6)
+        );
+        settings["ceilings"] = json!({"timeout": 41, "limits": of(42, "0.43", 44), "maxAttempts": 8});
+        assert_eq!(
+            numbers(&json!({}), &settings),
+            (Some(31), Some(35), Some(32), Some(33), Some(34), 7)
+        );
+        let alone = json!({"ceilings": {"timeout": 21, "limits": of(22, "0.23", 24), "maxAttempts": 2}});
+        assert_eq!(
+            numbers(&json!({}), &alone),
+            (Some(21), Some(1_800), Some(22), Some(23), Some(24), 2)
+        );
+    }
+
+    #[test]
+    fn the_volume_is_the_sessions_then_the_namespaces_under_the_ceiling() {
+        let resolved = |spec: &Value, settings: &Value| {
+            let (spec, settings) = read(&json!({"workspace": spec}), settings);
+            claim(&spec, &settings)
+        };
+        let own = |size: &str, class: Option<&str>, retention| Claim::Own {
+            size: Quantity(size.to_owned()),
+            storage_class: class.map(str::to_owned),
+            retention,
+        };
+        let settings = json!({"workspace": {"size": "3Gi", "storageClassName": "slow", "retention": "Retain"}});
+        let mut low = settings.clone();
+        low["ceilings"] = json!({"workspaceSize": "2Gi"});
+        let asks = json!({"size": "1Gi", "storageClassName": "fast", "retention": "Delete"});
+        assert_eq!(resolved(&asks, &low), own("1Gi", Some("fast"), Retention::Delete));
+        assert_eq!(
+            resolved(&json!({}), &settings),
+            own("3Gi", Some("slow"), Retention::Retain)
+        );
+        assert_eq!(resolved(&json!({}), &low), own("2Gi", Some("slow"), Retention::Retain));
+        let built_in = json!({"ceilings": {"workspaceSize": "4Gi"}});
+        assert_eq!(resolved(&json!({}), &built_in), own("4Gi", None, Retention::Delete));
+        assert_eq!(
+            resolved(&json!({"existingClaim": "c"}), &settings),
+            Claim::Existing("c".to_owned())
+        );
+        let size = Quantity("2Gi".to_owned());
+        assert_eq!(resolved(&json!({"ephemeral": true}), &low), Claim::Ephemeral { size });
+    }
+
+    #[test]
+    fn image_placement_and_model_are_the_sessions_and_else_the_namespaces_one_by_one() {
+        let of = |n: u32| {
+            json!({
+                "image": format!("image-{n}"), "imagePullSecrets": [format!("pull-{n}")], "nodeSelector": {"node": format!("n-{n}")},
+                "tolerations": [{"key": format!("key-{n}"), "operator": "Exists"}], "priorityClassName": format!("priority-{n}"),
+                "runtimeClassName": format!("runtime-{n}"), "serviceAccountName": format!("account-{n}"),
+                "readOnlyRootFilesystem": n == 1,
+            })
+        };
+        let model = |n: u32| json!({"model": format!("m-{n}"), "fallbackModel": format!("f-{n}"), "maxTokens": n, "temperature": 1.0 / f64::from(n)});
+        let settings = json!({"pod": of(2), "llmSettings": model(2)});
+        let seen = |spec: &Value| {
+            let (spec, settings) = read(spec, &settings);
+            (json!(pod(&spec, &settings)), json!(llm(&spec, &settings)))
+        };
+        assert_eq!(seen(&json!({"pod": of(1), "llmSettings": model(1)})), (of(1), model(1)));
+        assert_eq!(seen(&json!({})), (of(2), model(2)));
+        for (field, value) in of(1).as_object().unwrap() {
+            let mut expected = of(2);
+            expected[field] = value.clone();
+            assert_eq!(seen(&json!({"pod": {field: value}})).0, expected);
+        }
+    }
+
+    #[test]
+    fn secrets_that_anyone_names_take_the_place_of_the_built_in_ones() {
+        let named = |spec: &Value, settings: &Value| {
+            let (spec, settings) = read(spec, settings);
+            secrets(&spec, &settings)
+        };
+        let (one, two) = (json!({"runnerSecrets": ["one"]}), json!({"runnerSecrets": ["two"]}));
+        assert_eq!(named(&one, &two), ["one"]);
+        assert_eq!(named(&json!({}), &two), ["two"]);
+        assert_eq!(
+            named(&json!({"runnerSecrets": []}), &two),
+            [""; 0],
+            "none is a word, too"
+        );
+        assert_eq!(named(&json!({}), &json!({})), RUNNER_SECRETS);
+    }
+
+    #[test]
+    fn a_price_is_billionths_of_a_dollar_for_a_token() {
+        let whole = json!({"input": "3", "output": "15", "cacheRead": "0.3", "cacheWrite": "3.75"});
+        let of = |read: Value| price(&serde_json::from_value(read).unwrap());
+        let numbers = |price: Price| (price.input, price.output, price.cache_read, price.cache_write);
+        assert_eq!(numbers(of(whole)), (3_000, 15_000, 300, 3_750));
+        assert_eq!(
+            numbers(of(json!({"input": "0.124", "output": "1"}))),
+            (124, 1_000, 124, 155)
+        );
+    }
+
+    #[rstest]
+    #[case::a_default(json!({}), json!({"limits": {"memory": "3Gi"}}), json!({"limits": {"memory": "3Gi"}, "requests": {"cpu": "500m"}}))]
+    #[case::a_default_limit_below_a_request_of_the_session(
+        json!({"requests": {"memory": "3Gi"}}), json!({"limits": {"memory": "2Gi", "cpu": "1"}}),
+        json!({"limits": {"cpu": "1"}, "requests": {"memory": "3Gi"}})
+    )]
+    #[case::a_default_request_above_a_limit_of_the_session(
+        json!({"limits": {"memory": "2Gi"}}), json!({"requests": {"memory": "3Gi", "cpu": "2"}}),
+        json!({"limits": {"memory": "2Gi"}, "requests": {"cpu": "2"}})
+    )]
+    #[case::defaults_that_are_as_much_as_the_session_asks_for(
+        json!({"limits": {"memory": "2Gi"}, "requests": {"cpu": "1"}}), json!({"requests": {"memory": "2Gi"}, "limits": {"cpu": "1"}}),
+        json!({"limits": {"memory": "2Gi", "cpu": "1"}, "requests": {"memory": "2Gi", "cpu": "1"}})
+    )]
+    fn amounts_of_session_and_namespace_do_not_contradict_each_other(
+        #[case] asked: Value,
+        #[case] default: Value,
+        #[case] expected: Value,
+    ) {
+        let (spec, settings) = read(&json!({"resources": asked}), &json!({"resources": default}));
+        assert_eq!(json!(resources(&spec, &settings)), expected);
+    }
+
+    #[test]
+    fn what_the_session_does_not_name_is_at_most_the_ceiling() {
+        let ceilings = json!({"resources": {"cpu": "250m", "memory": "2Gi", "ephemeral-storage": "1Gi"}});
+        let (spec, settings) = read(&json!({}), &json!({"ceilings": ceilings}));
+        let expected = json!({
+            "limits": {"cpu": "250m", "memory": "2Gi", "ephemeral-storage": "1Gi"}, "requests": {"cpu": "250m", "memory": "1Gi"},
+        });
+        assert_eq!(json!(resources(&spec, &settings)), expected);
+    }
+}
