@@ -204,7 +204,7 @@ impl Pair {
         self.clicks += 1;
         Box::pin(self.comes_to_rest()).await;
         self.lived.patch(json!({"spec": {"suspend": false}})).await;
-        let Some(session) = self.lived.session().await else {
+        let Some(session) = self.lived.session().await.filter(|session| !is_ephemeral(session)) else {
             return;
         };
         self.make_the_same(&session).await;
@@ -218,7 +218,11 @@ impl Pair {
         if phase != Some(Phase::Creating) {
             return;
         }
-        tokio::join!(finish(&self.lived), finish(&self.clean));
+        let ended = tokio::join!(finish(&self.lived), finish(&self.clean));
+        assert_eq!(ended.0, ended.1, "both end, or of both nobody makes the pod");
+        if !ended.0 {
+            return;
+        }
         self.comes_to_the_same("ended").await;
         let last = Mutex::new((Value::Null, Value::Null));
         let same = until("the same status", async || {
@@ -289,6 +293,8 @@ impl Pair {
                     None
                 }
                 Phase::Stopping => None,
+                // Its workspace went with its pod: there is no other run.
+                Phase::Completed | Phase::Failed | Phase::Stopped if handled && is_ephemeral(&session) => Some(()),
                 Phase::Completed | Phase::Failed | Phase::Stopped => {
                     if clicks == 0 || handled {
                         clicks += 1;
@@ -345,7 +351,10 @@ impl Pair {
             }
             // The namespace may give it no time after its end.
             let is_gone = lived.is_null() && when == "ended";
-            let same = lived == clean && (is_gone || lived["says"]["reason"].is_string());
+            let said = clean["says"]["message"].as_str().unwrap_or_default();
+            // A claim that is there stays what it is, whatever the settings ask of new ones.
+            let no_claim = !self.as_settled && said.starts_with("The API server refuses claim ");
+            let same = no_claim || lived == clean && (is_gone || lived["says"]["reason"].is_string());
             *last.lock().unwrap() = (lived, clean);
             same.then_some(())
         });
@@ -442,16 +451,24 @@ async fn go_on(scene: &Scene) {
     }
 }
 
-async fn finish(scene: &Scene) {
+/// Whether the run ended; else nobody makes its pod.
+async fn finish(scene: &Scene) -> bool {
     until("the run to end", async || {
-        let status = scene.session().await.and_then(|session| session.status);
-        if status.is_none_or(|status| status.phase.is_terminal()) {
-            return Some(());
+        let Some(status) = scene.session().await.and_then(|session| session.status) else {
+            return Some(true);
+        };
+        if status.phase.is_terminal() || status.reason.as_deref() == Some("PodRejected") {
+            return Some(status.phase.is_terminal());
         }
         go_on(scene).await;
         None
     })
-    .await;
+    .await
+}
+
+fn is_ephemeral(session: &crds::AgenticSession) -> bool {
+    let workspace = session.spec.workspace.as_ref();
+    workspace.and_then(|workspace| workspace.ephemeral) == Some(true)
 }
 
 /// Whether two specs differ in nothing that means anything: what is empty is as absent.
