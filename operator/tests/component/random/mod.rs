@@ -6,6 +6,7 @@
 mod digest;
 mod operation;
 mod oracle;
+mod rest;
 mod scene;
 mod schema;
 mod values;
