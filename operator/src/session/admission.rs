@@ -365,6 +365,7 @@ mod tests {
     fn one_that_went_unseen_gives_its_place_back() {
         let mut ledger = ledger(vec![change("gone", 1, Place::Holds)]);
         assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Wait(0));
+        assert!(!ledger.keep(NS, |_| true), "both are there");
         assert!(ledger.keep(NS, |name| name != "gone"));
         assert_eq!(ledger.ask(NS, "a", at(2), 1), Answer::Admitted);
     }
@@ -384,6 +385,7 @@ mod tests {
     fn an_agent_that_outlives_its_session_has_its_place_until_it_is_over() {
         let mut ledger = ledger(vec![change("deleted", 1, Place::Holds)]);
         assert!(!ledger.remains(NS, 1), "that frees no place");
+        assert!(!ledger.remains(NS, 1), "nor does the same again");
         ledger.change(NS, change("deleted", 1, Place::None));
         assert_eq!(ledger.ask(NS, "next", at(2), 1), Answer::Wait(0));
         assert_eq!(

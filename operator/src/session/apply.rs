@@ -1,5 +1,8 @@
 //! The plan's writes, in an order in which the process may die after each.
 
+#[cfg(test)]
+mod tests;
+
 use crds::AgenticSession;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{

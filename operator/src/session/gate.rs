@@ -467,4 +467,53 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_place_that_becomes_free_is_told_to_the_next_however_it_does() {
+        let gate = Arc::new(Gate::default());
+        held(&gate.limits).insert("poets".to_owned(), 1);
+        held(&gate.ledger).begin("poets");
+        let change = |name: &str, n: i64, place| Change {
+            name: name.to_owned(),
+            created: Timestamp::from_second(n).unwrap(),
+            place,
+        };
+        let found = [
+            change("runs", 0, Place::Holds),
+            change("a", 1, Place::Waits),
+            change("b", 2, Place::Waits),
+        ];
+        held(&gate.ledger).load("poets", found);
+        let mut nudges = Box::pin(gate.nudges());
+        let mut told = || {
+            let mut names = Vec::new();
+            while let Some(Some(nudge)) = nudges.next().now_or_never() {
+                names.push(nudge);
+            }
+            names
+        };
+        let poet = |name: &str| vec![("poets".to_owned(), name.to_owned())];
+        gate.change("poets", "later", Timestamp::MAX, Place::Waits);
+        assert_eq!(told(), [], "one that waits frees nothing");
+        gate.gone("poets", "runs");
+        assert_eq!(told(), poet("a"));
+        gate.stumbled("poets", "nobody");
+        assert_eq!(told(), []);
+        gate.stumbled("poets", "a");
+        assert_eq!(told(), poet("b"), "it holds nobody up");
+        gate.change("poets", "b", Timestamp::from_second(2).unwrap(), Place::Refused);
+        assert_eq!(told(), poet("later"));
+        gate.change("musicians", "refused", Timestamp::MAX, Place::Refused);
+        let mut namespaces = gate.namespaces();
+        namespaces.sort();
+        assert_eq!(
+            namespaces,
+            ["musicians", "poets"],
+            "where some may wait for their admin"
+        );
+        gate.keep(&HashSet::new());
+        gate.change("poets", "b", Timestamp::MAX, Place::None);
+        gate.gone("musicians", "refused");
+        assert_eq!((gate.namespaces(), told()), (vec![], vec![]));
+    }
 }
