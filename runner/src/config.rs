@@ -21,6 +21,7 @@ use crate::proxy::Upstream;
 use crate::proxy::mcp::Around;
 use crate::redact::{Held, Vault};
 use crate::transcript::Format;
+use crate::watchdog::Pulse;
 use crate::workspace::git::Repos;
 
 pub use held::held_in_pod;
@@ -101,6 +102,8 @@ pub struct Config {
     pub repos: Repos,
     /// Told what to say if the runtime comes to nothing any more.
     pub last_word: Arc<LastWord>,
+    /// Told that the runner gets on while it does one thing for long.
+    pub pulse: Pulse,
 }
 
 /// The gateway.
@@ -256,6 +259,7 @@ impl Session {
             folders,
             repos: Repos::default(),
             last_word: Arc::default(),
+            pulse: Pulse::default(),
         }
     }
 }

@@ -133,12 +133,12 @@ impl Attempt {
             state, report, limits, ..
         } = &config.folders;
         state::prepare(state)?;
-        let guard = Guard::take(state, config.attempt.unwrap_or(0), &config.pod_uid).await?;
+        let mut guard = Guard::take(state, config.attempt.unwrap_or(0), &config.pod_uid).await?;
         let report = ReportFile::open(report)
             .inspect_err(|error| tracing::error!(error = %chain(error), "there will be no report"))
             .ok()
             .map(Arc::new);
-        let mut journal = open_journal(config)?;
+        let mut journal = open_journal(config, &mut guard)?;
         let keeper = guard.keep();
         journal.spool().write_while(keeper.holding());
         let uplink = config.gateway.as_ref().map(|gateway| {
@@ -276,15 +276,22 @@ impl Attempt {
     }
 }
 
-fn open_journal(config: &Config) -> Result<Journal, End> {
+fn open_journal(config: &Config, guard: &mut Guard) -> Result<Journal, End> {
     let mut exporter = config.langfuse.as_ref().map(Exporter::start);
     let mut history = History::default();
+    let mut held = Ok(());
     let spool = Spool::open(&config.folders.state.join("spool"), |record| {
         history.observe(record);
         if let Some(exporter) = &mut exporter {
             exporter.replay(record);
         }
+        // A long session's spool takes minutes on a slow volume: longer than the lease holds, and than we may stand still.
+        config.pulse.beat();
+        if held.is_ok() {
+            held = guard.renew_in_time();
+        }
     })?;
+    held?;
     let (last, ended) = spool.last_attempt();
     let attempt = config.attempt.unwrap_or(last + 1);
     if last > attempt {

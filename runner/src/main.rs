@@ -138,7 +138,7 @@ async fn run(Arguments { command, local }: Arguments) -> anyhow::Result<ExitCode
         last_word: Arc::clone(&last_word),
         ..config
     };
-    watchdog::start(STANDS_STILL, move |cause| {
+    watchdog::start(&config.pulse, STANDS_STILL, move |cause| {
         // Nothing may be waited for: the report may be on the volume, and whoever reads stderr may stand still as well.
         std::thread::spawn(move || {
             let message = cause.message(STANDS_STILL);

@@ -61,24 +61,41 @@ impl Work {
     }
 }
 
+/// Signs of life.
+#[derive(Clone, Debug, Default)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    /// Given by whoever holds the runtime's thread for long, and gets on.
+    pub fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it was given.
+    pub fn beats(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Watches the runtime that this is called in, which has one thread; `give_up` is called on another when it has stood still
-/// for `patience`.
-pub fn start(patience: Duration, give_up: impl FnOnce(Cause) + Send + 'static) -> std::io::Result<()> {
+/// for `patience`, and given no `pulse` meanwhile.
+pub fn start(pulse: &Pulse, patience: Duration, give_up: impl FnOnce(Cause) + Send + 'static) -> std::io::Result<()> {
     let work = Work::of_this_thread();
-    let beats = Arc::new(AtomicU64::new(0));
-    let seen = Arc::clone(&beats);
+    let runtime = Arc::new(());
+    let lives = Arc::downgrade(&runtime);
+    let (beats, seen) = (pulse.clone(), pulse.clone());
     tokio::spawn(async move {
-        loop {
-            beats.fetch_add(1, Ordering::Relaxed);
+        // This task alone holds it, so that it goes with the runtime.
+        while Arc::strong_count(&runtime) == 1 {
+            beats.beat();
             tokio::time::sleep(BEAT).await;
         }
     });
     let watch = move || {
         let (mut last, mut at, mut worked) = (0, Instant::now(), work.so_far());
-        // With the runtime's end the count is ours alone.
-        while Arc::strong_count(&seen) > 1 {
+        while lives.strong_count() > 0 {
             std::thread::sleep(BEAT.min(patience / 4));
-            let now = seen.load(Ordering::Relaxed);
+            let now = seen.beats();
             if now != last {
                 (last, at, worked) = (now, Instant::now(), work.so_far());
             } else if at.elapsed() >= patience {
@@ -103,7 +120,10 @@ mod tests {
     #[tokio::test]
     async fn a_runtime_that_stands_still_is_given_up_and_one_that_goes_on_is_not() {
         let (told, given_up) = mpsc::channel();
-        start(Duration::from_secs(3), move |cause| told.send(cause).unwrap()).unwrap();
+        start(&Pulse::default(), Duration::from_secs(3), move |cause| {
+            told.send(cause).unwrap()
+        })
+        .unwrap();
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(given_up.try_recv().is_err(), "it goes on");
         // The runtime's only thread waits here.
@@ -111,9 +131,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_works_long_and_gets_on_is_not_given_up_until_it_does_not() {
+        let (told, given_up) = mpsc::channel();
+        let pulse = Pulse::default();
+        start(&pulse, Duration::from_secs(3), move |cause| told.send(cause).unwrap()).unwrap();
+        let begun = Instant::now();
+        // The runtime's only thread is held here.
+        while begun.elapsed() < Duration::from_secs(5) {
+            pulse.beat();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(given_up.try_recv().is_err(), "it gets on");
+        assert_eq!(given_up.recv_timeout(Duration::from_mins(1)), Ok(Cause::Waits));
+    }
+
+    #[tokio::test]
     async fn a_runtime_that_has_too_much_to_do_is_told_from_one_that_waits() {
         let (told, given_up) = mpsc::channel();
-        start(Duration::from_secs(2), move |cause| told.send(cause).unwrap()).unwrap();
+        start(&Pulse::default(), Duration::from_secs(2), move |cause| {
+            told.send(cause).unwrap()
+        })
+        .unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
         let begun = Instant::now();
         let cause = loop {

@@ -435,10 +435,12 @@ async fn failed(shared: &Shared, route: Route, (response, used): (reqwest::Respo
 
 fn unreachable(error: &reqwest::Error) -> Response<Body> {
     let what = if error.is_connect() { "be reached" } else { "answer" };
-    // The error's own text would name the upstream's address; the cause says enough.
-    let cause = std::error::Error::source(error)
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    // The error's own text would name the upstream's address; the last of its causes says enough.
+    let mut last = std::error::Error::source(error);
+    while let Some(next) = last.and_then(std::error::Error::source) {
+        last = Some(next);
+    }
+    let cause = last.map(ToString::to_string).unwrap_or_default();
     answer::error(
         StatusCode::BAD_GATEWAY,
         &format!("the model API failed to {what}: {cause}"),

@@ -349,6 +349,7 @@ async fn an_api_that_cannot_be_reached_is_a_bad_gateway_and_witnessed() {
     let body: serde_json::Value = answer.json().await.unwrap();
     assert_eq!(body["error"]["type"], "api_error");
     assert!(!body.to_string().contains(&unused.port().to_string()), "{body}");
+    assert!(body.to_string().contains("Connection refused"), "{body}");
     assert_eq!(rig.proxy.witness().last_status, Some(Witness::UNREACHABLE));
 }
 

@@ -115,6 +115,8 @@ pub fn prepare(folder: &Path) -> Result<(), StateError> {
 pub struct Guard {
     lease: Lease,
     path: PathBuf,
+    /// When it was last written.
+    renewed: Instant,
     /// Locked until it is dropped, whatever ends the process.
     _lock: File,
 }
@@ -136,6 +138,7 @@ impl Guard {
         let mut guard = Self {
             lease,
             path,
+            renewed: Instant::now(),
             _lock: lock,
         };
         if let Some(found) = read(&guard.path)? {
@@ -161,6 +164,7 @@ impl Guard {
         }
         guard.lease.waits = false;
         guard.lease.renewed_at = Timestamp::now();
+        guard.renewed = Instant::now();
         guard.write()?;
         Ok(guard)
     }
@@ -176,7 +180,16 @@ impl Guard {
             return Err(StateError::Superseded { attempt: found.attempt });
         }
         self.lease.renewed_at = Timestamp::now();
+        self.renewed = Instant::now();
         self.write()
+    }
+
+    /// As [`Self::renew`], when it is time to.
+    pub fn renew_in_time(&mut self) -> Result<(), StateError> {
+        if self.renewed.elapsed() < RENEW {
+            return Ok(());
+        }
+        self.renew()
     }
 
     /// Says that nothing of us is left.

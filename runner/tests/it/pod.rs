@@ -89,6 +89,7 @@ pub fn config_at(state: PathBuf, workspace: &Path, model: String, prompt: &str) 
         vault: runner::redact::Vault::default(),
         repos: runner::workspace::git::Repos::default(),
         last_word: Arc::default(),
+        pulse: runner::watchdog::Pulse::default(),
     }
 }
 
@@ -114,6 +115,22 @@ async fn the_agent_works_behind_its_socket() {
     );
     // Not the first process of a container, so it ends when the runner is gone.
     timeout(DEADLINE, container.wait()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn reading_the_records_of_earlier_attempts_gives_signs_of_life() {
+    let session = Session::new().await;
+    let first = config(&session, &script("MARK", &[text("Done.")]));
+    let _container = agent_container(&session);
+    assert_eq!(drive(first).await, Outcome::Succeeded);
+    let records = session.records().len() as u64;
+    let next = Config {
+        attempt: Some(2),
+        ..config(&session, "MARK")
+    };
+    let pulse = next.pulse.clone();
+    assert_eq!(drive(next).await, Outcome::Succeeded);
+    assert_eq!(pulse.beats(), records);
 }
 
 #[tokio::test]

@@ -53,6 +53,30 @@ async fn a_higher_attempt_ends_a_lower_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_reads_for_long_renews_the_lease_when_it_is_time_and_learns_who_has_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lease");
+    let mut first = Guard::take(dir.path(), 1, "pod-a").await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    first.renew_in_time().unwrap();
+    assert!(!path.exists(), "not yet");
+    tokio::time::advance(RENEW).await;
+    first.renew_in_time().unwrap();
+    assert!(path.exists());
+    let lease = Lease {
+        attempt: 2,
+        ..lease("other", 1, false)
+    };
+    replace(&path, &serde_json::to_vec(&lease).unwrap()).unwrap();
+    first.renew_in_time().unwrap();
+    tokio::time::advance(RENEW).await;
+    assert!(matches!(
+        first.renew_in_time(),
+        Err(StateError::Superseded { attempt: 2 })
+    ));
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_runners_of_one_node_do_not_both_get_in() {
     let dir = tempfile::tempdir().unwrap();
     let first = Guard::take(dir.path(), 1, "pod-a").await.unwrap();
@@ -106,6 +130,7 @@ async fn a_runner_on_another_node_learns_of_the_next_one_while_that_one_still_wa
     let mut owner = Guard {
         lease: elsewhere,
         path: dir.path().join("lease"),
+        renewed: Instant::now(),
         _lock: File::create(dir.path().join("lock of the other node")).unwrap(),
     };
     let begun = Instant::now();
