@@ -121,7 +121,7 @@ mod tests {
     async fn a_runtime_that_stands_still_is_given_up_and_one_that_goes_on_is_not() {
         let (told, given_up) = mpsc::channel();
         start(&Pulse::default(), Duration::from_secs(3), move |cause| {
-            told.send(cause).unwrap()
+            told.send(cause).unwrap();
         })
         .unwrap();
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -149,7 +149,7 @@ mod tests {
     async fn a_runtime_that_has_too_much_to_do_is_told_from_one_that_waits() {
         let (told, given_up) = mpsc::channel();
         start(&Pulse::default(), Duration::from_secs(2), move |cause| {
-            told.send(cause).unwrap()
+            told.send(cause).unwrap();
         })
         .unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
