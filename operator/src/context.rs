@@ -22,8 +22,9 @@ use crate::{
 /// Seconds after which a watch is begun anew where it was. One that ends without a word is noticed then; bookmarks make it cheap.
 const WATCH: u32 = 60;
 
-/// Objects of one answer when a kind is listed. A session may be half a megabyte, its Job and pod as much, and a page is held whole.
-pub const PAGE: u32 = 50;
+/// Objects of one answer when a kind is listed. A session may be a megabyte and a half with labels and annotations, and an answer is
+/// held whole, for a moment three times.
+pub const PAGE: u32 = 16;
 
 /// How kinds are watched.
 pub fn watching() -> watcher::Config {

@@ -94,6 +94,11 @@ pub const MAX_MESSAGE: usize = 512;
 pub struct NotAReport(#[source] serde_json::Error);
 
 impl Report {
+    /// Whether the runner came to read the session's records, so that its numbers are those of the volume.
+    pub fn has_read(&self) -> bool {
+        self.last_seq > 0
+    }
+
     /// A report that says nothing but its outcome.
     pub fn new(outcome: Outcome, attempt: u32) -> Self {
         Self {

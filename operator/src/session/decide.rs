@@ -11,6 +11,8 @@ mod pending;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
+
 use crds::{AgenticSessionStatus, Phase, condition};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -37,6 +39,9 @@ const LOOK_LATER: SignedDuration = SignedDuration::from_secs(30);
 const LOOK_SELDOM: SignedDuration = SignedDuration::from_mins(5);
 /// The same for what the cluster does by itself.
 const LOOK_OFTEN: SignedDuration = SignedDuration::from_mins(1);
+/// Ended attempts of a session of which Job, pod and log are kept. All are read at once, and each may be half a megabyte: whoever asks
+/// for one run after another must fill neither the API server nor the operator.
+const KEPT: usize = 5;
 
 /// Decides.
 pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
@@ -60,21 +65,20 @@ pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestam
     plan
 }
 
-/// Jobs of attempts whose outcome is recorded go when they have been kept for long enough, and with them pod and log.
+/// Jobs of attempts whose outcome is recorded go when they have been kept for long enough or are too many, and with them pod and log.
 fn clean_up(plan: &mut Plan, seen: &Observed, now: Timestamp) {
     let kept = SignedDuration::from_secs(seen.policy.timing.job_retention.into());
     let live = is_live(seen.session.status.phase);
     let judged = seen.job.ours().filter(|_| !live);
-    for job in seen.earlier.iter().chain(judged).filter(|job| !job.deleting) {
+    let ended = seen.earlier.iter().chain(judged);
+    let mut ended: Vec<_> = ended.filter(|job| job.finished && !job.deleting).collect();
+    ended.sort_by_key(|job| Reverse(job.created));
+    for (newer, job) in ended.into_iter().enumerate() {
         // Without a time it was finished by somebody who gave none; then it is not kept.
-        let Some(left) = job.finished.then(|| {
-            let end = job.finished_at.map_or(Some(now), |at| at.saturating_add(kept).ok());
-            end.unwrap_or(Timestamp::MAX).duration_since(now)
-        }) else {
-            continue;
-        };
+        let end = job.finished_at.map_or(Some(now), |at| at.saturating_add(kept).ok());
+        let left = end.unwrap_or(Timestamp::MAX).duration_since(now);
         let target = Target::Job(job.name.clone(), job.uid.clone());
-        if left.is_positive() || !seen.policy.clock_is_sure {
+        if newer < KEPT && (left.is_positive() || !seen.policy.clock_is_sure) {
             plan.wake_in(left);
         } else if !plan.delete.contains(&target) {
             plan.delete.push(target);

@@ -20,7 +20,10 @@ use protocol::{
     names::{component, label},
 };
 use serde::{Deserialize, Serialize};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 
 use super::{
     admission::{Answer, Change, EXACT, Ledger, Place, message},
@@ -53,6 +56,8 @@ pub struct Gate {
     now: mpsc::UnboundedSender<Key>,
     later: mpsc::UnboundedSender<Key>,
     receivers: Mutex<Option<(Nudges, Nudges)>>,
+    /// Namespaces are read one after another: pages of several would not fit the memory.
+    reading: Semaphore,
 }
 
 impl Default for Gate {
@@ -65,6 +70,7 @@ impl Default for Gate {
             now,
             later,
             receivers: Mutex::new(Some((to_see, to_see_later))),
+            reading: Semaphore::new(1),
         }
     }
 }
@@ -233,6 +239,8 @@ pub async fn pass(
                     ledger: &gate.ledger,
                     namespace: &request.namespace,
                 };
+                // Never closed.
+                let _turn = gate.reading.acquire().await;
                 let found = read(&context.client, &request.namespace).await?;
                 reading.done(found);
             }

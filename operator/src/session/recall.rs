@@ -293,7 +293,7 @@ mod tests {
             let mut history = vec![model.observed()];
             for (happening, look) in happenings {
                 model.happen(happening);
-                if matches!(happening, Happening::Look { .. }) {
+                if matches!(happening, Happening::Look { .. } | Happening::Attempt(..)) {
                     history.clear();
                 }
                 history.push(model.observed());

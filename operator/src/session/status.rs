@@ -6,7 +6,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use protocol::Reason;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::conditions;
 use crate::{events::Note, writes};
@@ -34,8 +34,7 @@ impl Error {
 
 /// Writes what changed, and answers the version that the session then has; `None` when nothing did.
 ///
-/// The body carries every field that we own, and the version of the session that was read in this reconcile: what was decided
-/// on an older one is refused with 409.
+/// The body carries the version of the session that was read in this reconcile: what was decided on an older one is refused with 409.
 pub async fn update(
     client: &Client,
     session: &AgenticSession,
@@ -49,14 +48,32 @@ pub async fn update(
         "apiVersion": AgenticSession::api_version(&()),
         "kind": AgenticSession::kind(&()),
         "metadata": {"name": name, "resourceVersion": session.metadata.resource_version},
-        "status": next,
+        "status": change(session.status.as_ref(), next),
     });
-    let apply = PatchParams::apply(FIELD_MANAGER).force();
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
     let namespace = session.namespace().unwrap_or_default();
-    writes::patch_status::<AgenticSession>(client, &namespace, &name, &apply, &Patch::Apply(&body))
+    writes::patch_status::<AgenticSession>(client, &namespace, &name, &params, &Patch::Merge(&body))
         .await
         .map(Some)
         .map_err(|source| Error { session: name, source })
+}
+
+/// All that status says next, and a null for what it says no more.
+///
+/// Not by apply: it would leave what somebody else has written once too, such as a restore of a backup, and a pod of long ago would be the
+/// session's for ever.
+fn change(before: Option<&AgenticSessionStatus>, next: &AgenticSessionStatus) -> Value {
+    let fields = |status| serde_json::to_value(status).unwrap_or_default();
+    let (before, mut next) = (fields(before), fields(Some(next)));
+    if let (Some(before), Some(next)) = (before.as_object(), next.as_object_mut()) {
+        for gone in before.keys() {
+            next.entry(gone).or_insert(Value::Null);
+        }
+    }
+    next
 }
 
 /// What people are told of a change: at most one Event for a transition, and one for a start request without effect.

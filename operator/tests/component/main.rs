@@ -23,6 +23,7 @@ mod outcomes;
 mod plane;
 mod random;
 mod refused;
+mod restored;
 mod rules;
 mod runs;
 mod settings;

@@ -28,7 +28,7 @@ pub fn drained(status: &AgenticSessionStatus, report: Option<&Report>, now: Time
     let mut next = status.clone();
     next.drain_job_name = None;
     // One that could not read the volume's state knows nothing of it.
-    if let Some(report) = report.filter(|report| report.last_seq >= next.last_seq.unwrap_or(0)) {
+    if let Some(report) = report.filter(|report| report.has_read() || next.last_seq.is_none()) {
         next.last_seq = Some(report.last_seq);
         next.acked_seq = Some(report.acked_seq);
         conditions::events(&mut next, Some(report), true, now);

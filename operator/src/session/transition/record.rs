@@ -222,7 +222,7 @@ fn runner_started(status: &AgenticSessionStatus) -> Option<Timestamp> {
 /// A runner that ended before it could read that state (the lease of another, a volume that is full) has none to tell: what is
 /// known stays.
 fn keep(next: &mut AgenticSessionStatus, report: &Report, gateway: bool, now: Timestamp) {
-    if report.last_seq >= next.last_seq.unwrap_or(0) {
+    if report.has_read() || next.last_seq.is_none() {
         next.turns = Some(report.turns);
         next.usage = Some(report.usage.into());
         next.cost_usd = report.cost_usd.map(|cost| cost.to_string());

@@ -74,6 +74,31 @@ fn a_session_that_is_only_suspended_is_not_deleted_by_its_time(#[case] phase: Ph
 }
 
 #[test]
+fn of_one_run_after_another_the_jobs_of_the_last_five_are_kept() {
+    let mut model = Model::new();
+    for run in 1..=8_u32 {
+        model.start_requested = Some(run.to_string());
+        for _ in 0..4 {
+            model.happen(Happening::JobController);
+            model.look(true);
+            model.happen(Happening::RunnerStarts);
+            model.look(true);
+            model.happen(Happening::RunnerEnds(Outcome::Succeeded));
+            model.happen(Happening::PodTurnsTerminal);
+            model.look(true);
+        }
+        assert_eq!((model.status.phase, model.status.run), (Phase::Completed, Some(run)));
+        model.happen(Happening::Time(1));
+    }
+    model.look(true);
+    let left: Vec<_> = model.jobs.iter().map(|(number, _)| *number).collect();
+    assert_eq!(left, [4, 5, 6, 7, 8]);
+    model.happen(Happening::Time(3_601));
+    model.look(true);
+    assert!(model.jobs.is_empty(), "{left:?}");
+}
+
+#[test]
 fn what_the_api_server_refuses_is_final_when_the_time_to_start_is_over() {
     let mut model = Model::new();
     let refusal = |model: &mut Model| {
