@@ -1,6 +1,6 @@
 //! Who may run now: the namespace's places, and whoever else admits Jobs.
 
-use crds::Phase;
+use crds::{AgenticSessionStatus, Phase};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use protocol::Outcome;
 use serde_json::json;
@@ -48,11 +48,8 @@ async fn the_oldest_runs_first_and_the_others_are_told_their_place() {
     world.end(&pod, 2, Some(&report(Outcome::Succeeded, 1))).await;
     world.phase("first", Phase::Completed).await;
     let pod = world.pod("second", 1).await;
-    let admitted = world.status("second").await.conditions;
-    assert!(
-        admitted.iter().any(|c| c.type_ == "Admitted" && c.status == "True"),
-        "{admitted:?}"
-    );
+    let admitted = |s: &AgenticSessionStatus| s.conditions.iter().any(|c| c.type_ == "Admitted" && c.status == "True");
+    world.status_when("second", admitted).await;
     assert_eq!(
         jobs_created(&world.namespace),
         ["first-job", "second-job"],
