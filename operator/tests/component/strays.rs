@@ -121,6 +121,12 @@ async fn a_pod_whose_job_was_taken_away_from_above_it_is_followed_to_its_end() {
         world.pod_now(&pod).await?.owner_references().is_empty().then_some(())
     })
     .await;
+    // It is looked at while it runs on, and once more when it ends.
+    let looks = world.looks().await;
+    world
+        .patch("poem", json!({"metadata": {"annotations": {"look": "now"}}}))
+        .await;
+    until("a look", async || (world.looks().await > looks).then_some(())).await;
     world.end(&pod, 3, Some(&report(Outcome::Succeeded, 1))).await;
     world.phase("poem", Phase::Completed).await;
     assert_eq!(jobs_created("strays-bare"), ["poem-job"], "no other beside it");

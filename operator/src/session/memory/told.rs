@@ -71,7 +71,8 @@ impl Memory {
             let session = pod.labels().get(label::SESSION).cloned().unwrap_or_default();
             let session_uid = pod.labels().get(label::SESSION_UID).cloned().unwrap_or_default();
             match pod_of(pod, &session).filter(|_| there) {
-                None => children.pods.remove(&pod.name_any()),
+                // One whose Job was taken away may be the session's still, which is decided on live reads: whatever it goes through counts.
+                None => children.pods.remove(&pod.name_any()) || (there && controller(&pod.metadata).is_none()),
                 Some((what, pod)) => children.pods.put(KeptPod { session_uid, what, pod }),
             }
         })
