@@ -1,12 +1,15 @@
 //! Around the ledger of places: reads a namespace into it, and has those looked at whose turn it is.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use crds::{AgenticSession, AgenticSessionStatus, Phase};
+use crds::{AgenticSession, AgenticSessionStatus, Phase, condition};
 use futures::{Stream, StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
@@ -27,6 +30,7 @@ use tokio::{
 
 use super::{
     admission::{Answer, Change, EXACT, Ledger, Place, message},
+    conditions,
     decide::queued,
     memory::{Key, Memory},
     observed::Observed,
@@ -271,10 +275,7 @@ impl Drop for Reading<'_> {
 pub fn settle(context: &Context, session: &AgenticSession, plan: &Plan, request: &Result<Request, Invalid>) {
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
     let status = &plan.status;
-    let is_held = status
-        .conditions
-        .iter()
-        .any(|c| c.type_ == crds::condition::ADMITTED && c.status == "False");
+    let is_held = conditions::denied(status, condition::ADMITTED).is_some();
     let live = matches!(status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
     let place = match request {
         Err(invalid) if invalid.heals() && !live => Place::Refused,
@@ -410,118 +411,4 @@ async fn begun(client: &Client, namespace: &str, found: &mut [Change]) -> kube::
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use futures::FutureExt as _;
-
-    use super::*;
-
-    #[test]
-    fn a_namespace_whose_reader_was_given_up_in_the_middle_is_read_by_the_next() {
-        let ledger = Mutex::new(Ledger::default());
-        assert!(held(&ledger).begin("poets"));
-        let mut reading = Box::pin(async {
-            let _reading = Reading {
-                ledger: &ledger,
-                namespace: "poets",
-            };
-            std::future::pending::<()>().await;
-        });
-        assert_eq!(reading.as_mut().now_or_never(), None);
-        assert!(!held(&ledger).begin("poets"), "one reads");
-        drop(reading);
-        assert!(held(&ledger).begin("poets"));
-        let reading = Reading {
-            ledger: &ledger,
-            namespace: "poets",
-        };
-        reading.done(Vec::new());
-        assert!(!held(&ledger).begin("poets"), "it is known");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn when_the_bound_is_raised_those_come_first_whose_turn_it_is() {
-        let gate = Arc::new(Gate::default());
-        held(&gate.limits).insert("poets".to_owned(), 0);
-        held(&gate.ledger).begin("poets");
-        let waits = |n: i64| Change {
-            name: format!("s{n}"),
-            created: Timestamp::from_second(n).unwrap(),
-            place: Place::Waits,
-        };
-        held(&gate.ledger).load("poets", (0..5).map(waits));
-        let mut nudges = Box::pin(gate.nudges());
-        gate.settings_changed("poets", Some(2));
-        let mut first = Vec::new();
-        for _ in 0..2 {
-            first.push(nudges.next().await.unwrap().1);
-        }
-        first.sort();
-        assert_eq!(first, ["s0", "s1"]);
-        // These two have not begun yet.
-        assert!(nudges.next().now_or_never().is_none());
-        for n in 0..2 {
-            let created = Timestamp::from_second(n).unwrap();
-            let answer = held(&gate.ledger).ask("poets", &format!("s{n}"), created, 2);
-            assert_eq!(answer, Answer::Admitted);
-        }
-        for n in 2..5 {
-            assert_eq!(
-                nudges.next().await.unwrap().1,
-                format!("s{n}"),
-                "then they are told their places"
-            );
-        }
-    }
-
-    #[test]
-    fn a_place_that_becomes_free_is_told_to_the_next_however_it_does() {
-        let gate = Arc::new(Gate::default());
-        held(&gate.limits).insert("poets".to_owned(), 1);
-        held(&gate.ledger).begin("poets");
-        let change = |name: &str, n: i64, place| Change {
-            name: name.to_owned(),
-            created: Timestamp::from_second(n).unwrap(),
-            place,
-        };
-        let found = [
-            change("runs", 0, Place::Holds),
-            change("a", 1, Place::Waits),
-            change("b", 2, Place::Waits),
-        ];
-        held(&gate.ledger).load("poets", found);
-        let mut nudges = Box::pin(gate.nudges());
-        let mut told = || {
-            let mut names = Vec::new();
-            while let Some(Some(nudge)) = nudges.next().now_or_never() {
-                names.push(nudge);
-            }
-            names
-        };
-        let poet = |name: &str| vec![("poets".to_owned(), name.to_owned())];
-        gate.change("poets", "later", Timestamp::MAX, Place::Waits);
-        assert_eq!(told(), [], "one that waits frees nothing");
-        gate.gone("poets", "runs");
-        assert_eq!(told(), poet("a"));
-        gate.stumbled("poets", "nobody");
-        assert_eq!(told(), []);
-        gate.stumbled("poets", "a");
-        assert_eq!(told(), poet("b"), "it holds nobody up");
-        gate.change("poets", "b", Timestamp::from_second(2).unwrap(), Place::Refused);
-        assert_eq!(told(), poet("later"));
-        gate.change("musicians", "refused", Timestamp::MAX, Place::Refused);
-        let mut namespaces = gate.namespaces();
-        namespaces.sort();
-        assert_eq!(
-            namespaces,
-            ["musicians", "poets"],
-            "where some may wait for their admin"
-        );
-        gate.keep(&HashSet::new());
-        gate.change("poets", "b", Timestamp::MAX, Place::None);
-        gate.gone("musicians", "refused");
-        assert_eq!((gate.namespaces(), told()), (vec![], vec![]));
-    }
 }

@@ -33,7 +33,7 @@ mod model;
 
 use std::sync::Arc;
 
-use crds::{AgenticSession, AgenticSessionStatus, ProjectSettingsSpec, condition};
+use crds::{AgenticSession, ProjectSettingsSpec, condition};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource as _, ResourceExt as _};
 
@@ -73,11 +73,10 @@ impl Settled {
     const COME_AGAIN: Self = Self::Live {
         wake: Some(gate::COME_AGAIN),
     };
-    /// A pod is on its way; its watch is likely to tell first.
-    const POD_SOON: Self = Self::Live {
-        wake: Some(SignedDuration::from_secs(1)),
-    };
 }
+
+/// How soon to look for the pod of a Job that was just made; its watch is likely to tell first.
+const LOOK_FOR_POD: SignedDuration = SignedDuration::from_secs(1);
 
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -249,20 +248,18 @@ async fn carry_out(
         Err(ApplyError::Refused { kind, name, said }) => decide::refused(observed, &request, (kind, &name, &said), now),
         Err(error) => return Err(error.into()),
     };
-    if begins && !made.is_empty() && !is_held(&plan.status) {
+    // Of one that others admit nobody knows when it has a pod.
+    let waits = conditions::denied(&plan.status, condition::ADMITTED).is_some();
+    let wake = if begins && !made.is_empty() && !waits {
         // Status tells of the Job together with its pod: one write instead of two. Until then the Job's name says whose it is.
         note(context, session, None, made);
-        gate::settle(context, session, &plan, &request);
-        return Ok(Settled::POD_SOON);
-    }
-    record(context, session, &plan, made).await?;
+        Some(LOOK_FOR_POD)
+    } else {
+        record(context, session, &plan, made).await?;
+        plan.wake
+    };
     gate::settle(context, session, &plan, &request);
-    Ok(Settled::Live { wake: plan.wake })
-}
-
-/// Others decide when its Job may have a pod.
-fn is_held(status: &AgenticSessionStatus) -> bool {
-    conditions::denied(status, condition::ADMITTED).is_some()
+    Ok(Settled::Live { wake })
 }
 
 /// Writes the status of a plan, if it says something new, and tells of it.

@@ -1,5 +1,5 @@
-//! Which sessions are looked at, and when: in the order in which something was heard of them, each by one look at a time, and no
-//! namespace's sessions take all places, however many or slow they are.
+//! Which sessions are looked at, and when: new ones first, then in the order in which something was heard of them, each by one look at a
+//! time, and no namespace's sessions take all places, however many or slow they are.
 //!
 //! Not the queue of kube's controllers: that one takes those who wait in no order, and lets each wait for a tick of its clock first.
 
@@ -15,7 +15,7 @@ use super::memory::Key;
 
 /// Of so many places one is left to other namespaces.
 const LEFT: usize = 4;
-/// Of so many looks in a namespace one is left to those that are not new, while new ones wait.
+/// After so many new sessions of a namespace comes one that is not, if one waits.
 const NEW_IN_A_ROW: u8 = 4;
 
 /// Sessions that are looked at, wait for it, or are due later.

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use protocol::Reason;
 
 use super::{
-    Basis, Decided, Error, Found, Settled, apply, build, carry_out, decide, gate,
+    Basis, Decided, Error, Found, LOOK_FOR_POD, Settled, apply, build, carry_out, decide, gate,
     memory::Known,
     observe, observed,
     observed::{Observed, PodSeen},
@@ -22,7 +22,7 @@ use super::{
 use crate::{context::Context, project_settings};
 
 /// How long a Job's pod is waited for, seconds, before status tells of the Job alone.
-const POD_SOON: i64 = 2;
+const POD_PATIENCE: i64 = 2;
 
 /// What follows from a plan that was made on what is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Made {
         let has_pod = observed.pods.iter().any(|pod| pod.job_uid == job.uid);
         // By the API server's clock, in whole seconds.
         let age = job.created.map(|created| now.duration_since(created).as_secs());
-        if age.is_some_and(|age| (-1..POD_SOON).contains(&age)) && !has_pod && !job.suspended {
+        if age.is_some_and(|age| (-1..POD_PATIENCE).contains(&age)) && !has_pod && !job.suspended {
             Self::Just
         } else {
             Self::Yes
@@ -164,7 +164,7 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
         observed::Policy::of(&context.settings, &context.clock),
     );
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
-    let Some(Decided { request, plan }) = decide(context, session, &observed, Basis::Remembered, now).await? else {
+    let Some(Decided { request, mut plan }) = decide(context, session, &observed, Basis::Remembered, now).await? else {
         return Ok(Some(Settled::COME_AGAIN));
     };
     let ground = Ground::of(&observed, &plan, known, now);
@@ -175,10 +175,7 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
     match step {
         Step::Ask if context.memory.ask(&namespace, &name) => return Ok(None),
         Step::Rest | Step::Ask => {}
-        Step::Await => {
-            gate::settle(context, session, &plan, &request);
-            return Ok(Some(Settled::POD_SOON));
-        }
+        Step::Await => plan.wake_in(LOOK_FOR_POD),
         Step::Tell | Step::Conclude => match record(context, session, &plan, Vec::new()).await {
             // The session is another by now, and the watch has not told yet.
             Err(error) if error.is_race() => return Ok(None),

@@ -2,7 +2,7 @@
 
 use crds::{AgenticSession, AgenticSessionStatus, Phase, condition};
 use kube::{
-    Client, Resource as _, ResourceExt as _,
+    Client, ResourceExt as _,
     api::{Patch, PatchParams},
 };
 use protocol::Reason;
@@ -45,9 +45,7 @@ pub async fn update(
     }
     let name = session.name_any();
     let body = json!({
-        "apiVersion": AgenticSession::api_version(&()),
-        "kind": AgenticSession::kind(&()),
-        "metadata": {"name": name, "resourceVersion": session.metadata.resource_version},
+        "metadata": {"resourceVersion": session.metadata.resource_version},
         "status": change(session.status.as_ref(), next),
     });
     let params = PatchParams {
