@@ -81,7 +81,11 @@ async fn killed_in_a_tool_the_turn_goes_on() {
     );
     let runner = session.start(&prompt, &[]);
     let runs = session.workspace().join("runs.txt");
-    eventually("the tool runs", || runs.exists()).await;
+    // The file is there before its line is: without it the tool of the second run would sleep, too.
+    eventually("the tool runs", || {
+        std::fs::read(&runs).is_ok_and(|line| !line.is_empty())
+    })
+    .await;
     killed(&session, runner).await;
     let ended = session.run(&prompt, &[]).await;
     assert_eq!(ended.code, Some(0));

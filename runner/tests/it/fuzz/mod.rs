@@ -3,24 +3,21 @@
 //!
 //! In CI a few cases, by a seed that is printed; `cargo xtask fuzz --times N --seed N` takes N times as many.
 
+mod gateway;
 mod mutate;
+mod shim;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _};
-use protocol::frame::{Ack, GatewayFrame, Interrupt, RunnerFrame, UserMessage, Welcome};
+use futures::StreamExt as _;
 use protocol::record::{SessionBody, UserBody};
-use protocol::report::Delivery;
 use protocol::{Kind, Outcome, Record};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
-use runner::agent::frame::codec;
 use runner::agent::{Exit, FromShim, Hello, Spawn, ToShim};
 use runner::cli::{Lines, RawLine, wire};
-use runner::config::{Config, Gateway};
 use runner::history::History;
 use runner::journal::Journal;
 use runner::langfuse::spans::Tracer;
@@ -28,13 +25,8 @@ use runner::redact::Vault;
 use runner::spool::Spool;
 use runner::transcript::{Format, Transcript};
 use serde_json::Value;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio_tungstenite::tungstenite::Message;
-use tokio_util::codec::Framed;
 use uuid::Uuid;
 
-use crate::common::{Session, script, text};
-use crate::pod::{agent_container, config, drive};
 use crate::replay::recordings;
 use mutate::{mutate, pieces};
 
@@ -45,6 +37,33 @@ fn dice(in_ci: u32) -> (StdRng, u32) {
     let cases = in_ci * number("RUNNER_FUZZ").unwrap_or(1) as u32;
     eprintln!("RUNNER_SEED={seed}, {cases} cases");
     (StdRng::seed_from_u64(seed), cases)
+}
+
+/// Cases that are tried at the same time: most of the time they wait for something.
+const AT_ONCE: usize = 8;
+
+/// Tries each of the cases, by a seed of its own, and says how far it is.
+async fn each<T>(random: &mut StdRng, cases: u32, try_one: impl AsyncFn(u32, u64) -> T) -> Vec<T> {
+    let seeds: Vec<u64> = (0..cases).map(|_| random.random()).collect();
+    let try_one = &try_one;
+    let tries = (0..cases)
+        .zip(seeds)
+        .map(|(case, seed)| async move { try_one(case, seed).await });
+    let mut tries = futures::stream::iter(tries).buffer_unordered(AT_ONCE);
+    let mut results = Vec::new();
+    while let Some(result) = tries.next().await {
+        results.push(result);
+        told(results.len(), cases);
+    }
+    results
+}
+
+/// Says how far it is, now and then.
+fn told(done: usize, cases: u32) {
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    if done.is_multiple_of((cases as usize / 10).max(1)) {
+        eprintln!("{done} of {cases}: {name}");
+    }
 }
 
 /// A recording of which some lines were changed.
@@ -118,6 +137,7 @@ async fn lines_of_the_cli_are_kept_whatever_is_in_them() {
             whole.collect::<Vec<_>>(),
             "case {case}: each line is in a record of its own"
         );
+        told(case as usize + 1, cases);
     }
 }
 
@@ -206,6 +226,7 @@ async fn a_spool_gives_only_what_was_written_whatever_became_of_its_files() {
         let mut again = Vec::new();
         Spool::open(dir.path(), |record| again.push(record.seq)).unwrap();
         assert_eq!(again.last(), Some(&next), "case {case}: it goes on");
+        told(case as usize + 1, cases);
     }
 }
 
@@ -267,200 +288,4 @@ fn hello() -> FromShim {
         missing: Vec::new(),
         oom_kills: 0,
     })
-}
-
-/// A shim that an agent has taken over: it answers with recordings and frames that were changed, ends when it likes, and
-/// comes again.
-async fn taken_over(listener: UnixListener, seed: u64) {
-    let mut random = StdRng::seed_from_u64(seed);
-    let recordings = recordings();
-    let (_, frames) = frames();
-    while let Ok((stream, _)) = listener.accept().await {
-        let _ = answer(stream, &mut random, &recordings, &frames).await;
-    }
-}
-
-async fn answer(
-    stream: UnixStream,
-    random: &mut StdRng,
-    recordings: &[(String, Vec<u8>)],
-    frames: &[Bytes],
-) -> std::io::Result<()> {
-    use tokio::io::AsyncWriteExt as _;
-
-    let mut shim = Framed::new(stream, codec());
-    shim.send(hello().encode()).await?;
-    // What is said to it is taken, or not.
-    for _ in 0..random.random_range(0..3) {
-        shim.next().await;
-    }
-    let stream = damaged(random, recordings);
-    for piece in pieces(random, &stream) {
-        let mut bytes = FromShim::Stdout(Bytes::copy_from_slice(piece)).encode();
-        if random.random_ratio(1, 20) {
-            bytes = frames.choose(random).unwrap().clone();
-        }
-        if random.random_ratio(1, 20) {
-            let mut changed = bytes.to_vec();
-            mutate(random, &mut changed);
-            bytes = changed.into();
-        }
-        shim.send(bytes).await?;
-        if random.random_ratio(1, 60) {
-            let noise: Vec<u8> = (0..random.random_range(1..64)).map(|_| random.random()).collect();
-            shim.get_mut().write_all(&noise).await?;
-        }
-    }
-    shim.send(FromShim::Exit(Exit::default()).encode()).await
-}
-
-#[tokio::test]
-async fn a_shim_that_says_anything_at_all_ends_the_attempt_and_nothing_else() {
-    let (mut random, cases) = dice(12);
-    for case in 0..cases {
-        let session = Session::new().await;
-        let mut config = config(&session, &script("MARK", &[text("Done.")]));
-        // It may also say nothing more for as long as it likes.
-        config.limits.timeout = Some(3);
-        let listener = UnixListener::bind(session.state().join("agent.sock")).unwrap();
-        let seed = random.random();
-        let shim = tokio::spawn(taken_over(listener, seed));
-        let outcome = drive(config).await;
-        shim.abort();
-        eprintln!("case {case}: {outcome:?}");
-        let report = session.report();
-        assert_eq!(report.outcome, outcome, "case {case}");
-        assert_ne!(outcome, Outcome::Running, "case {case}");
-        let records = session.records();
-        assert!(
-            records.iter().map(|record| record.seq).eq(1..=records.len() as u64),
-            "case {case}"
-        );
-        assert_eq!(records.last().unwrap().kind, Kind::End, "case {case}");
-        assert!(report.usage.total() == 0 && report.cost_usd.is_none_or(|cost| cost == protocol::NanoUsd::default()));
-    }
-}
-
-/// A gateway that answers each frame with something that was changed, and is a good one in the end.
-async fn mad_gateway(kept: Arc<Mutex<Vec<String>>>, seed: u64, mad: u32) -> Gateway {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("ws://{}/", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        let mut random = StdRng::seed_from_u64(seed);
-        for connection in 0.. {
-            let Ok((stream, _)) = listener.accept().await else {
-                return;
-            };
-            let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else {
-                continue;
-            };
-            while let Some(Ok(message)) = socket.next().await {
-                let Message::Text(text) = message else { continue };
-                let frame: RunnerFrame = serde_json::from_str(&text).unwrap();
-                let answers = match frame {
-                    _ if connection < mad => nonsense(&mut random),
-                    RunnerFrame::Hello(hello) => {
-                        // What the mad one seemed to have stored counts for nothing.
-                        kept.lock().unwrap().clear();
-                        let welcome = Welcome {
-                            acked_seq: 0,
-                            spool: Some(hello.spool),
-                        };
-                        vec![Message::text(
-                            serde_json::to_string(&GatewayFrame::Welcome(welcome)).unwrap(),
-                        )]
-                    }
-                    RunnerFrame::Records(records) => {
-                        let mut kept = kept.lock().unwrap();
-                        kept.extend(records.iter().map(|record| record.get().to_owned()));
-                        let head: protocol::RecordHead = serde_json::from_str(kept.last().unwrap()).unwrap();
-                        let ack = GatewayFrame::Ack(Ack { seq: head.seq });
-                        vec![Message::text(serde_json::to_string(&ack).unwrap())]
-                    }
-                    _ => Vec::new(),
-                };
-                for answer in answers {
-                    if socket.send(answer).await.is_err() {
-                        break;
-                    }
-                }
-            }
-        }
-    });
-    Gateway { url, token_file: None }
-}
-
-fn nonsense(random: &mut StdRng) -> Vec<Message> {
-    let frames = [
-        GatewayFrame::Welcome(Welcome {
-            acked_seq: random.random_range(0..9),
-            spool: None,
-        }),
-        GatewayFrame::Ack(Ack {
-            seq: random.random_range(0..9),
-        }),
-        GatewayFrame::Interrupt(Interrupt {
-            id: "c-1".into(),
-            turn: 7,
-        }),
-        GatewayFrame::UserMessage(UserMessage {
-            id: "c-2".into(),
-            text: "not in a one-shot".into(),
-        }),
-    ];
-    let file = r#"{"file_request":{"id":"f","op":"read","path":"../../etc/passwd","offset":0,"length":9}}"#;
-    let mut texts: Vec<String> = frames
-        .iter()
-        .map(|frame| serde_json::to_string(frame).unwrap())
-        .collect();
-    texts.push(file.to_owned());
-    let mut messages = Vec::new();
-    for _ in 0..random.random_range(1..4) {
-        let mut bytes = texts.choose(random).unwrap().clone().into_bytes();
-        if random.random_ratio(2, 3) {
-            mutate(random, &mut bytes);
-        }
-        messages.push(match (random.random_range(0..8), String::from_utf8(bytes)) {
-            (0, _) => Message::Ping(Bytes::from_static(b"?")),
-            (1, _) => Message::Close(None),
-            (_, Ok(text)) => Message::text(text),
-            (_, Err(error)) => Message::binary(error.into_bytes()),
-        });
-    }
-    messages
-}
-
-#[tokio::test]
-async fn a_gateway_that_says_anything_at_all_keeps_nobody_from_working_and_a_good_one_gets_everything() {
-    let (mut random, cases) = dice(6);
-    let mut delivered = 0;
-    for case in 0..cases {
-        let session = Session::new().await;
-        let kept = Arc::default();
-        let config = Config {
-            gateway: Some(mad_gateway(Arc::clone(&kept), random.random(), 3).await),
-            ..config(&session, &script("MARK", &[text("Done.")]))
-        };
-        let _container = agent_container(&session);
-        assert_eq!(drive(config).await, Outcome::Succeeded, "case {case}");
-        assert_eq!(session.report().result, "Done.", "case {case}");
-        session.assert_prompt_once("MARK");
-        let spooled: Vec<_> = session
-            .records()
-            .iter()
-            .map(|record| serde_json::to_string(record).unwrap())
-            .collect();
-        let kept = kept.lock().unwrap();
-        assert_eq!(*kept, spooled[spooled.len() - kept.len()..], "case {case}");
-        // A number of the mad one's may by chance have been that of the last record. And the time that the last records are
-        // given at the end may be over before a good one is reached: then the report says so.
-        let events = session.report().events;
-        let complete = kept.last().is_some_and(|last| last.contains("\"kind\":\"end\""));
-        assert!(
-            complete || kept.is_empty() || events != Delivery::Delivered,
-            "case {case}: {events:?}"
-        );
-        delivered += usize::from(complete);
-    }
-    assert!(delivered > 0, "a good one is reached in time");
 }
