@@ -37,9 +37,10 @@ impl Journal {
         history: History,
         vault: Vault,
         exporter: Option<Exporter>,
-        transcript: Transcript,
+        mut transcript: Transcript,
         attempt: u32,
     ) -> Self {
+        transcript.begin_behind(history.rounds);
         Self {
             spool,
             history,
@@ -278,7 +279,7 @@ impl Journal {
 
     fn follow(&mut self, record: &Record) -> u64 {
         self.history.observe(record);
-        self.transcript.show(record);
+        self.transcript.show(record, self.history.rounds);
         if let Some(exporter) = &mut self.exporter {
             exporter.observe(record);
         }

@@ -28,9 +28,6 @@ use segment::Scan;
 /// Bytes that may wait for the disk before [`Spool::room`] makes the producer wait.
 const MAX_PENDING: u64 = 32 << 20;
 
-/// Bytes that are read at once.
-const READ_BYTES: usize = 1 << 20;
-
 /// How long the writer may take to end.
 const CLOSING: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -89,12 +86,14 @@ pub struct Progress {
     pub durable: u64,
     /// Bytes handed over, and bytes fsynced, since the spool was opened.
     synced_bytes: u64,
+    /// Sums behind the last record that is fsynced.
+    sums: Sums,
     /// Why nothing more will be.
     pub failed: Option<SpoolError>,
 }
 
 /// Sums over the records of one attempt.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Sums {
     attempt: u32,
     last_seq: u64,
@@ -164,6 +163,7 @@ impl Spool {
         })?;
         let (progress_tx, progress) = watch::channel(Progress {
             durable: next_seq - 1,
+            sums: sums.clone(),
             ..Progress::default()
         });
         segment::keep_reserve(dir);
@@ -268,7 +268,7 @@ impl Spool {
     pub fn append_end(&mut self, turn: u32, outcome: Outcome) -> Result<Record, SpoolError> {
         let full = self.failure().is_some_and(|error| error.outcome() == Outcome::DiskFull);
         if full {
-            self.back_to_durable()?;
+            self.back_to_durable();
         }
         let attempt = self.sums.attempt;
         let record = Record {
@@ -292,31 +292,18 @@ impl Spool {
     }
 
     /// Forgets what the full disk did not take: the attempt ends behind its last record that is there.
-    fn back_to_durable(&mut self) -> Result<(), SpoolError> {
-        let durable = self.progress.borrow().durable;
-        let mut sums = Sums::default();
-        let mut reader = self.reader(1);
-        loop {
-            let batch = reader.read(durable, READ_BYTES)?;
-            if batch.is_empty() {
-                break;
-            }
-            for Stored { seq, bytes } in batch {
-                if let Ok(head) = serde_json::from_str::<protocol::RecordHead>(bytes.get()) {
-                    sums.add(seq, head.attempt, head.kind, bytes.get().as_bytes());
-                }
-            }
-        }
+    fn back_to_durable(&mut self) {
+        let progress = self.progress.borrow();
+        let mut sums = progress.sums.clone();
         if sums.attempt < self.sums.attempt {
             sums = Sums {
                 attempt: self.sums.attempt,
-                last_seq: durable,
+                last_seq: progress.durable,
                 ..Sums::default()
             };
         }
         self.sums = sums;
-        self.next_seq = durable + 1;
-        Ok(())
+        self.next_seq = progress.durable + 1;
     }
 
     fn put(&mut self, record: Record) -> Result<Record, SpoolError> {
@@ -339,6 +326,7 @@ impl Spool {
             .send(writer::Entry {
                 seq: record.seq,
                 bytes,
+                sums: self.sums.clone(),
                 last,
             })
             .map_err(|_| SpoolError::Closed)?;

@@ -35,6 +35,8 @@ pub struct Transcript {
     stdout: Option<Outlet>,
     cost: NanoUsd,
     unpriced: bool,
+    /// Rounds of the session of which results have told.
+    told: u64,
 }
 
 impl Transcript {
@@ -46,13 +48,19 @@ impl Transcript {
         }
     }
 
-    /// Shows a record; never waits for whoever reads. What is not read is nobody's loss: the records are in the spool.
-    pub fn show(&mut self, record: &Record) {
+    /// Nothing will be told of the first `rounds` of the session, which others have told of.
+    pub fn begin_behind(&mut self, rounds: u64) {
+        self.told = rounds;
+    }
+
+    /// Shows a record, with which the session has had so many `rounds`; never waits for whoever reads. What is not read is
+    /// nobody's loss: the records are in the spool.
+    pub fn show(&mut self, record: &Record, rounds: u64) {
         let text = match self.format {
             Format::Json => serde_json::to_string(record)
                 .map(|line| line + "\n")
                 .unwrap_or_default(),
-            Format::Text => self.text(record),
+            Format::Text => self.text(record, rounds),
             Format::Quiet => return,
         };
         if !text.is_empty() {
@@ -69,12 +77,12 @@ impl Transcript {
     }
 
     /// What people see of a record.
-    fn text(&mut self, record: &Record) -> String {
+    fn text(&mut self, record: &Record, rounds: u64) -> String {
         let body = record.body.get();
         match record.kind {
             Kind::User => parse(body, |user: UserBody| paragraph("> ", &user.text)),
             Kind::Cli if !is_light(body) => format!("! a line of {} bytes is not shown\n", body.len()),
-            Kind::Cli => parse(body, |line: Line| self.line(&line)),
+            Kind::Cli => parse(body, |line: Line| self.line(&line, rounds)),
             Kind::Usage => {
                 parse(body, |usage: UsageBody| self.meter(&usage));
                 String::new()
@@ -103,16 +111,20 @@ impl Transcript {
         }
     }
 
-    fn line(&self, line: &Line) -> String {
+    fn line(&mut self, line: &Line, rounds: u64) -> String {
         match line.kind.as_str() {
             "assistant" => line.message.content.blocks().map(spoken).collect(),
             "user" => line.message.content.blocks().map(answered).collect(),
-            "result" => self.result(line),
+            // The CLI counts what the model API refused, too.
+            "result" => {
+                let rounds = rounds.saturating_sub(std::mem::replace(&mut self.told, rounds));
+                self.result(line, rounds)
+            }
             _ => String::new(),
         }
     }
 
-    fn result(&self, line: &Line) -> String {
+    fn result(&self, line: &Line, rounds: u64) -> String {
         let cost = if self.unpriced {
             String::new()
         } else {
@@ -128,9 +140,8 @@ impl Transcript {
             (false, false) => "done",
         };
         let mut text = format!(
-            "= {word}: {} round{} in {}.{} s{cost}\n",
-            line.num_turns,
-            if line.num_turns == 1 { "" } else { "s" },
+            "= {word}: {rounds} round{} in {}.{} s{cost}\n",
+            if rounds == 1 { "" } else { "s" },
             line.duration_ms / 1_000,
             line.duration_ms % 1_000 / 100,
         );
@@ -154,7 +165,6 @@ struct Line {
     message: Message,
     is_error: bool,
     terminal_reason: Option<String>,
-    num_turns: u64,
     duration_ms: u64,
     result: Option<String>,
     errors: Vec<String>,
@@ -335,7 +345,7 @@ mod tests {
             was: None,
             body: to_raw_value(body).unwrap(),
         };
-        Transcript::default().text(&record)
+        Transcript::default().text(&record, 2)
     }
 
     #[rstest]
@@ -346,11 +356,31 @@ mod tests {
     #[case(Kind::Cli, json!({"type": "user", "message": {"content": [{"type": "tool_result", "content": [{"type": "text", "text": "no"}], "is_error": true}]}}), "  ! no\n")]
     #[case::a_replay_is_not_shown_twice(Kind::Cli, json!({"type": "user", "message": {"content": "do it"}, "isReplay": true}), "")]
     #[case(Kind::Cli, json!({"type": "result", "num_turns": 2, "duration_ms": 1250, "is_error": false}), "= done: 2 rounds in 1.2 s, $0.00\n")]
-    #[case(Kind::Cli, json!({"type": "result", "num_turns": 1, "is_error": true, "result": "API Error"}), "= failed: 1 round in 0.0 s, $0.00\n  API Error\n")]
+    #[case(Kind::Cli, json!({"type": "result", "num_turns": 1, "is_error": true, "result": "API Error"}), "= failed: 2 rounds in 0.0 s, $0.00\n  API Error\n")]
     #[case::a_terminal_obeys_nothing(Kind::Cli, json!({"type": "assistant", "message": {"content": [{"type": "text", "text": "\u{1b}[2Jx\r\u{9b}y\tz"}]}}), "\\u{1b}[2Jx\\u{d}\\u{9b}y\tz\n")]
     #[case(Kind::Gap, json!({"from": 3, "to": 5}), "! records 3 to 5 are missing\n")]
     fn a_record_reads_like_a_transcript(#[case] kind: Kind, #[case] body: Value, #[case] expected: &str) {
         assert_eq!(shown(kind, &body), expected);
+    }
+
+    #[test]
+    fn a_result_tells_of_the_rounds_since_the_last_one_and_not_of_refused_ones() {
+        let record = Record {
+            seq: 1,
+            attempt: 1,
+            turn: 1,
+            ts: jiff::Timestamp::UNIX_EPOCH,
+            kind: Kind::Cli,
+            was: None,
+            body: to_raw_value(&json!({"type": "result", "num_turns": 2})).unwrap(),
+        };
+        let mut transcript = Transcript::default();
+        transcript.begin_behind(5);
+        let told = [5, 6, 8].map(|rounds| transcript.text(&record, rounds));
+        assert_eq!(
+            told,
+            ["0 rounds", "1 round", "2 rounds"].map(|rounds| format!("= done: {rounds} in 0.0 s, $0.00\n"))
+        );
     }
 
     #[test]
@@ -368,7 +398,7 @@ mod tests {
             was: None,
             body: serde_json::value::RawValue::from_string(hostile).unwrap(),
         };
-        let text = Transcript::default().text(&record);
+        let text = Transcript::default().text(&record, 0);
         assert!(
             text.starts_with("! a line of 150") && text.ends_with(" bytes is not shown\n"),
             "{text}"

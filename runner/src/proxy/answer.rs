@@ -1,7 +1,7 @@
 //! What the proxy says itself, in the shape of the model API's errors.
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header};
+use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 
 /// A response body on its way to the agent.
@@ -34,6 +34,29 @@ pub fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Res
 /// A body that is complete.
 pub fn full(body: Bytes) -> Body {
     Full::new(body).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A response with the API's own headers.
+pub fn with_headers(status: StatusCode, headers: HeaderMap, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// The answer for a request that the model API did not answer.
+pub fn unreachable(failure: &reqwest::Error) -> Response<Body> {
+    let what = if failure.is_connect() { "be reached" } else { "answer" };
+    // The error's own text would name the upstream's address; the last of its causes says enough.
+    let mut last = std::error::Error::source(failure);
+    while let Some(next) = last.and_then(std::error::Error::source) {
+        last = Some(next);
+    }
+    let cause = last.map(ToString::to_string).unwrap_or_default();
+    error(
+        StatusCode::BAD_GATEWAY,
+        &format!("the model API failed to {what}: {cause}"),
+    )
 }
 
 /// The API's name for the error of a status.

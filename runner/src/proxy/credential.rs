@@ -104,12 +104,12 @@ impl Authorization {
 
     /// A text with the credential replaced, should a gateway repeat it.
     pub fn taken_out_of(&self, body: Bytes) -> Bytes {
-        match std::str::from_utf8(&body) {
-            Ok(text) if !self.secret().is_empty() && text.contains(self.secret()) => {
-                Bytes::from(text.replace(self.secret(), "[redacted]"))
-            }
-            _ => body,
+        // A byte that is no text, wherever it stands, must not keep it from being found.
+        let text = String::from_utf8_lossy(&body);
+        if self.secret().is_empty() || !text.contains(self.secret()) {
+            return body;
         }
+        Bytes::from(text.replace(self.secret(), "[redacted]"))
     }
 }
 

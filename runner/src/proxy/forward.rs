@@ -1,6 +1,6 @@
 //! Forwards one request.
 
-use std::sync::Arc;
+use std::{io::Read as _, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request::Parts};
@@ -216,7 +216,7 @@ impl Shared {
         match failed {
             Failed::Send(error) => {
                 self.seen.unreachable();
-                unreachable(error)
+                answer::unreachable(error)
             }
             Failed::Credential(error) if error.is_transient() => {
                 self.seen.unreachable();
@@ -271,13 +271,13 @@ async fn tools(shared: &Shared, server: Option<Arc<Server>>, request: Request<In
 async fn plain(shared: &Shared, outgoing: reqwest::Request) -> Response<Body> {
     let answered = async {
         match shared.execute(outgoing).await {
-            Err(Failed::Send(error)) => unreachable(&error),
+            Err(Failed::Send(error)) => answer::unreachable(&error),
             Err(failed) => shared.unanswered(&failed),
             Ok((response, used)) if response.status().is_success() => {
                 let (status, headers) = (response.status(), headers::to_agent(response.headers(), used.secret()));
                 match bounded(response, MAX_RESPONSE).await {
-                    Ok(body) => with_headers(status, headers, answer::full(body)),
-                    Err(error) => unreachable(&error),
+                    Ok(body) => answer::with_headers(status, headers, answer::full(body)),
+                    Err(error) => answer::unreachable(&error),
                 }
             }
             Ok(answered) => failed(shared, Route::CountTokens, answered).await,
@@ -390,7 +390,7 @@ async fn whole(
     let body = shared.cut.run_until_cancelled(bounded(response, MAX_RESPONSE)).await;
     if let Some(Ok(body)) = &body {
         if let Ok(encoding) = encoded {
-            meter.whole(&encoding.decoded(body), Timestamp::now());
+            meter.whole(body, encoding, Timestamp::now());
         } else {
             meter.seen(body.len());
         }
@@ -401,8 +401,8 @@ async fn whole(
     let durable = stream::open(shared, &meter).await;
     stream::close(shared, &meter, &mut permit).await;
     let answer = match body {
-        Some(Ok(body)) if durable => with_headers(status, headers, answer::full(body)),
-        Some(Err(error)) => unreachable(&error),
+        Some(Ok(body)) if durable => answer::with_headers(status, headers, answer::full(body)),
+        Some(Err(error)) => answer::unreachable(&error),
         Some(Ok(_)) | None => answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"),
     };
     let _ = head.send(answer);
@@ -418,10 +418,19 @@ async fn failed(shared: &Shared, route: Route, (response, used): (reqwest::Respo
             "the model API answered with a redirect; set ANTHROPIC_BASE_URL to where it leads",
         );
     }
-    let headers = headers::to_agent(response.headers(), used.secret());
+    let mut headers = headers::to_agent(response.headers(), used.secret());
+    // In what is packed nobody would find the credential.
+    headers.remove(header::CONTENT_ENCODING);
+    let encoding = stream::encoding(response.headers());
     let wait = retry_after(response.headers(), Timestamp::now());
     let body = shared.cut.run_until_cancelled(bounded(response, MAX_ERROR)).await;
-    let body = used.taken_out_of(body.and_then(Result::ok).unwrap_or_default());
+    let body = body.and_then(Result::ok).unwrap_or_default();
+    let mut text = Vec::new();
+    if let Ok(encoding) = encoding {
+        // As far as it can be read.
+        let _ = encoding.text(&body).take(MAX_ERROR as u64).read_to_end(&mut text);
+    }
+    let body = used.taken_out_of(text.into());
     if shared.refuses(status, route) {
         shared.seen.refused(Refusal {
             status,
@@ -430,21 +439,7 @@ async fn failed(shared: &Shared, route: Route, (response, used): (reqwest::Respo
     } else if route == Route::Messages {
         shared.seen.answered(status.as_u16(), wait);
     }
-    with_headers(status, headers, answer::full(body))
-}
-
-fn unreachable(error: &reqwest::Error) -> Response<Body> {
-    let what = if error.is_connect() { "be reached" } else { "answer" };
-    // The error's own text would name the upstream's address; the last of its causes says enough.
-    let mut last = std::error::Error::source(error);
-    while let Some(next) = last.and_then(std::error::Error::source) {
-        last = Some(next);
-    }
-    let cause = last.map(ToString::to_string).unwrap_or_default();
-    answer::error(
-        StatusCode::BAD_GATEWAY,
-        &format!("the model API failed to {what}: {cause}"),
-    )
+    answer::with_headers(status, headers, answer::full(body))
 }
 
 async fn bounded(mut response: reqwest::Response, limit: usize) -> reqwest::Result<Bytes> {
@@ -456,12 +451,4 @@ async fn bounded(mut response: reqwest::Response, limit: usize) -> reqwest::Resu
         }
     }
     Ok(body.into())
-}
-
-/// A response with the API's own headers.
-pub fn with_headers(status: StatusCode, headers: HeaderMap, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
 }

@@ -11,7 +11,7 @@ use protocol::{
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
-use super::{answer, asked::Asked, sse::Event};
+use super::{answer, asked::Asked, sse::Event, stream::Encoding};
 
 /// Bytes of a `content_block_delta` event around its text.
 const DELTA_ENVELOPE: usize = 72;
@@ -76,6 +76,8 @@ impl Meter {
             event.name.clone()
         };
         match name.as_str() {
+            // One a response: each has a record of its own on disk.
+            "message_start" if self.is_open() => Step::Nothing,
             "message_start" => {
                 if let Ok(start) = serde_json::from_slice::<Start>(&event.data) {
                     self.begin(start.message);
@@ -108,14 +110,16 @@ impl Meter {
     }
 
     /// Reads a response that is not streamed.
-    pub fn whole(&mut self, body: &[u8], now: Timestamp) {
+    pub fn whole(&mut self, body: &[u8], encoding: Encoding, now: Timestamp) {
         self.first_token_at.get_or_insert(now);
-        if let Ok(message) = serde_json::from_slice::<Message>(body) {
+        if let Ok(message) = serde_json::from_reader::<_, Message>(encoding.text(body)) {
             self.is_final = message.usage.is_some();
             self.begin(message);
         }
         if !self.is_final {
-            self.seen(body.len());
+            // What is not what it is said to be counts as it came.
+            let text = std::io::copy(&mut encoding.text(body), &mut std::io::sink());
+            self.seen(text.map_or(body.len(), |length| length as usize));
         }
         self.id.get_or_insert_with(synthetic_id);
     }
@@ -384,7 +388,11 @@ mod tests {
     fn a_response_in_an_unknown_name_costs_what_was_asked_for() {
         let asked = Asked::read(br#"{"model":"claude-opus-5-5","max_tokens":100}"#).unwrap();
         let mut meter = Meter::new(asked, Arc::default(), at(1));
-        meter.whole(br#"{"id":"m","model":"our-alias","usage":{"output_tokens":7}}"#, at(2));
+        meter.whole(
+            br#"{"id":"m","model":"our-alias","usage":{"output_tokens":7}}"#,
+            Encoding::Plain,
+            at(2),
+        );
         let closing = meter.closing(at(2));
         assert_eq!(
             (closing.model.as_str(), closing.cost_usd),
@@ -397,6 +405,7 @@ mod tests {
         let mut meter = meter();
         meter.whole(
             br#"{"id":"m","usage":{"output_tokens":18446744073709551615,"input_tokens":-5,"cache_read_input_tokens":1e300}}"#,
+            Encoding::Plain,
             at(2),
         );
         let Usage {
@@ -424,10 +433,52 @@ mod tests {
         let mut meter = meter();
         meter.whole(
             br#"{"usage":{"output_tokens":7,"input_tokens":3},"id":"msg_2","model":"m","content":[]}"#,
+            Encoding::Plain,
             at(2),
         );
         let closing = meter.closing(at(2));
         assert!(!closing.estimated);
         assert_eq!((closing.message_id.as_str(), closing.usage.output_tokens), ("msg_2", 7));
+    }
+
+    fn packed(text: &[u8]) -> Vec<u8> {
+        use std::io::Write as _;
+
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(text).unwrap();
+        gzip.finish().unwrap()
+    }
+
+    #[test]
+    fn a_packed_response_is_read_as_one_that_is_not() {
+        let mut meter = meter();
+        let text = br#"{"usage":{"output_tokens":7,"input_tokens":3},"id":"msg_2","model":"m","content":[]}"#;
+        meter.whole(&packed(text), Encoding::Gzip, at(2));
+        let closing = meter.closing(at(2));
+        assert!(!closing.estimated);
+        assert_eq!((closing.message_id.as_str(), closing.usage.output_tokens), ("msg_2", 7));
+    }
+
+    #[test]
+    fn a_response_is_unpacked_so_far_and_metered_by_that() {
+        let mut meter = meter();
+        meter.whole(&packed(&vec![b'x'; 65 << 20]), Encoding::Gzip, at(2));
+        assert_eq!(meter.closing(at(2)).usage.output_tokens, (64_u64 << 20).div_ceil(3));
+    }
+
+    #[test]
+    fn what_is_not_packed_as_it_is_said_to_be_is_metered_by_its_bytes() {
+        let mut meter = meter();
+        meter.whole(&[b'x'; 300], Encoding::Gzip, at(2));
+        assert_eq!(meter.closing(at(2)).usage.output_tokens, 100);
+    }
+
+    #[test]
+    fn a_second_start_in_a_response_is_none() {
+        let mut meter = meter();
+        meter.event(&event("message_start", START), at(2));
+        let again = START.replace("msg_1", "msg_2");
+        assert_eq!(meter.event(&event("message_start", &again), at(2)), Step::Nothing);
+        assert_eq!(meter.closing(at(3)).message_id, "msg_1");
     }
 }

@@ -1,7 +1,7 @@
 //! Passes a streamed answer on as it comes, while the meter reads it.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, BufReader, Read, Write as _},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
@@ -19,7 +20,7 @@ use super::{
     Metered,
     answer::{self, Body},
     credential::Authorization,
-    forward::{self, Shared},
+    forward::Shared,
     headers,
     meter::{Meter, Step},
     sse,
@@ -28,6 +29,10 @@ use crate::limits::{Amount, Permit};
 
 /// Pieces between the API's connection and the agent's: one being written, one that was read.
 const PIECES: usize = 2;
+/// Bytes that are unpacked at once: gzip makes a thousand times as many of them at most.
+const PACKED: usize = 512;
+/// Most bytes of the text of a whole answer that are read.
+const MAX_TEXT: u64 = 64 << 20;
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,16 +56,16 @@ pub fn encoding(headers: &HeaderMap) -> Result<Encoding, UnknownEncoding> {
 }
 
 impl Encoding {
-    /// The text of a whole answer.
-    pub fn decoded(self, body: &Bytes) -> Bytes {
+    /// The text of a whole answer, which is never in memory as a whole: what it unpacks to has no bound of its own.
+    pub fn text(self, body: &[u8]) -> Box<dyn Read + '_> {
         match self {
-            Self::Plain => body.clone(),
-            Self::Gzip => Gunzip::default().next(body).into(),
+            Self::Plain => Box::new(body),
+            Self::Gzip => Box::new(BufReader::new(MultiGzDecoder::new(body).take(MAX_TEXT))),
         }
     }
 }
 
-/// Decodes what comes in pieces. What is not gzip gives nothing: the answer is metered by its bytes then.
+/// Decodes what comes in pieces. What is not gzip gives nothing.
 struct Gunzip(flate2::write::MultiGzDecoder<Vec<u8>>);
 
 impl Default for Gunzip {
@@ -70,6 +75,11 @@ impl Default for Gunzip {
 }
 
 impl Gunzip {
+    /// What these bytes unpack to, in pieces of half a MiB at most.
+    fn pieces<'a>(&'a mut self, packed: &'a [u8]) -> impl Iterator<Item = Vec<u8>> {
+        packed.chunks(PACKED).map(|packed| self.next(packed))
+    }
+
     fn next(&mut self, bytes: &[u8]) -> Vec<u8> {
         let _ = self.0.write_all(bytes).and_then(|()| self.0.flush());
         std::mem::take(self.0.get_mut())
@@ -128,7 +138,7 @@ pub async fn pass(
     let (pieces, received) = mpsc::channel(PIECES);
     let complete = Arc::new(AtomicBool::new(false));
     let headers = headers::to_agent(response.headers(), used.secret());
-    let answer = forward::with_headers(response.status(), headers, body(received, Arc::clone(&complete)));
+    let answer = answer::with_headers(response.status(), headers, body(received, Arc::clone(&complete)));
     let mut pump = Pump {
         shared,
         meter,
@@ -181,8 +191,25 @@ impl Pump<'_> {
 
     /// Reads a piece and passes it on; what stands behind the start of the message waits for the opening record.
     async fn chunk(&mut self, chunk: Bytes) -> Result<(), End> {
-        let decoded = self.gunzip.as_mut().map(|gunzip| Bytes::from(gunzip.next(&chunk)));
-        let text = decoded.as_ref().unwrap_or(&chunk);
+        let Some(mut gunzip) = self.gunzip.take() else {
+            let sent = self.read(&chunk, Some(&chunk)).await?;
+            return self.send(chunk.slice(sent..)).await;
+        };
+        for text in gunzip.pieces(&chunk) {
+            self.read(&text, None).await?;
+            // A little may unpack to very much, and others want to be served meanwhile.
+            tokio::task::yield_now().await;
+            if self.shared.cut.is_cancelled() {
+                return Err(End::Cut);
+            }
+        }
+        self.gunzip = Some(gunzip);
+        self.send(chunk).await
+    }
+
+    /// Reads a piece of the text. `passed`: these bytes are what the agent is sent, too, and go as far as an opening record
+    /// allows; returns how far they went.
+    async fn read(&mut self, text: &[u8], passed: Option<&Bytes>) -> Result<usize, End> {
         let (mut at, mut sent) = (0, 0);
         while at < text.len() {
             let (used, event) = self.parser.next(&text[at..]);
@@ -192,7 +219,7 @@ impl Pump<'_> {
                 Step::Nothing => {}
                 Step::Opened => {
                     // Positions in a decoded text are none in the bytes that are passed on.
-                    if decoded.is_none() {
+                    if let Some(chunk) = passed {
                         self.send(chunk.slice(sent..at)).await?;
                         sent = at;
                     }
@@ -206,7 +233,7 @@ impl Pump<'_> {
                 }
             }
         }
-        self.send(chunk.slice(sent..)).await
+        Ok(sent)
     }
 
     async fn open(&self) -> Result<(), End> {
@@ -273,4 +300,20 @@ fn body(mut pieces: mpsc::Receiver<Bytes>, complete: Arc<AtomicBool>) -> Body {
         })
     });
     StreamBody::new(frames).boxed_unsync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_little_that_unpacks_to_very_much_does_so_in_pieces() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&vec![b'x'; 8 << 20]).unwrap();
+        let packed = gzip.finish().unwrap();
+        assert!(packed.len() < 10_000, "{}", packed.len());
+        let lengths: Vec<usize> = Gunzip::default().pieces(&packed).map(|text| text.len()).collect();
+        assert_eq!(lengths.iter().sum::<usize>(), 8 << 20);
+        assert!(lengths.iter().all(|length| *length <= 1 << 20), "{lengths:?}");
+    }
 }

@@ -300,6 +300,30 @@ async fn after_a_refused_credential_nothing_more_is_forwarded(#[case] status: u1
     assert_eq!(rig.proxy.witness(), expected);
 }
 
+#[rstest]
+#[case::packed(true)]
+#[case::with_a_byte_that_is_no_text(false)]
+#[tokio::test]
+async fn the_key_is_taken_out_of_a_refusal_however_it_is_written(#[case] packed: bool) {
+    let rig = Rig::new(move |_| async move {
+        let behind: &[u8] = if packed { b"" } else { b"\xff" };
+        let text = [b"bad key ", KEY.as_bytes(), behind].concat();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&text).unwrap();
+        let (encoding, body) = if packed {
+            ("gzip", gzip.finish().unwrap())
+        } else {
+            ("identity", text)
+        };
+        (StatusCode::BAD_REQUEST, [("content-encoding", encoding)], body).into_response()
+    })
+    .await;
+    let answer = rig.call().send().await.unwrap();
+    assert!(!answer.headers().contains_key("content-encoding"));
+    let body = answer.text().await.unwrap();
+    assert!(body.starts_with("bad key [redacted]") && !body.contains(KEY), "{body}");
+}
+
 #[tokio::test]
 async fn a_forbidden_list_of_models_says_nothing_of_model_calls() {
     let rig = Rig::new(|_| async { StatusCode::FORBIDDEN.into_response() }).await;

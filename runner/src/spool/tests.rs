@@ -192,8 +192,12 @@ fn on_a_full_disk_the_end_is_written_into_reserved_space() {
         }
     };
     assert_eq!(error.outcome(), Outcome::DiskFull);
+    // Of what is there nothing is read again: it may be very much.
+    let (segment, aside) = (segment::path(&dir, 1), dir.join("aside"));
+    fs::rename(&segment, &aside).unwrap();
     let end = spool.append_end(1, Outcome::DiskFull).unwrap();
     runtime().block_on(spool.durable(end.seq)).unwrap();
+    fs::rename(&aside, &segment).unwrap();
     assert!(end.seq > 500 && end.seq <= written + 1, "{} of {written}", end.seq);
     drop(spool);
     let mut sums = Sums::default();

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-use super::{Progress, SpoolError, segment};
+use super::{Progress, SpoolError, Sums, segment};
 use crate::workspace::state::Holding;
 
 /// A segment is closed when it has grown beyond this.
@@ -20,6 +20,8 @@ const BATCH_BYTES: usize = 4 << 20;
 pub(super) struct Entry {
     pub seq: u64,
     pub bytes: Vec<u8>,
+    /// Sums with this record: where an attempt ends whose next ones the disk does not take.
+    pub sums: Sums,
     /// Written although the disk is full, in the place of the reserve.
     pub last: bool,
 }
@@ -94,6 +96,7 @@ impl Writer {
             self.progress.send_modify(|progress| {
                 progress.durable = batch.last_seq;
                 progress.synced_bytes += batch.record_bytes;
+                progress.sums = batch.sums;
             });
         }
     }
@@ -141,6 +144,8 @@ struct Batch {
     last_seq: u64,
     encoded: Vec<u8>,
     record_bytes: u64,
+    /// Of the last of them.
+    sums: Sums,
 }
 
 /// Takes what has come meanwhile; a record behind a jump in seq is left for the next batch.
@@ -150,6 +155,7 @@ fn collect(first: Entry, queue: &Receiver<Entry>) -> (Batch, Option<Entry>) {
         last_seq: first.seq,
         encoded: Vec::new(),
         record_bytes: 0,
+        sums: Sums::default(),
     };
     let mut next = Some(first);
     while let Some(entry) = next.take() {
@@ -159,6 +165,7 @@ fn collect(first: Entry, queue: &Receiver<Entry>) -> (Batch, Option<Entry>) {
         batch.last_seq = entry.seq;
         batch.record_bytes += entry.bytes.len() as u64;
         segment::encode(&mut batch.encoded, &entry.bytes);
+        batch.sums = entry.sums;
         if batch.encoded.len() < BATCH_BYTES && !entry.last {
             next = queue.try_recv().ok();
         }

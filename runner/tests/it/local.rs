@@ -112,6 +112,9 @@ async fn a_refused_key_ends_it_at_once() {
     let report = session.report();
     assert_eq!(report.outcome, Outcome::InvalidCredentials);
     assert!(report.message.contains("ambient-runner-secrets"), "{}", report.message);
+    // The CLI counts two, which were refused.
+    assert_eq!(report.turns, 0);
+    assert!(ended.stdout.contains(": 0 rounds in "), "{}", ended.stdout);
     assert!(ended.took.as_secs() < 40, "{:?}", ended.took);
 }
 

@@ -202,12 +202,43 @@ async fn a_cut_ends_a_call_that_was_never_answered() {
     tokio::time::timeout(DEADLINE, rig.proxy.settled()).await.unwrap();
 }
 
+fn packed(text: &str) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(text.as_bytes()).unwrap();
+    gzip.finish().unwrap()
+}
+
+#[tokio::test]
+async fn a_compressed_stream_that_unpacks_to_very_much_is_metered_to_its_end() {
+    let much = ": nothing\n".repeat(1 << 20);
+    let bytes = packed(&format!("{START}{much}{REST}"));
+    let length = bytes.len();
+    let mut rig = Rig::new(move |_| {
+        let mut response = sse(bytes.clone().into());
+        response
+            .headers_mut()
+            .insert("content-encoding", "gzip".parse().unwrap());
+        async { response }
+    })
+    .await;
+    let call = rig.call();
+    let answer = async {
+        let mut answer = call.send().await.unwrap();
+        let mut passed = 0;
+        while let Ok(Some(piece)) = answer.chunk().await {
+            passed += piece.len();
+        }
+        passed
+    };
+    let (passed, (opening, closing)) = tokio::join!(answer, rig.records());
+    assert!(passed == length || passed > much.len(), "{passed} of {length}");
+    assert_eq!((opening.usage.output_tokens, closing.usage.output_tokens), (1, 90));
+}
+
 #[tokio::test]
 async fn a_compressed_stream_is_passed_on_and_metered_all_the_same() {
     let mut rig = Rig::new(|_| async {
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(streamed().as_bytes()).unwrap();
-        let bytes = gzip.finish().unwrap();
+        let bytes = packed(&streamed());
         let mut response = sse(pieces(bytes.chunks(7).map(<[u8]>::to_vec).collect()));
         response
             .headers_mut()
