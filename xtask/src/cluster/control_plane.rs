@@ -26,9 +26,9 @@ use crate::{paths, progress, tools};
 /// A running control plane; dropping it ends its processes and deletes its data.
 ///
 /// It has no kubelet and no scheduler: a test that wants a pod to run writes the pod's status itself. Nodes are whatever
-/// Node objects the test creates, so the controllers that judge nodes by their heartbeats are off. Pods without a
-/// finalizer that a test deletes are gone after their grace period only if a test plays the kubelet, or at once when they
-/// have no `nodeName`.
+/// Node objects the test creates, so the controllers that judge nodes by their heartbeats are off; so is the one that
+/// binds claims. Pods without a finalizer that a test deletes are gone after their grace period only if a test plays the
+/// kubelet, or at once when they have no `nodeName`.
 ///
 /// The daemons die with the process that started them, however it ends, so a `static` control plane is fine.
 ///
@@ -191,7 +191,8 @@ fn try_daemons(state: &Path, prefix: Vec<OsString>) -> Result<Running> {
     let shape = Shape {
         addresses: Addresses::free()?,
         service_cidr: "10.96.0.0/16",
-        controllers: "*,-node-lifecycle-controller,-taint-eviction-controller",
+        // No claim here ever has a volume. The binder would tell each of them so every 15 s, hundreds of writes a second.
+        controllers: "*,-node-lifecycle-controller,-taint-eviction-controller,-persistentvolume-binder-controller",
         // The API server refuses to publish a loopback address as an endpoint.
         endpoint_reconciler: "none",
     };
