@@ -220,7 +220,7 @@ impl Attempt {
                 let again = messages_again(self.journal.history(), self.interactive);
                 (Conversation::New(Uuid::new_v4()), Say::Again(again))
             } else {
-                match self.opening(config)? {
+                match self.opening(config).await? {
                     Opening::Work(conversation, say) => (conversation, say),
                     Opening::Finish(end) => return Ok(end),
                 }

@@ -10,7 +10,7 @@ use crate::cli::outcome;
 use crate::config::Config;
 use crate::plan::{Plan, plan};
 use crate::proxy::Witness;
-use crate::workspace::transcripts;
+use crate::workspace::transcripts::{self, Arrived};
 
 /// What the CLI is told once it runs.
 pub(super) enum Say {
@@ -36,10 +36,11 @@ pub(super) enum Opening {
 
 impl Attempt {
     /// What the CLI is to be started for, if it is.
-    pub(super) fn opening(&mut self, config: &Config) -> Result<Opening, End> {
+    pub(super) async fn opening(&mut self, config: &Config) -> Result<Opening, End> {
         self.conclude_what_is_recorded()?;
-        self.conclude_what_was_cleared(config)?;
-        let plan = self.plan(config);
+        let arrived = self.arrived(config).await?;
+        self.conclude_what_was_cleared(&arrived)?;
+        let plan = self.plan(config.run, &arrived);
         let resumed = |id, interrupted| Conversation::Resumed { id, interrupted };
         let fresh = || Conversation::New(Uuid::new_v4());
         let (conversation, say) = match plan {
@@ -52,7 +53,12 @@ impl Attempt {
                 let conversation = conversation.map_or_else(fresh, |id| resumed(id, false));
                 return Ok(Opening::Work(conversation, Say::Nothing));
             }
-            Plan::Begin { again } if again.is_empty() && config.prompt.is_empty() => {
+            Plan::Begin { again } if again.is_empty() && config.prompt.trim().is_empty() => {
+                if !self.interactive {
+                    // The CLI would wait for a task, and we for its answer.
+                    let end = End::new(Outcome::ConfigError, "there is no task: the prompt is empty");
+                    return Ok(Opening::Finish(end));
+                }
                 return Ok(Opening::Work(fresh(), Say::Nothing));
             }
             Plan::Begin { again } if again.is_empty() => (fresh(), Say::Prompt),
@@ -97,17 +103,30 @@ impl Attempt {
         ended.map_or(Ok(()), |outcome| self.turn_ended(turn, outcome))
     }
 
+    /// What the transcripts have of the messages that were sent and not seen to be taken.
+    async fn arrived(&mut self, config: &Config) -> Result<Arrived, End> {
+        let messages: Vec<Uuid> = self
+            .journal
+            .history()
+            .untaken()
+            .map(|message| message.body.uuid)
+            .collect();
+        if messages.is_empty() {
+            return Ok(Arrived::default());
+        }
+        let folder = config.folders.transcripts.clone();
+        let search = tokio::task::spawn_blocking(move || transcripts::arrived(&folder, &messages));
+        Ok(self.meanwhile(true, search).await?.unwrap_or_default())
+    }
+
     /// Writes that the conversation was cleared while nobody listened: what was sent last is in the transcript of another
     /// one. Without a message since, the turn is over with it.
-    fn conclude_what_was_cleared(&mut self, config: &Config) -> Result<(), End> {
+    fn conclude_what_was_cleared(&mut self, arrived: &Arrived) -> Result<(), End> {
         let history = self.journal.history();
         let Some(last) = history.untaken().last().map(|message| message.body.clone()) else {
             return Ok(());
         };
-        let found = transcripts::conversation(&config.folders.transcripts, &last.uuid).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the transcripts could not be searched");
-            None
-        });
+        let found = arrived.get(&last.uuid).copied().flatten();
         let (Some(cli_session_id), Some(known)) = (found, history.conversation) else {
             return Ok(());
         };
@@ -124,18 +143,14 @@ impl Attempt {
         Ok(())
     }
 
-    fn plan(&mut self, config: &Config) -> Plan {
-        let folder = &config.folders.transcripts;
-        let mut arrived = Vec::new();
-        let plan = plan(self.journal.history(), config.run, self.interactive, |uuid| {
-            let held = transcripts::holds(folder, uuid).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the transcripts could not be searched");
-                false
-            });
-            arrived.extend(held.then_some(*uuid));
+    fn plan(&mut self, run: u32, arrived: &Arrived) -> Plan {
+        let mut present = Vec::new();
+        let plan = plan(self.journal.history(), run, self.interactive, |uuid| {
+            let held = arrived.contains_key(uuid);
+            present.extend(held.then_some(*uuid));
             held
         });
-        self.journal.goes_on(&arrived);
+        self.journal.goes_on(&present);
         plan
     }
 }

@@ -78,7 +78,7 @@ impl Attempt {
         if !normal || !any {
             return end;
         }
-        match self.push_all(config).await {
+        match Box::pin(self.push_all(config)).await {
             Ok(None) => end,
             Ok(Some(failed)) | Err(failed) => failed,
         }
@@ -90,7 +90,9 @@ impl Attempt {
         }
         let mut failed = None;
         for (index, repo) in config.repos.list.iter().enumerate().filter(|(_, repo)| repo.push) {
-            let pushed = self.push_one(config, repo).await?;
+            let before = self.repos.iter().find(|report| report.index == index && report.pushed);
+            let before = before.map(|report| report.commit.clone());
+            let pushed = self.push_one(config, repo, before.as_deref()).await?;
             let target = push::target(&config.repos, repo);
             let (url, target_branch) =
                 target.map_or_else(|_| (String::new(), String::new()), |target| (target.url, target.branch));
@@ -127,10 +129,15 @@ impl Attempt {
     }
 
     /// Gives the commit that was pushed, when there was something to push.
-    async fn push_one(&mut self, config: &Config, repo: &Repo) -> Result<Result<Option<String>, GitError>, End> {
+    async fn push_one(
+        &mut self,
+        config: &Config,
+        repo: &Repo,
+        before: Option<&str>,
+    ) -> Result<Result<Option<String>, GitError>, End> {
         bundle::remove_leftovers(&config.repos);
-        let name = bundle::new_name();
-        let spawn = match save::spawn(&config.repos, repo, &config.agent.mount, &name) {
+        let name = bundle::new_name(&config.repos);
+        let spawn = match save::spawn(&config.repos, repo, &config.agent.mount, &name, before) {
             Ok(spawn) => spawn,
             Err(error) => return Ok(Err(error)),
         };
@@ -168,7 +175,7 @@ impl Attempt {
     }
 
     /// Does something that takes a while, and what must not wait for it. `limited`: it counts as the run's own time.
-    async fn meanwhile<T>(&mut self, limited: bool, work: impl Future<Output = T>) -> Result<T, End> {
+    pub(super) async fn meanwhile<T>(&mut self, limited: bool, work: impl Future<Output = T>) -> Result<T, End> {
         tokio::pin!(work);
         loop {
             let mut stop = self.stop.clone();
@@ -180,7 +187,7 @@ impl Attempt {
                 },
                 Some(event) = self.metered.recv() => self.meter(event)?,
                 () = told(&mut stop) => {
-                    return Err(End::new(Outcome::Stopped, "told to stop while the repositories were cloned or pushed"));
+                    return Err(End::new(Outcome::Stopped, "told to stop while the agent was not at work"));
                 }
                 lost = self.keeper.lost() => return Err(lost.into()),
                 _ = self.clock.tick() => self.tick(),

@@ -1,6 +1,7 @@
 //! Asking the CLI's transcripts whether a message arrived. The agent can write them, so they are asked only about messages
 //! that the spool knows to be sent and not to be taken.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -23,16 +24,25 @@ const MAX_ENTRIES: usize = 10_000;
 /// Depth of `<folder of the workspace>/<session>/subagents`, and one more.
 const MAX_DEPTH: usize = 4;
 
-/// Whether a user line or a queued command with this UUID is in any transcript below `folder`.
-pub fn holds(folder: &Path, uuid: &Uuid) -> io::Result<bool> {
-    Ok(find(folder, uuid)?.is_some())
-}
+/// Messages that a transcript has, each with the conversation whose transcript that is.
+pub type Arrived = HashMap<Uuid, Option<Uuid>>;
 
-/// The conversation whose transcript has a user line or a queued command with this UUID.
-pub fn conversation(folder: &Path, uuid: &Uuid) -> io::Result<Option<Uuid>> {
-    let file = find(folder, uuid)?;
-    let stem = file.as_ref().and_then(|file| file.file_stem()?.to_str());
-    Ok(stem.and_then(|stem| stem.parse().ok()))
+/// Those of the messages that are a user line or a queued command in any transcript below `folder`. How long it takes is for the
+/// agent to say.
+pub fn arrived(folder: &Path, messages: &[Uuid]) -> Arrived {
+    crate::kill_point::pass("searching");
+    let mut arrived = Arrived::new();
+    for uuid in messages {
+        match find(folder, uuid) {
+            Ok(Some(file)) => {
+                let stem = file.file_stem().and_then(|stem| stem.to_str());
+                arrived.insert(*uuid, stem.and_then(|stem| stem.parse().ok()));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "the transcripts could not be searched"),
+        }
+    }
+    arrived
 }
 
 /// Name of the transcript.
@@ -134,6 +144,10 @@ mod tests {
 
     use super::*;
 
+    fn holds(folder: &Path, uuid: &Uuid) -> bool {
+        arrived(folder, &[*uuid]).contains_key(uuid)
+    }
+
     #[test]
     fn a_message_is_found_in_any_file_and_only_as_a_user_line() {
         let dir = tempfile::tempdir().unwrap();
@@ -144,10 +158,10 @@ mod tests {
             "{{\"type\":\"summary\"}}\n{{\"type\":\"assistant\",\"parentUuid\":\"{answered}\"}}\n{{\"type\":\"user\",\"uuid\":\"{sent}\"}}\n"
         );
         std::fs::write(below.join("a.jsonl"), lines).unwrap();
-        assert!(holds(dir.path(), &sent).unwrap());
-        assert!(!holds(dir.path(), &answered).unwrap());
-        assert!(!holds(dir.path(), &other).unwrap());
-        assert!(!holds(&dir.path().join("absent"), &sent).unwrap());
+        assert!(holds(dir.path(), &sent));
+        assert!(!holds(dir.path(), &answered));
+        assert!(!holds(dir.path(), &other));
+        assert!(!holds(&dir.path().join("absent"), &sent));
     }
 
     #[test]
@@ -158,8 +172,9 @@ mod tests {
         let (sent, conversation_id) = (Uuid::new_v4(), Uuid::new_v4());
         let line = format!("{{\"type\":\"user\",\"uuid\":\"{sent}\"}}\n");
         std::fs::write(below.join(format!("{conversation_id}.jsonl")), line).unwrap();
-        assert_eq!(conversation(dir.path(), &sent).unwrap(), Some(conversation_id));
-        assert_eq!(conversation(dir.path(), &Uuid::new_v4()).unwrap(), None);
+        let other = Uuid::new_v4();
+        let expected = Arrived::from([(sent, Some(conversation_id))]);
+        assert_eq!(arrived(dir.path(), &[other, sent]), expected);
     }
 
     #[test]
@@ -169,7 +184,7 @@ mod tests {
         let sent = Uuid::new_v4();
         let giant = File::create(dir.path().join("giant.jsonl")).unwrap();
         giant.set_len(MAX_FILE).unwrap();
-        assert!(!holds(dir.path(), &sent).unwrap());
+        assert!(!holds(dir.path(), &sent));
         let mut peak = Vec::new();
         let mut lines = BufReader::new(giant_for_reading(dir.path()));
         assert!(read_line(&mut lines, &mut peak).unwrap());
@@ -178,7 +193,7 @@ mod tests {
         let mut long = File::create(dir.path().join("long.jsonl")).unwrap();
         long.seek(SeekFrom::Start(MAX_LINE as u64 + 10)).unwrap();
         write!(long, "\n{{\"type\":\"user\",\"uuid\":\"{sent}\"}}\n").unwrap();
-        assert!(holds(dir.path(), &sent).unwrap());
+        assert!(holds(dir.path(), &sent));
     }
 
     fn giant_for_reading(folder: &Path) -> File {
@@ -213,9 +228,9 @@ mod tests {
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
         let pipe = projects.join("pipe.jsonl");
         rustix::fs::mknodat(rustix::fs::CWD, pipe, FileType::Fifo, mode, 0).unwrap();
-        assert!(!holds(&projects, &sent).unwrap());
+        assert!(!holds(&projects, &sent));
         // In the place of the folder itself, too.
         symlink(&outside, dir.path().join("moved")).unwrap();
-        assert!(!holds(&dir.path().join("moved"), &sent).unwrap_or(false));
+        assert!(!holds(&dir.path().join("moved"), &sent));
     }
 }

@@ -112,6 +112,32 @@ async fn an_agent_works_in_a_clone_and_what_it_changed_is_pushed() {
 }
 
 #[tokio::test]
+async fn a_run_without_anything_new_leaves_what_others_have_built_upon_the_last_one() {
+    let (scene, session) = scene().await;
+    let prompt = script(
+        "MARK",
+        &[bash("echo more >> README.md"), text("Done."), text("Nothing to do.")],
+    );
+    let _container = agent_container(&session);
+    assert_eq!(drive(with_repos(&scene, &session, &prompt)).await, Outcome::Succeeded);
+    let branch = "refs/heads/sessions/hello-6fa459ea";
+    let git = |arguments: &[&str]| scene.server.git("one", arguments).unwrap();
+    let ours = git(&["rev-parse", branch]);
+    let theirs = git(&["commit-tree", &format!("{ours}^{{tree}}"), "-p", &ours, "-m", "theirs"]);
+    git(&["update-ref", branch, &theirs]);
+    let _second = agent_container(&session);
+    let again = Config {
+        attempt: Some(2),
+        run: 2,
+        ..with_repos(&scene, &session, &prompt)
+    };
+    assert_eq!(drive(again).await, Outcome::Succeeded, "{}", session.report().message);
+    assert_eq!(git(&["rev-parse", branch]), theirs);
+    let report = &session.report().repos[0];
+    assert_eq!((report.pushed, &report.commit), (true, &ours));
+}
+
+#[tokio::test]
 async fn a_refused_push_fails_the_session_and_the_next_attempt_pushes_without_the_agent() {
     let (scene, session) = scene().await;
     scene.server.refuse_pushes("one", "frozen until Monday").unwrap();

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use protocol::Outcome;
-use runner::kill_point::{HANG, VARIABLE};
+use runner::kill_point::{HANG, LOG, VARIABLE};
 use rustix::process::Signal;
 use tests::model::Logged;
 use tokio::time::timeout;
@@ -34,6 +34,26 @@ async fn a_volume_that_hangs_does_not_hold_up_a_stop() {
     let ended = ended(child).await;
     assert_eq!((ended.code, session.report().outcome), (Some(143), Outcome::Stopped));
     session.assert_nothing_left().await;
+}
+
+/// Transcripts are as long as the agent makes them.
+#[tokio::test]
+async fn a_search_of_the_transcripts_that_takes_for_ever_holds_up_no_stop() {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[text("Done.")]);
+    let killed = ended(session.command(&prompt, &[]).env(VARIABLE, "sent:1").spawn().unwrap()).await;
+    assert_eq!(killed.code, None);
+    session.assert_nothing_left().await;
+    let log = session.state().join("passed");
+    let mut command = session.command(&prompt, &[]);
+    let child = command.env(HANG, "searching:1").env(LOG, &log).spawn().unwrap();
+    eventually("it searches", || {
+        std::fs::read_to_string(&log).is_ok_and(|passed| passed.contains("searching:1"))
+    })
+    .await;
+    signal(&child, Signal::TERM);
+    let ended = ended(child).await;
+    assert_eq!((ended.code, session.report().outcome), (Some(143), Outcome::Stopped));
 }
 
 #[tokio::test]

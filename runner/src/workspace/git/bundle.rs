@@ -15,7 +15,7 @@ use crate::workspace::beneath;
 
 /// Largest bundle.
 pub const MAX_BUNDLE: u64 = 2 << 30;
-/// What the names of bundles begin and end with.
+/// What the names of bundles begin and end with; the session stands between, because others may share its workspace.
 const PREFIX: &str = ".agentic-";
 const SUFFIX: &str = ".bundle";
 /// Longest header: one line for each commit that is needed.
@@ -69,17 +69,27 @@ pub fn remove_leftovers(repos: &Repos) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let text = name.to_bytes();
-        let ours = text.starts_with(PREFIX.as_bytes());
-        if ours && (text.ends_with(SUFFIX.as_bytes()) || text.ends_with(b".bundle.lock")) {
+        if name.to_str().is_ok_and(|name| is_ours(repos, name)) {
             let _ = rustix::fs::unlinkat(root.as_fd(), name, rustix::fs::AtFlags::empty());
         }
     }
 }
 
 /// A name that nobody has used, for a file of the workspace.
-pub fn new_name() -> String {
-    format!("{PREFIX}{}{SUFFIX}", Uuid::new_v4())
+pub fn new_name(repos: &Repos) -> String {
+    format!("{}{}{SUFFIX}", prefix(repos), Uuid::new_v4())
+}
+
+/// Whether this session has made a file of this name. Another one that shares the workspace may be handing over its own.
+fn is_ours(repos: &Repos, name: &str) -> bool {
+    let name = name.strip_suffix(".lock").unwrap_or(name);
+    name.strip_prefix(&prefix(repos))
+        .and_then(|rest| rest.strip_suffix(SUFFIX))
+        .is_some_and(|id| Uuid::parse_str(id).is_ok())
+}
+
+fn prefix(repos: &Repos) -> String {
+    format!("{PREFIX}{}-", repos.branch.replace('/', "-"))
 }
 
 fn unfit(repo: &Repo, why: &str) -> GitError {

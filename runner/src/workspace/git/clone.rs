@@ -188,7 +188,7 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     async fn make(store: &'a Store<'a>, remote: &Remote, placed: &Placed) -> Result<Self, GitError> {
-        let path = store.repos.folder.join(format!("{}.work", store.repo.name));
+        let path = store.repos.folder.join(format!(".{}.work", store.repo.name));
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(GitError::io("remove", &path)(error)),
             _ => {}

@@ -15,7 +15,8 @@ unfit() { echo "unfit $1"; exit 0; }
 cd -- "$REPOSITORY" 2>/dev/null || unfit "its folder is gone"
 command -v git >/dev/null || unfit "there is no git in the agent's image"
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES
-g() { git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c commit.gpgSign=false -c gc.auto=0 -c maintenance.auto=false "$@"; }
+g() { git -c safe.directory='*' -c core.hooksPath=/dev/null -c core.fsmonitor=false -c commit.gpgSign=false -c gc.auto=0 -c maintenance.auto=false "$@"; }
+lfs() { while IFS= read -rd '' path && IFS= read -rd '' name && IFS= read -rd '' value; do [ "$value" = lfs ] && return 0; done; return 1; }
 [ -e .git ] && dir=$(g rev-parse --git-dir 2>/dev/null) || unfit "there is no repository any more"
 for lock in index.lock HEAD.lock config.lock; do
     [ -e "$dir/$lock" ] && unfit "$dir/$lock is there: a git command was killed"
@@ -31,10 +32,9 @@ if ! g diff --cached --quiet 2>/dev/null || ! g rev-parse --quiet --verify HEAD 
     fi
 fi
 head=$(g rev-parse --quiet --verify HEAD) || { echo same; exit 0; }
-[ "$head" = "$BASE" ] && { echo same; exit 0; }
+[ "$head" = "$BASE" ] || [ "$head" = "$PUSHED" ] && { echo same; exit 0; }
 if [ -n "$BASE" ]; then
-    changed=$(g diff --name-only -z --diff-filter=d "$BASE" HEAD 2>/dev/null | g check-attr -z --stdin filter | tr '\0' '\n' | grep -cx lfs)
-    [ "${changed:-0}" -gt 0 ] && { echo lfs; exit 0; }
+    g diff --name-only -z --diff-filter=d "$BASE" HEAD 2>/dev/null | g check-attr -z --stdin filter | lfs && { echo lfs; exit 0; }
     error=$(g bundle create "$BUNDLE" HEAD "^$BASE" 2>&1) || unfit "git bundle failed: $error"
 else
     error=$(g bundle create "$BUNDLE" HEAD 2>&1) || unfit "git bundle failed: $error"
@@ -45,14 +45,21 @@ echo bundle
 /// What the agent container has of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Saved {
-    /// Nothing that was not cloned.
+    /// Nothing that was not cloned or pushed before.
     Same,
     /// A file with what is new.
     Bundle,
 }
 
-/// What to run in the agent container. `workspace` is the folder's name there; `bundle` the file to make in it.
-pub fn spawn(repos: &Repos, repo: &Repo, workspace: &str, bundle: &str) -> Result<Spawn, GitError> {
+/// What to run in the agent container. `workspace` is the folder's name there; `bundle` the file to make in it; `pushed` the commit that
+/// was pushed last: where nothing came since, others may have gone on.
+pub fn spawn(
+    repos: &Repos,
+    repo: &Repo,
+    workspace: &str,
+    bundle: &str,
+    pushed: Option<&str>,
+) -> Result<Spawn, GitError> {
     let store = Store::new(repos, repo)?;
     let base = store.placed().map(|placed| placed.commit).unwrap_or_default();
     let (name, session) = (&repo.name, &repos.session);
@@ -60,6 +67,7 @@ pub fn spawn(repos: &Repos, repo: &Repo, workspace: &str, bundle: &str) -> Resul
     let env = [
         ("REPOSITORY", format!("{workspace}/{name}")),
         ("BASE", base),
+        ("PUSHED", pushed.unwrap_or_default().to_owned()),
         ("BUNDLE", format!("{workspace}/{bundle}")),
         ("SUBJECT", format!("Work of agentic session {session}")),
         ("TRAILER", format!("Agentic-Session: {session}")),

@@ -85,7 +85,8 @@ impl<'a> Store<'a> {
     }
 
     fn marker(&self) -> PathBuf {
-        self.repos.folder.join(format!("{}.placed", self.repo.name))
+        // No repository's name begins with a dot.
+        self.repos.folder.join(format!(".{}.placed", self.repo.name))
     }
 
     /// What is in the workspace, once it is.
@@ -130,12 +131,7 @@ impl<'a> Store<'a> {
 /// A name that is one folder, in the workspace and among our own.
 fn checked(name: &str) -> Result<(), GitError> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let good = !name.is_empty() && name.len() <= 100 && !name.starts_with(['.', '-']) && name.chars().all(fine);
-    // What is beside it has these endings.
-    let taken = [".placed", ".work", ".next", ".git"]
-        .iter()
-        .any(|end| name.ends_with(end));
-    if good && !taken {
+    if !name.is_empty() && name.len() <= 100 && !name.starts_with(['.', '-']) && name.chars().all(fine) {
         return Ok(());
     }
     Err(GitError::Unfit(format!(

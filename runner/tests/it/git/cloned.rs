@@ -52,12 +52,12 @@ async fn a_clone_that_was_cut_is_gone_on_with_and_one_that_is_there_stays() {
     scene.server.repository("one", &[("a", "1")]).unwrap();
     let repo = scene.repo("one");
     // What runners leave that are killed at bad moments.
-    std::fs::create_dir_all(scene.path("git/one.work/.git")).unwrap();
+    std::fs::create_dir_all(scene.path("git/.one.work/.git")).unwrap();
     std::fs::create_dir_all(scene.path("git/one/objects/pack")).unwrap();
     for file in [
         "one/shallow.lock",
         "one/objects/pack/tmp_pack_x",
-        "one.work/.git/index.lock",
+        ".one.work/.git/index.lock",
     ] {
         std::fs::write(scene.path("git").join(file), "").unwrap();
     }
@@ -75,12 +75,12 @@ async fn a_clone_that_was_cut_is_gone_on_with_and_one_that_is_there_stays() {
     assert_eq!(scene.server.asked().len(), asked, "nobody is asked again");
     assert_eq!(std::fs::read_to_string(scene.work("one").join("a")).unwrap(), "2");
     // Fetched and not placed: it is not fetched again.
-    std::fs::remove_file(scene.path("git/one.placed")).unwrap();
+    std::fs::remove_file(scene.path("git/.one.placed")).unwrap();
     std::fs::remove_dir_all(scene.work("one")).unwrap();
     assert_eq!(clone::clone(&scene.repos(), &repo).await.unwrap().placed, cloned.placed);
     assert_eq!(scene.server.asked().len(), asked);
     // Placed, and killed before that was written down.
-    std::fs::remove_file(scene.path("git/one.placed")).unwrap();
+    std::fs::remove_file(scene.path("git/.one.placed")).unwrap();
     let cloned = clone::clone(&scene.repos(), &repo).await.unwrap();
     assert!(cloned.notes[0].contains("stays as it is"));
 }
@@ -191,7 +191,7 @@ async fn a_name_is_pinned_to_the_address_that_was_judged() {
 async fn names_that_lead_elsewhere_are_refused() {
     let scene = Scene::new().await;
     scene.server.repository("one", &[("a", "1")]).unwrap();
-    for name in ["..", "a/b", "../x", ".git", "", "-x", "x.work", "x\n"] {
+    for name in ["..", "a/b", "../x", ".git", "", "-x", "x\n"] {
         let repo = Repo {
             name: name.into(),
             ..scene.repo("one")
@@ -206,6 +206,21 @@ async fn names_that_lead_elsewhere_are_refused() {
         };
         let error = clone::clone(&scene.repos(), &repo).await.unwrap_err();
         assert_eq!(error.fault(), Fault::Refused, "{branch}: {error}");
+    }
+}
+
+/// What the runner keeps beside a repository has names that no repository can have.
+#[tokio::test]
+async fn a_repository_may_be_named_as_what_the_runner_keeps_of_another() {
+    let scene = Scene::new().await;
+    for name in ["x", "x.work", "x.placed", "x.next", "x.git"] {
+        scene.server.repository(name, &[("a", name)]).unwrap();
+        let cloned = clone::clone(&scene.repos(), &scene.repo(name)).await.unwrap();
+        assert!(!cloned.before && cloned.notes.is_empty(), "{name}: {:?}", cloned.notes);
+    }
+    for name in ["x", "x.work", "x.placed", "x.next", "x.git"] {
+        assert_eq!(std::fs::read_to_string(scene.work(name).join("a")).unwrap(), name);
+        assert!(clone::clone(&scene.repos(), &scene.repo(name)).await.unwrap().before);
     }
 }
 

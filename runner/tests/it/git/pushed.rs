@@ -1,7 +1,7 @@
 //! What is pushed, where to, and what is not.
 
 use protocol::spec::RepoOutput;
-use runner::workspace::git::clone;
+use runner::workspace::git::{Repos, bundle, clone};
 
 use super::{Scene, refused};
 
@@ -182,4 +182,65 @@ async fn lfs_and_submodules_are_said_at_the_clone_and_changed_lfs_files_are_not_
     assert!(scene.pushed(&repo).await.unwrap().is_some());
     std::fs::write(scene.work("one").join("a.bin"), "the real thing").unwrap();
     refused(scene.pushed(&repo).await, "LfsUnsupported");
+}
+
+#[tokio::test]
+async fn files_of_any_name_are_pushed_and_a_name_alone_makes_no_lfs_file() {
+    let scene = Scene::new().await;
+    let repo = scene.cloned("one").await;
+    let names = [
+        "lfs",
+        "two\nlfs\nlines",
+        "-n",
+        "gr\u{fc}n \u{1f33f}",
+        "\"quoted\\\"",
+        "\u{1b}[2J",
+    ];
+    for name in names {
+        std::fs::write(scene.work("one").join(name), name).unwrap();
+    }
+    let commit = scene.pushed(&repo).await.unwrap().unwrap();
+    let listed = scene
+        .server
+        .git("one", &["ls-tree", "-z", "--name-only", &commit])
+        .unwrap();
+    for name in names {
+        assert!(listed.split('\0').any(|found| found == name), "{name:?} in {listed:?}");
+    }
+}
+
+/// As on storage that gives every file to one user.
+#[tokio::test]
+async fn a_repository_whose_files_are_said_to_be_somebody_elses_is_pushed_all_the_same() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not shown: only root can give files away");
+        return;
+    }
+    let scene = Scene::new().await;
+    let repo = scene.cloned("one").await;
+    std::fs::write(scene.work("one").join("new"), "new").unwrap();
+    for path in [scene.work("one"), scene.work("one").join(".git")] {
+        std::os::unix::fs::chown(path, Some(65_534), Some(65_534)).unwrap();
+    }
+    assert!(scene.pushed(&repo).await.unwrap().is_some());
+}
+
+/// They may share it by a claim that both name.
+#[tokio::test]
+async fn a_session_leaves_what_another_hands_over_in_the_same_workspace() {
+    let scene = Scene::new().await;
+    let ours = scene.repos();
+    let others = Repos {
+        branch: "sessions/other-7fa459ea".into(),
+        ..scene.repos()
+    };
+    let here = |name: &str| scene.path("workspace").join(name).exists();
+    let names = [bundle::new_name(&ours), bundle::new_name(&others)];
+    let locks = names.clone().map(|name| format!("{name}.lock"));
+    for name in names.iter().chain(&locks) {
+        std::fs::write(scene.path("workspace").join(name), "").unwrap();
+    }
+    bundle::remove_leftovers(&ours);
+    assert_eq!([here(&names[0]), here(&locks[0])], [false, false]);
+    assert_eq!([here(&names[1]), here(&locks[1])], [true, true]);
 }
