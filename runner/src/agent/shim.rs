@@ -307,6 +307,8 @@ fn start(spawn: &Spawn, output: &mpsc::Sender<FromShim>) -> io::Result<Process> 
         .iter()
         .filter(|(name, _)| std::env::var_os(name).is_none());
     let oom_kills_before = memory::oom_kills();
+    // The agent may have removed it, or moved it elsewhere; the CLI needs one to go on in.
+    let _ = std::fs::create_dir_all(&spawn.cwd);
     // Not tokio's: everything is waited for in one place, and its reaper would race with ours.
     let mut child = Command::new(program)
         .args(arguments)

@@ -62,6 +62,14 @@ impl Turn {
         };
     }
 
+    /// A user interrupts it: a result from before says nothing of that, as when sub-agents are at work behind it. One that the
+    /// CLI has become idle with stands.
+    pub fn interrupted(&mut self) {
+        if self.idle_since.is_none() {
+            self.result = None;
+        }
+    }
+
     /// Background tasks that run.
     pub fn tasks(&self) -> usize {
         self.tasks

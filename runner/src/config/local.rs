@@ -22,12 +22,13 @@ pub struct LocalArgs {
     #[arg(long)]
     pub local: bool,
     /// The task.
-    #[arg(long, requires = "local")]
+    #[arg(long, requires = "local", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// Working folder of the agent; the current one when absent.
     #[arg(long, requires = "local")]
     pub workspace: Option<PathBuf>,
-    /// Folder for records and conversation; started again with the same one, the runner goes on where it was.
+    /// Folder for records and conversation; started again with the same one, the runner goes on where it was. A new one, which is
+    /// named on stderr, when absent.
     #[arg(long, requires = "local")]
     pub state: Option<PathBuf>,
     /// Path of the Claude Code CLI.
@@ -69,9 +70,16 @@ pub struct LocalArgs {
 impl Config {
     /// From the command line.
     pub fn local(args: LocalArgs, var: Lookup<'_>) -> Result<Self, ConfigError> {
-        let state = match args.state {
-            Some(state) => state,
-            None => default_state(var).ok_or(ConfigError::Missing("HOME"))?,
+        let prompt = match args.prompt {
+            None if args.interactive => String::new(),
+            prompt => prompt.ok_or(ConfigError::Missing("--prompt"))?,
+        };
+        let state = if let Some(state) = args.state {
+            state
+        } else {
+            let state = default_state(var).ok_or(ConfigError::Missing("HOME"))?;
+            eprintln!("The session is kept in {}: name it with --state", state.display());
+            state
         };
         let made = |path: PathBuf| {
             std::fs::create_dir_all(&path)
@@ -92,10 +100,7 @@ impl Config {
             run: args.run,
             used: Duration::ZERO,
             user: None,
-            prompt: match args.prompt {
-                None if args.interactive => String::new(),
-                prompt => prompt.ok_or(ConfigError::Missing("--prompt"))?,
-            },
+            prompt,
             limits: LiveLimits {
                 timeout: Some(args.timeout),
                 inactivity_timeout: args.inactivity_timeout,
@@ -108,7 +113,7 @@ impl Config {
         };
         let agent = AgentConfig {
             place: Place::Child,
-            cli: args.cli.display().to_string(),
+            cli: program(args.cli).display().to_string(),
             workspace: workspace.display().to_string(),
             mount: workspace.display().to_string(),
             home: var("HOME").unwrap_or_else(|| workspace.display().to_string()),
@@ -126,6 +131,14 @@ impl Config {
             ..session.with(agent, folders, var)
         })
     }
+}
+
+/// A path counts from here, and not from the workspace where it is started; a name alone is looked for in `PATH`.
+fn program(cli: PathBuf) -> PathBuf {
+    if cli.components().count() == 1 {
+        return cli;
+    }
+    std::path::absolute(&cli).unwrap_or(cli)
 }
 
 /// A fresh folder, so that a second try is a second session.

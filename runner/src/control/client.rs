@@ -17,6 +17,7 @@ pub enum Word {
     /// Send a message to the agent of an interactive session.
     Send {
         /// The message.
+        #[arg(allow_hyphen_values = true)]
         text: String,
         /// Id of the message: given again with the same id, it is sent once.
         #[arg(long)]
@@ -42,7 +43,7 @@ pub enum Word {
         #[arg(long)]
         question: Option<String>,
         /// Told to the agent with a denial.
-        #[arg(long, default_value = "The user does not want this.")]
+        #[arg(long, default_value = "The user does not want this.", allow_hyphen_values = true)]
         message: String,
         /// Which session.
         #[command(flatten)]

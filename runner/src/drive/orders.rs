@@ -128,6 +128,7 @@ impl Converse<'_> {
         self.attempt.durable(seq).await?;
         kill_point::reach("interrupt", 0);
         self.interrupting = Some((turn, Instant::now() + STOPS));
+        self.turn.interrupted();
         // What people said meanwhile is not theirs to lose: it opens the next turn.
         let _ = self.tell(&ToShim::Stdin(stdin::interrupt(id, false).into()));
         Ok(Effect::Done(seq))

@@ -277,3 +277,12 @@ async fn with_a_grace_of_fifteen_seconds_a_deaf_agent_and_a_gateway_that_is_away
     let last = session.model.requests().pop().unwrap();
     assert_eq!(last.user_messages_with(runner::drive::CONTINUE), 1);
 }
+
+#[tokio::test]
+async fn an_agent_that_has_removed_its_working_folder_goes_on_in_a_new_one() {
+    let session = Session::new().await;
+    let away = "[ -e ../again ] || { touch ../again; cd ..; rm -r work; kill -9 $PPID; }; sleep 0.1";
+    let ended = session.run(&script("MARK", &[bash(away), text("Done.")]), &[]).await;
+    assert_eq!((ended.code, session.report().outcome), (Some(0), Outcome::Succeeded));
+    session.assert_prompt_once("MARK");
+}

@@ -55,7 +55,8 @@ async fn a_session_stays_for_messages_until_it_is_ended() {
     let session = Session::new().await;
     let child = session.start(&script("MARK", &[text("One.")]), &["--interactive"]);
     session.idle(1).await;
-    let (code, said) = runner(&session, &["send", &script("NEXT", &[text("Two.")])]).await;
+    // As a list begins.
+    let (code, said) = runner(&session, &["send", &script("- NEXT", &[text("Two.")])]).await;
     assert_eq!(code, Some(0), "{said}");
     let status = session.idle(2).await;
     assert_eq!((status.rounds, status.queued), (2, 0));
@@ -435,47 +436,4 @@ async fn a_cleared_conversation_is_the_one_that_is_resumed() {
     assert_eq!(counts, [0, 1, 1], "{:#?}", last.messages());
     session.ask(&Request::End).await;
     assert_eq!(ended(child).await.code, Some(0));
-}
-
-/// A CLI whose answer to an interrupt comes in one piece with all of the next turn.
-const AT_ONCE: &str = r#"#!/bin/bash
-state() { echo '{"type":"system","subtype":"session_state_changed","state":"'$1'"}'; }
-result() { echo '{"type":"result","subtype":"success","is_error":'$2',"terminal_reason":"'$1'","result":"'$1'","num_turns":1,"user_message_uuids":["'$3'"]}'; }
-uuid() { [[ $1 =~ \"uuid\":\"([^\"]*)\" ]]; echo "${BASH_REMATCH[1]}"; }
-while read -r line; do case "$line" in
-  *MARK*) first=$(uuid "$line"); state running ;;
-  *QUEUED*) second=$(uuid "$line") ;;
-  *interrupt*) all=$(result aborted_streaming true $first; state running
-    echo '{"type":"command_lifecycle","command_uuid":"'$second'","state":"started"}'
-    result completed false $second; state idle); echo "$all" ;;
-esac; done
-"#;
-
-#[tokio::test]
-async fn a_turn_that_begins_in_one_piece_with_the_end_of_the_last_is_a_turn_of_its_own() {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    let session = Session::new().await;
-    std::fs::create_dir_all(session.state()).unwrap();
-    let cli = session.state().join("cli");
-    std::fs::write(&cli, AT_ONCE).unwrap();
-    std::fs::set_permissions(&cli, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let child = session.start("MARK", &["--interactive", "--cli", cli.to_str().unwrap()]);
-    session
-        .status("it works", |status| status.phase == Phase::Working && status.turn == 1)
-        .await;
-    session.send("QUEUED").await;
-    session.ask(&Request::Interrupt { turn: None }).await;
-    session.idle(2).await;
-    session.ask(&Request::End).await;
-    assert_eq!(ended(child).await.code, Some(0));
-    let turns: Vec<_> = session
-        .events("turnEnded")
-        .iter()
-        .map(|event| (event["turn"].clone(), event["outcome"].clone()))
-        .collect();
-    assert_eq!(
-        turns,
-        [(json!(1), json!("stoppedByUser")), (json!(2), json!("succeeded"))]
-    );
 }

@@ -1,6 +1,6 @@
 //! A session from its prompt to its end, with the real CLI.
 
-use crate::common::{Session, asks_the_model, bash, eventually, script, text};
+use crate::common::{Session, asks_the_model, bash, ended, eventually, script, text};
 use protocol::record::EndBody;
 use protocol::{Kind, Outcome};
 use serde_json::json;
@@ -273,4 +273,66 @@ async fn the_report_is_there_while_the_session_runs() {
     .await;
     session.model.release("go");
     assert_eq!(crate::common::ended(child).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_one_shot_without_a_task_is_refused_at_once() {
+    let session = Session::new().await;
+    for prompt in ["", " \n\t"] {
+        let ended = session.run(prompt, &[]).await;
+        assert_eq!(
+            (ended.code, session.report().outcome),
+            (Some(2), Outcome::ConfigError),
+            "{prompt:?}"
+        );
+        assert!(ended.stderr.contains("the prompt is empty"), "{}", ended.stderr);
+    }
+    assert!(session.events("cliStarted").is_empty());
+}
+
+#[tokio::test]
+async fn a_path_of_the_cli_counts_from_where_the_runner_is_started() {
+    let session = Session::new().await;
+    let cli = xtask::claude_cli().unwrap();
+    let (folder, name) = (cli.parent().unwrap(), cli.file_name().unwrap().to_str().unwrap());
+    let relative = format!("./{name}");
+    let mut command = session.command(&script("MARK", &[text("Done.")]), &["--cli", &relative]);
+    let ended = ended(command.current_dir(folder).spawn().unwrap()).await;
+    assert_eq!((ended.code, session.report().outcome), (Some(0), Outcome::Succeeded));
+}
+
+#[tokio::test]
+async fn a_session_whose_folder_nobody_named_says_which_it_is_and_goes_on_there() {
+    let session = Session::new().await;
+    let home = session.workspace();
+    std::fs::create_dir_all(&home).unwrap();
+    let run = async |more: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_runner"));
+        command
+            .args(["--local", "--prompt", &script("- MARK", &[text("Done.")]), "--cli"])
+            .arg(xtask::claude_cli().unwrap())
+            .args(more)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", &home)
+            .env("ANTHROPIC_BASE_URL", session.model.url())
+            .env("ANTHROPIC_API_KEY", FAKE_KEY)
+            .current_dir(&home)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true);
+        ended(command.spawn().unwrap()).await
+    };
+    let first = run(&[]).await;
+    assert_eq!(first.code, Some(0));
+    let folder = first
+        .stderr
+        .split("kept in ")
+        .nth(1)
+        .and_then(|rest| rest.split(':').next());
+    let asked = session.model.requests().len();
+    let second = run(&["--state", folder.expect("a folder")]).await;
+    assert_eq!(second.code, Some(0));
+    assert_eq!(session.model.requests().len(), asked, "it is done already");
 }

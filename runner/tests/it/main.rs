@@ -20,6 +20,7 @@ mod hostile;
 mod interactive;
 mod kill;
 mod local;
+mod played;
 mod pod;
 mod real_cli;
 mod replay;
