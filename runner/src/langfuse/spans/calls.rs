@@ -9,7 +9,7 @@ use super::{
         span::{Level, Span, SpanId, SpanKind},
         text,
     },
-    Metered, Tracer,
+    MAX_METERED, Metered, Tracer,
 };
 
 impl Tracer {
@@ -65,6 +65,9 @@ impl Tracer {
         metered: Option<UsageBody>,
     ) -> Span {
         let id = self.id("generation", message_id);
+        if self.metered.len() >= MAX_METERED {
+            self.metered.clear();
+        }
         self.metered.insert(message_id.to_owned());
         let mut span = Span::new(SpanKind::Generation, "llm-call", id, Some(parent), start, end);
         // A suffix such as `[1m]` would keep Langfuse from finding the price.

@@ -9,7 +9,7 @@ use super::{
         span::{Level, Span, SpanId, SpanKind, note_length},
         text::{self, STATUS_CAP},
     },
-    Call, Tracer,
+    Call, MAX_CLOSED, MAX_ID, Tracer,
 };
 
 impl Tracer {
@@ -53,7 +53,7 @@ impl Tracer {
 
     pub(super) fn assistant(&mut self, record: &Record, line: &Line<'_>, message: Message) {
         let text = text::of_content(&message.content);
-        if message.model == "<synthetic>" || message.id.is_empty() {
+        if message.model == "<synthetic>" || message.id.is_empty() || message.id.len() > MAX_ID {
             // The CLI's own words: an error of the API, or what a local command printed.
             let shown = self.shown(&text);
             if line.is_api_error_message {
@@ -73,7 +73,7 @@ impl Tracer {
         let mut call = match talk.call.take() {
             Some(call) if call.message_id == message.id => call,
             earlier => {
-                let input = std::mem::take(&mut talk.pending);
+                let input = talk.heard();
                 self.closed.extend(earlier);
                 Call {
                     message_id: message.id,
@@ -84,31 +84,44 @@ impl Tracer {
                     input,
                     texts: Vec::new(),
                     tool_calls: Vec::new(),
+                    size: 0,
                 }
             }
         };
         call.end = record.ts;
         for block in message.content.as_array().into_iter().flatten() {
             match block["type"].as_str() {
-                Some("text") => call.texts.push(self.shown(block["text"].as_str().unwrap_or_default())),
+                Some("text") => {
+                    let shown = self.shown(block["text"].as_str().unwrap_or_default());
+                    if call.takes(shown.len()) {
+                        call.texts.push(shown);
+                    }
+                }
                 Some("tool_use") => {
                     let arguments = self.arguments(&block["input"]);
                     let (id, name) = (block["id"].as_str(), block["name"].as_str().unwrap_or("tool"));
-                    call.tool_calls.push(json!({
-                        "id": id, "type": "function", "function": {"name": name, "arguments": &arguments},
-                    }));
+                    let name = &text::cut(name, STATUS_CAP);
+                    if call.takes(arguments.len() + name.len()) {
+                        call.tool_calls.push(json!({
+                            "id": id, "type": "function", "function": {"name": name, "arguments": &arguments},
+                        }));
+                    }
                     self.tool_started(record.ts, parent, id.unwrap_or_default(), name, arguments);
                 }
                 _ => {}
             }
         }
         self.lane(line.parent_tool_use_id.clone(), record.ts).call = Some(call);
+        if self.closed.len() > MAX_CLOSED {
+            self.close_calls();
+        }
     }
 
     pub(super) fn tool_results(&mut self, record: &Record, line: &Line<'_>, message: &Message) {
         let Some(blocks) = message.content.as_array() else {
             let shown = self.shown(&text::of_content(&message.content));
-            self.said(record, line, &json!({"role": "user", "content": shown}));
+            let size = shown.len();
+            self.said(record, line, json!({"role": "user", "content": shown}), size);
             return;
         };
         for block in blocks {
@@ -116,15 +129,13 @@ impl Tracer {
             let id = block["tool_use_id"].as_str();
             let Some(id) = id.filter(|_| block["type"] == "tool_result") else {
                 let shown = self.shown(block["text"].as_str().unwrap_or_default());
-                self.said(record, line, &json!({"role": "user", "content": shown}));
+                let size = shown.len();
+                self.said(record, line, json!({"role": "user", "content": shown}), size);
                 continue;
             };
             let shown = self.shown(&content);
-            self.said(
-                record,
-                line,
-                &json!({"role": "tool", "tool_call_id": id, "content": &shown}),
-            );
+            let said = json!({"role": "tool", "tool_call_id": id, "content": &shown});
+            self.said(record, line, said, shown.len() + id.len());
             if self.tools.get(id).is_some_and(|tool| !tool.in_background) {
                 let failed = block["is_error"].as_bool().unwrap_or(false);
                 let status = failed.then(|| text::cut(&shown, STATUS_CAP));
@@ -134,11 +145,10 @@ impl Tracer {
     }
 
     /// A message that the next call of its conversation reads.
-    pub(super) fn said(&mut self, record: &Record, line: &Line<'_>, message: &Value) {
+    fn said(&mut self, record: &Record, line: &Line<'_>, message: Value, size: usize) {
         self.parent(record, line);
         self.lane(line.parent_tool_use_id.clone(), record.ts)
-            .pending
-            .push(message.clone());
+            .said(message, size);
     }
 
     pub(super) fn result(&mut self, record: &Record, line: &Line<'_>) {

@@ -6,7 +6,7 @@ mod lines;
 mod tests;
 mod tools;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use jiff::Timestamp;
 use protocol::{
@@ -23,6 +23,18 @@ use super::{
 };
 use crate::cli::wire::is_light;
 
+/// Most bytes of what was said that are kept of a conversation, and of a call: no span has room for more.
+const MAX_SAID: usize = 128 << 10;
+/// Most conversations, open tool calls, and calls without their numbers that are followed at the same time. The CLI has some dozens;
+/// the agent can write lines of any number of them.
+const MAX_LANES: usize = 256;
+const MAX_TOOLS: usize = 512;
+const MAX_CLOSED: usize = 256;
+/// Most ids of generations that are remembered.
+const MAX_METERED: usize = 100_000;
+/// Longest id of a message or a tool call; the API's have some thirty bytes.
+const MAX_ID: usize = 256;
+
 /// A model call, gathered from its lines.
 struct Call {
     message_id: String,
@@ -33,7 +45,20 @@ struct Call {
     input: Vec<Value>,
     texts: Vec<String>,
     tool_calls: Vec<Value>,
+    /// Bytes of both.
+    size: usize,
 }
+
+impl Call {
+    /// Whether there is room for another part of the answer.
+    fn takes(&mut self, size: usize) -> bool {
+        self.size += size + ENTRY;
+        self.size <= MAX_SAID
+    }
+}
+
+/// What an entry of a list takes beside its text, about.
+const ENTRY: usize = 128;
 
 /// A tool call, or the sub-agent that one started.
 struct Tool {
@@ -46,10 +71,32 @@ struct Tool {
 #[derive(Default)]
 struct Lane {
     /// Messages since the last call began.
-    pending: Vec<Value>,
+    pending: VecDeque<(Value, usize)>,
+    /// Bytes of them.
+    size: usize,
     call: Option<Call>,
     /// When something last happened: a call without numbers began then.
     last: Option<Timestamp>,
+}
+
+impl Lane {
+    /// Keeps the first message and the last ones.
+    fn said(&mut self, message: Value, size: usize) {
+        let size = size + ENTRY;
+        self.pending.push_back((message, size));
+        self.size += size;
+        while self.size > MAX_SAID
+            && self.pending.len() > 2
+            && let Some((_, size)) = self.pending.remove(1)
+        {
+            self.size -= size;
+        }
+    }
+
+    fn heard(&mut self) -> Vec<Value> {
+        self.size = 0;
+        self.pending.drain(..).map(|(message, _)| message).collect()
+    }
 }
 
 struct Turn {
@@ -83,6 +130,8 @@ pub struct Tracer {
     attempt: u32,
     /// By the tool call of a sub-agent; the main conversation has none.
     lanes: HashMap<Option<String>, Lane>,
+    /// For lines of a conversation that is one too many.
+    nobody: Lane,
     tools: HashMap<String, Tool>,
     closed: Vec<Call>,
     usage: HashMap<String, Metered>,
@@ -108,6 +157,7 @@ impl Tracer {
             last_turn: 0,
             attempt: 0,
             lanes: HashMap::new(),
+            nobody: Lane::default(),
             tools: HashMap::new(),
             closed: Vec::new(),
             usage: HashMap::new(),
@@ -279,7 +329,7 @@ impl Tracer {
         }
         self.last_turn = turn.number;
         let main = self.lanes.entry(None).or_default();
-        main.pending.clear();
+        main.heard();
         let call = main.call.take();
         self.closed.extend(call);
         // A sub-agent in the background outlives its turn; any other tool was interrupted.
@@ -318,11 +368,18 @@ impl Tracer {
         let asked = self.asked.get_or_insert_with(|| shown.clone()).clone();
         self.open_root(record.ts).input = Some(asked);
         let lane = self.lane(None, record.ts);
-        lane.pending.push(json!({"role": "user", "content": shown}));
+        let size = shown.len();
+        lane.said(json!({"role": "user", "content": shown}), size);
     }
 
     fn lane(&mut self, agent: Option<String>, now: Timestamp) -> &mut Lane {
-        let lane = self.lanes.entry(agent).or_default();
+        let known = agent.is_none() || self.lanes.len() < MAX_LANES || self.lanes.contains_key(&agent);
+        let lane = if known {
+            self.lanes.entry(agent).or_default()
+        } else {
+            self.nobody = Lane::default();
+            &mut self.nobody
+        };
         lane.last = Some(now);
         lane
     }

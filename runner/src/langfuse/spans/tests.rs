@@ -341,3 +341,39 @@ fn bodies_that_cannot_be_read_are_passed_over() {
         .end(Outcome::Succeeded);
     assert!(log.spans().iter().any(|span| span.name == "agent-session"));
 }
+
+/// The agent can write lines of its own to the CLI's stdout.
+#[test]
+fn what_is_kept_of_lines_without_end_is_bounded_and_the_next_call_is_told_with_its_first_and_last() {
+    let mut log = Log::new();
+    log.user("MARKER-4");
+    let much = "x".repeat(20_000);
+    for n in 0..600 {
+        let (id, tool) = (format!("msg_{n}"), format!("tool_{n}"));
+        log.tool_result(None, &tool, &json!(format!("{n} {much}")), false)
+            .tool_result(Some(&id), &tool, &json!(much), false)
+            .says("msg_a", Some("tool_a"), &text(&much))
+            .says(&id, Some("tool_b"), &text(&much))
+            .tool("msg_a", Some("tool_a"), &tool, "Bash", &json!({"command": much}));
+    }
+    let mut tracer = Tracer::new(UID, 1, false);
+    for record in &log.records {
+        tracer.record(record);
+    }
+    let said: usize = tracer.lanes.values().map(|lane| lane.size).sum();
+    let called = tracer.lanes.values().filter_map(|lane| lane.call.as_ref());
+    let texts = called.flat_map(|call| &call.texts).map(String::len);
+    assert!(said + texts.sum::<usize>() < 32 << 20, "{} MiB", said >> 20);
+    assert!(tracer.lanes.len() <= 256 && tracer.tools.len() <= 512 && tracer.closed.len() <= 256);
+    log.records.clear();
+    log.says("msg_z", None, &text("done")).turn_ended(Outcome::Succeeded);
+    for record in &log.records {
+        tracer.record(record);
+    }
+    let spans = tracer.take_ready();
+    let call = spans
+        .iter()
+        .find(|span| span.metadata.contains(&("message_id", json!("msg_z"))));
+    let input = call.unwrap().input.as_ref().unwrap();
+    assert!(input.contains("MARKER-4") && input.contains("599 x"), "{input}");
+}

@@ -7,12 +7,16 @@ use super::{
     super::{
         line::Line,
         span::{Level, Span, SpanId, SpanKind, note_length},
+        text::{self, STATUS_CAP},
     },
-    Tool, Tracer,
+    MAX_ID, MAX_TOOLS, Tool, Tracer,
 };
 
 impl Tracer {
     pub(super) fn tool_started(&mut self, now: Timestamp, parent: SpanId, id: &str, name: &str, arguments: String) {
+        if self.tools.len() >= MAX_TOOLS || id.len() > MAX_ID {
+            return;
+        }
         let agent = matches!(name, "Agent" | "Task");
         let (kind, shown) = if agent {
             (SpanKind::Agent, "subagent")
@@ -67,7 +71,9 @@ impl Tracer {
             tool.span.kind = SpanKind::Agent;
             tool.in_background = line.is_backgrounded;
             if let Some(kind) = &line.subagent_type {
-                tool.span.metadata.push(("subagent_type", kind.as_str().into()));
+                tool.span.metadata.retain(|(known, _)| *known != "subagent_type");
+                let kind = text::cut(kind, STATUS_CAP);
+                tool.span.metadata.push(("subagent_type", kind.into()));
             }
         }
     }
