@@ -4,6 +4,7 @@ pub mod answer;
 pub mod log;
 pub mod refuse;
 pub mod script;
+mod sending;
 mod server;
 
 use std::io;

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, State};
@@ -15,21 +14,16 @@ use futures::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{self, MissedTickBehavior};
 use uuid::Uuid;
 
 use super::answer::Answer;
 use super::log::{End, Log, Logged};
 use super::refuse::{self, Refusal};
 use super::script::{self, Place, Step};
+use super::sending::{Sending, Trouble, cut};
 
 /// The API takes bodies up to this size.
 const MAX_BODY: usize = 32 << 20;
-/// The API keeps a quiet stream open with pings.
-const PING: Duration = Duration::from_secs(5);
-
-/// How long bytes take at most from a handler into the socket.
-const FLUSHED: Duration = Duration::from_millis(30);
 
 /// Everything the handlers share.
 #[derive(Debug)]
@@ -219,7 +213,7 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, Refusal> {
 }
 
 /// A request under way. When it is dropped before its end is known, the client went away.
-struct Exchange {
+pub(super) struct Exchange {
     shared: Arc<Shared>,
     id: u64,
     ended: bool,
@@ -235,7 +229,7 @@ impl Exchange {
         }
     }
 
-    fn end(&mut self, end: End) {
+    pub(super) fn end(&mut self, end: End) {
         self.ended = true;
         self.shared.log.change(self.id, |entry| entry.end = Some(end));
     }
@@ -320,7 +314,7 @@ impl Exchange {
     }
 
     /// Holds and hangs as the step says.
-    async fn wait(&self, step: &Step) {
+    pub(super) async fn wait(&self, step: &Step) {
         if let Some(name) = &step.hold {
             self.shared.released(name).await;
         }
@@ -385,107 +379,6 @@ fn extra_headers(step: &Step) -> Result<HeaderMap, Refusal> {
         headers.insert(name, value);
     }
     Ok(headers)
-}
-
-enum Trouble {
-    Cut,
-    Error(String),
-}
-
-/// An answer on its way, event by event.
-struct Sending {
-    exchange: Exchange,
-    sender: mpsc::Sender<Result<Bytes, io::Error>>,
-    answer: Answer,
-    trouble: Option<Trouble>,
-}
-
-/// The client went away.
-struct Gone;
-
-impl Sending {
-    async fn run(mut self) {
-        if let Ok(end) = self.events().await {
-            self.exchange.end(end);
-        }
-    }
-
-    async fn events(&mut self) -> Result<End, Gone> {
-        let pace = Duration::from_millis(self.answer.step.chunk_ms);
-        let mut waited = false;
-        for event in self.answer.events() {
-            let is_delta = event["type"] == "content_block_delta";
-            if is_delta && !pace.is_zero() {
-                tokio::select! {
-                    () = time::sleep(pace) => {}
-                    () = self.sender.closed() => return Err(Gone),
-                }
-            }
-            self.send(&event).await?;
-            if is_delta && !waited {
-                waited = true;
-                self.middle().await?;
-                if let Some(end) = self.trouble().await? {
-                    return Ok(end);
-                }
-            }
-        }
-        Ok(End::Complete)
-    }
-
-    /// Holds and hangs in the middle of the stream, with pings.
-    async fn middle(&mut self) -> Result<(), Gone> {
-        if self.answer.step.at != Place::Middle {
-            return Ok(());
-        }
-        let waiting = self.exchange.wait(&self.answer.step);
-        let mut waiting = std::pin::pin!(waiting);
-        let mut pings = time::interval(PING);
-        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = &mut waiting => return Ok(()),
-                () = self.sender.closed() => return Err(Gone),
-                _ = pings.tick() => {
-                    let ping = sse(&json!({ "type": "ping" }));
-                    self.sender.send(Ok(ping)).await.map_err(|_| Gone)?;
-                }
-            }
-        }
-    }
-
-    async fn trouble(&mut self) -> Result<Option<End>, Gone> {
-        match self.trouble.take() {
-            None => Ok(None),
-            Some(Trouble::Cut) => {
-                self.sender.send(cut().await).await.map_err(|_| Gone)?;
-                Ok(Some(End::Cut))
-            }
-            Some(Trouble::Error(kind)) => {
-                let error = json!({ "type": "error", "error": { "type": kind, "message": "The mock's error" } });
-                self.send(&error).await?;
-                Ok(Some(End::Cut))
-            }
-        }
-    }
-
-    async fn send(&self, event: &Value) -> Result<(), Gone> {
-        self.sender.send(Ok(sse(event))).await.map_err(|_| Gone)
-    }
-}
-
-/// What closes the connection, once the bytes before it are on their way: the server drops what it has not flushed.
-async fn cut() -> Result<Bytes, io::Error> {
-    time::sleep(FLUSHED).await;
-    Err(io::Error::other("cut as the script says"))
-}
-
-fn sse(event: &Value) -> Bytes {
-    format!(
-        "event: {}\ndata: {event}\n\n",
-        event["type"].as_str().unwrap_or_default()
-    )
-    .into()
 }
 
 /// Connections on which an event does not wait for the acknowledgement of the one before, as with the real API.
