@@ -234,14 +234,15 @@ fn ran(seen: &Observed, now: Timestamp) -> Result<SignedDuration, usize> {
     if pods.len() > 1 {
         return Err(pods.len());
     }
+    let was_seen_to_start = before
+        .conditions
+        .iter()
+        .find(|c| c.type_ == condition::RUNNER_STARTED && c.status == "True")
+        .map(|started| started.last_transition_time.0);
     let since_until = match pods.first().map(|pod| &pod.runner) {
-        Some(RunnerSeen::Ended { since, until, .. }) => since.zip(*until),
+        Some(RunnerSeen::Ended { since, until, .. }) => since.or(was_seen_to_start).zip(until.or(Some(now))),
         Some(RunnerSeen::Running { since }) => since.zip(Some(now)),
-        Some(RunnerSeen::Waiting) | None => before
-            .conditions
-            .iter()
-            .find(|c| c.type_ == condition::RUNNER_STARTED && c.status == "True")
-            .map(|started| (started.last_transition_time.0, now)),
+        Some(RunnerSeen::Waiting) | None => was_seen_to_start.zip(Some(now)),
     };
     Ok(since_until.map_or(SignedDuration::ZERO, |(since, until)| until.duration_since(since)))
 }

@@ -189,7 +189,8 @@ fn attempt_ran(next: &mut AgenticSessionStatus, pod: Option<&PodSeen>, claim: Cl
             let until = until.unwrap_or(now);
             let ahead = until.duration_since(now).max(SignedDuration::ZERO);
             let earlier = |time: Timestamp| time.saturating_sub(ahead).unwrap_or(time);
-            (since.map(earlier), earlier(until))
+            // Of a pod that it evicts the kubelet forgets when its containers began.
+            (since.map(earlier).or_else(|| runner_started(next)), earlier(until))
         }
         Some(RunnerSeen::Running { since }) => (*since, now),
         // A pod that is gone: from when its runner was seen to start.

@@ -2,13 +2,14 @@
 
 use crds::Phase;
 use jiff::SignedDuration;
-use protocol::{Outcome, Report, spec::LiveLimits};
+use protocol::{Outcome, Reason, Report, spec::LiveLimits};
 
 use super::{running, running_with};
 use crate::session::{
     model::{Happening, Model, TIMEOUT},
     observed::{ClaimSeen, Resolved, RunnerSeen},
     plan::{Plan, Tuned},
+    pod::Disruption,
 };
 
 #[test]
@@ -191,6 +192,33 @@ fn evictions_do_not_use_up_attempts() {
         assert_eq!(model.status.phase, Phase::Running, "{:?}", model.status);
     }
     assert_eq!((model.status.attempt, model.status.free_retries), (Some(6), Some(5)));
+}
+
+#[test]
+fn an_evicted_attempt_has_used_its_time_though_the_kubelet_forgot_when_it_began() {
+    let mut model = running();
+    model.happen(Happening::Time(100));
+    let pod = model.pods.last_mut().unwrap();
+    // The containers' state is `ContainerStatusUnknown` then: no times, and no report.
+    pod.runner = RunnerSeen::Ended {
+        since: None,
+        until: None,
+        exit_code: 137,
+        out_of_memory: false,
+        said: "ContainerStatusUnknown".into(),
+        report: None,
+    };
+    pod.terminal = true;
+    pod.disruption = Some(Disruption {
+        reason: Reason::Evicted,
+        message: "The node was low on resource: memory.".into(),
+    });
+    model.happen(Happening::JobController);
+    model.look(true);
+    assert_eq!(
+        (model.status.free_retries, model.status.running_seconds),
+        (Some(1), Some(100))
+    );
 }
 
 #[test]
