@@ -53,6 +53,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     };
     tools::ensure(tools::Group::ControlPlane)?;
     let (binaries, measured) = if part == "operator" {
+        tools::ensure(tools::Group::PretendedNodes)?;
         (Binaries::build(&["bench"])?, operator_as_shipped()?)
     } else {
         let binaries = Binaries::build(&[binary, "bench"])?;

@@ -2,6 +2,8 @@
 //!
 //! Each lies in `<cache>/<tool>-<hash of its pin>/<tool>`: a changed pin is a new folder, a broken build leaves none.
 
+mod pins;
+
 use std::{
     fs::{self, File},
     os::unix::fs::MetadataExt,
@@ -12,144 +14,11 @@ use std::{
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use self::pins::{
+    CHART, CONTROL_PLANE, COREDNS, ETCD, HELM, KUBERNETES, KWOK, LOCAL_PATH, Module, NEWEST_KUBERNETES, NODE,
+    OLDEST_KUBERNETES, PODS, PRETENDED_NODES, SCHEDULER, Tool,
+};
 use crate::{command, paths, progress};
-
-/// A Go module of ours under `cluster/tools/` whose `go.mod` and `go.sum` pin what is built.
-struct Module {
-    folder: &'static str,
-    linker_flags: &'static str,
-    /// Parts that are left out or taken in.
-    tags: &'static str,
-}
-
-/// One program of a module.
-struct Tool {
-    name: &'static str,
-    module: &'static Module,
-    package: &'static str,
-}
-
-// The version is stamped by the linker; without it the API server calls itself v0.0.0 and clients refuse it.
-const KUBERNETES: Module = Module {
-    folder: "kubernetes",
-    linker_flags: "-s -w \
-        -X k8s.io/component-base/version.gitVersion=v1.34.4 \
-        -X k8s.io/component-base/version.gitMajor=1 \
-        -X k8s.io/component-base/version.gitMinor=34 \
-        -X k8s.io/client-go/pkg/version.gitVersion=v1.34.4",
-    tags: "",
-};
-/// The oldest whose modules the proxy has whole: of 1.29 the controller manager's are not to be had.
-const OLDEST_KUBERNETES: Module = Module {
-    folder: "kubernetes-oldest",
-    linker_flags: "-s -w \
-        -X k8s.io/component-base/version.gitVersion=v1.30.4 \
-        -X k8s.io/component-base/version.gitMajor=1 \
-        -X k8s.io/component-base/version.gitMinor=30 \
-        -X k8s.io/client-go/pkg/version.gitVersion=v1.30.4",
-    tags: "providerless",
-};
-const NEWEST_KUBERNETES: Module = Module {
-    folder: "kubernetes-newest",
-    linker_flags: "-s -w \
-        -X k8s.io/component-base/version.gitVersion=v1.36.3 \
-        -X k8s.io/component-base/version.gitMajor=1 \
-        -X k8s.io/component-base/version.gitMinor=36 \
-        -X k8s.io/client-go/pkg/version.gitVersion=v1.36.3",
-    tags: "",
-};
-const ETCD: Module = Module {
-    folder: "etcd",
-    linker_flags: "-s -w",
-    tags: "",
-};
-const COREDNS: Module = Module {
-    folder: "coredns",
-    linker_flags: "-s -w",
-    tags: "",
-};
-const LOCAL_PATH: Module = Module {
-    folder: "local-path-provisioner",
-    linker_flags: "-s -w",
-    tags: "",
-};
-const PODS: Module = Module {
-    folder: "pods",
-    linker_flags: "-s -w",
-    tags: "",
-};
-const HELM: Module = Module {
-    folder: "helm",
-    linker_flags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
-    tags: "",
-};
-
-const CONTROL_PLANE: &[Tool] = &[
-    Tool {
-        name: "kube-apiserver",
-        module: &KUBERNETES,
-        package: "k8s.io/kubernetes/cmd/kube-apiserver",
-    },
-    Tool {
-        name: "kube-controller-manager",
-        module: &KUBERNETES,
-        package: "k8s.io/kubernetes/cmd/kube-controller-manager",
-    },
-    Tool {
-        name: "kubectl",
-        module: &KUBERNETES,
-        package: "k8s.io/kubernetes/cmd/kubectl",
-    },
-    Tool {
-        name: "etcd",
-        module: &ETCD,
-        package: "go.etcd.io/etcd/server/v3",
-    },
-];
-
-const NODE: &[Tool] = &[
-    Tool {
-        name: "kubelet",
-        module: &KUBERNETES,
-        package: "k8s.io/kubernetes/cmd/kubelet",
-    },
-    Tool {
-        name: "kube-scheduler",
-        module: &KUBERNETES,
-        package: "k8s.io/kubernetes/cmd/kube-scheduler",
-    },
-    Tool {
-        name: "kube-proxy",
-        module: &KUBERNETES,
-        package: "k8s.io/kubernetes/cmd/kube-proxy",
-    },
-    Tool {
-        name: "coredns",
-        module: &COREDNS,
-        package: "cluster/coredns",
-    },
-    Tool {
-        name: "local-path-provisioner",
-        module: &LOCAL_PATH,
-        package: "github.com/rancher/local-path-provisioner",
-    },
-    Tool {
-        name: "pause",
-        module: &PODS,
-        package: "cluster/pods/pause",
-    },
-    Tool {
-        name: "volume-helper",
-        module: &PODS,
-        package: "cluster/pods/volume-helper",
-    },
-];
-
-const CHART: &[Tool] = &[Tool {
-    name: "helm",
-    module: &HELM,
-    package: "helm.sh/helm/v4/cmd/helm",
-}];
 
 /// Which tools are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -158,6 +27,8 @@ pub enum Group {
     ControlPlane,
     /// What a node needs beyond the control plane.
     Node,
+    /// Scheduler and kwok: nodes that only a benchmark takes for nodes, beside a control plane.
+    PretendedNodes,
     /// helm.
     Chart,
     /// cargo-deny.
@@ -191,13 +62,14 @@ impl Tool {
 pub fn ensure(group: Group) -> Result<()> {
     let lists: &[&[Tool]] = match group {
         Group::ControlPlane => &[CONTROL_PLANE],
-        Group::Node => &[CONTROL_PLANE, NODE],
+        Group::Node => &[CONTROL_PLANE, SCHEDULER, NODE],
+        Group::PretendedNodes => &[SCHEDULER, PRETENDED_NODES],
         Group::Chart => &[CHART],
         Group::Checks => &[],
-        Group::All => &[CONTROL_PLANE, NODE, CHART],
+        Group::All => &[CONTROL_PLANE, SCHEDULER, NODE, PRETENDED_NODES, CHART],
     };
     let wanted: Vec<&Tool> = lists.iter().copied().flatten().collect();
-    for module in [&ETCD, kubernetes(), &COREDNS, &LOCAL_PATH, &PODS, &HELM] {
+    for module in [&ETCD, kubernetes(), &COREDNS, &LOCAL_PATH, &PODS, &KWOK, &HELM] {
         let of_module: Vec<&Tool> = wanted
             .iter()
             .copied()
@@ -213,7 +85,7 @@ pub fn ensure(group: Group) -> Result<()> {
 
 /// Where a tool is once [`ensure`] has built its group.
 pub fn path(name: &str) -> Result<PathBuf> {
-    let tool = [CONTROL_PLANE, NODE, CHART]
+    let tool = [CONTROL_PLANE, SCHEDULER, NODE, PRETENDED_NODES, CHART]
         .into_iter()
         .flatten()
         .find(|tool| tool.name == name)

@@ -13,6 +13,8 @@ use serde::Deserialize;
 /// A write that was answered with success.
 #[derive(Clone, Debug)]
 pub struct Write {
+    /// When it was asked for.
+    pub asked: Timestamp,
     /// When it was answered.
     pub at: Timestamp,
     /// Who wrote.
@@ -35,6 +37,7 @@ impl Write {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
+    request_received_timestamp: Timestamp,
     stage_timestamp: Timestamp,
     verb: String,
     user: User,
@@ -93,6 +96,7 @@ fn write(entry: Entry) -> Option<Write> {
     let status = entry.response_status.filter(|status| status.code < 300);
     let object = entry.object_ref.unwrap_or_default();
     status.map(|_| Write {
+        asked: entry.request_received_timestamp,
         at: entry.stage_timestamp,
         user: entry.user.username,
         verb: entry.verb,

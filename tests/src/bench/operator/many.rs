@@ -16,8 +16,8 @@ use super::{
     audit::Audit,
     load::{Load, create_session},
     machine, mib,
+    nodes::{Ends, Nodes},
     plane::{ACCOUNT, NAMESPACE, Plane},
-    pods::Kubelet,
     quiet, settle, until,
 };
 
@@ -28,7 +28,7 @@ const AT_ONCE: usize = 32;
 pub async fn measure(options: &Options, table: &mut Table) -> Result<()> {
     let plane = Plane::start()?;
     let client = plane.client().await?;
-    let kubelet = Kubelet::new(plane.client().await?);
+    let nodes = Nodes::start(&plane, Ends::Only("live-0"))?;
     let mut audit = Audit::new(plane.audit_log());
     let mut writes = Vec::new();
 
@@ -36,11 +36,10 @@ pub async fn measure(options: &Options, table: &mut Table) -> Result<()> {
     Load::for_operator(plane.client().await?)
         .run("live", options.live + 1, 75.0)
         .await?;
-    settle(&kubelet, "live-", options.live + 1, &mut audit, &mut writes).await?;
-    let pods = kubelet.of("live-").await?;
-    kubelet.start(&pods).await?;
-    kubelet.succeed(&pods[..1]).await?;
-    settle(&kubelet, "live-", options.live + 1, &mut audit, &mut writes).await?;
+    for (phase, pods) in [("Running", options.live), ("Succeeded", 1)] {
+        settle(&client, "live-", phase, pods, &mut audit, &mut writes).await?;
+    }
+    drop(nodes);
     operator.stop().await?;
     let ended = options.sessions.saturating_sub(options.live + 1);
     end_sessions(&client, ended).await?;

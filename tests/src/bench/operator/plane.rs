@@ -25,8 +25,6 @@ pub const NAMESPACE: &str = "sessions";
 pub const BARE: &str = "bare";
 /// Who the operator is to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:agentic-system:agentic-operator";
-/// The one node. Nothing of it exists but its name.
-pub const NODE: &str = "node-of-the-bench";
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -47,8 +45,7 @@ impl Plane {
         plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
         plane.apply(&format!(
             "{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}\n---\n\
-             {{apiVersion: v1, kind: Namespace, metadata: {{name: {BARE}}}}}\n---\n\
-             {{apiVersion: v1, kind: Node, metadata: {{name: {NODE}}}}}"
+             {{apiVersion: v1, kind: Namespace, metadata: {{name: {BARE}}}}}"
         ))?;
         plane.write_operators_kubeconfig()?;
         Ok(plane)
@@ -78,11 +75,23 @@ impl Plane {
         Operator::start(binary, self.folder.path()).await
     }
 
-    fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+    /// An administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.plane.kubeconfig()
+    }
+
+    /// A folder that is gone when this is.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs kubectl and answers what it says.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         command::output(self.plane.kubectl()?.args(arguments))
     }
 
-    fn apply(&self, manifest: &str) -> Result<()> {
+    /// Applies objects.
+    pub fn apply(&self, manifest: &str) -> Result<()> {
         let mut kubectl = self.plane.kubectl()?;
         command::with_input(kubectl.args(["apply", "--server-side", "-f", "-"]), manifest.as_bytes())
     }
