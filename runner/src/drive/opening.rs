@@ -45,6 +45,9 @@ impl Attempt {
         let fresh = || Conversation::New(Uuid::new_v4());
         let (conversation, say) = match plan {
             Plan::Finish(Outcome::Succeeded) => return Ok(Opening::Finish(End::new(Outcome::Succeeded, ""))),
+            Plan::Finish(outcome @ Outcome::StoppedByUser) => {
+                return Ok(Opening::Finish(End::new(outcome, "the turn was interrupted")));
+            }
             Plan::Finish(outcome) => {
                 let said = self.journal.history().result.clone();
                 return Ok(Opening::Finish(End::new(outcome, said)));

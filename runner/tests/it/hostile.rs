@@ -8,9 +8,11 @@ use serde_json::Value;
 use tests::model::{FAKE_KEY, Logged};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::common::{DEADLINE, Ended, Session, bash, ended, eventually, script, signal, text};
+use crate::pod::{config, drive};
 
 /// Written to the CLI's stdout again and again by something that outlives the CLI.
 const QUESTION: &str = r#"{"type":"control_request","request_id":"","request":{"subtype":""}}"#;
@@ -91,7 +93,7 @@ async fn a_flood_of_permission_questions_is_not_kept_and_the_session_is_ended_as
 }
 
 /// Bytes of memory that a runner has had at most.
-fn peak(child: &tokio::process::Child) -> u64 {
+fn peak(child: &Child) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
     let kib: u64 = line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
@@ -186,5 +188,41 @@ async fn a_shim_that_the_agent_stopped_is_put_down_with_all_that_it_had() {
     signal(&child, Signal::TERM);
     let ended = ended(child).await;
     assert_eq!((ended.code, session.report().outcome), (Some(143), Outcome::Stopped));
+    session.assert_nothing_left().await;
+}
+
+/// An agent container whose shim is the first process of a PID namespace, as in a pod.
+fn isolated_container(session: &Session) -> Child {
+    std::fs::create_dir_all(session.state()).unwrap();
+    let mut command = Command::new("unshare");
+    if !rustix::process::getuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    let runner = env!("CARGO_BIN_EXE_runner");
+    command
+        .args([
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            runner,
+            "agent",
+            "--socket",
+        ])
+        .arg(session.state().join("agent.sock"))
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_agent_that_kills_all_it_can_reach_is_started_again_in_place() {
+    let session = Session::new().await;
+    let all = "[ -e again ] || { touch again; kill -9 -1; }; sleep 0.1";
+    let config = config(&session, &script("MARK", &[bash(all), text("Done.")]));
+    let _container = isolated_container(&session);
+    assert_eq!(drive(config).await, Outcome::Succeeded);
+    assert_eq!(session.events("agentRestarted").len(), 1);
+    session.assert_prompt_once("MARK");
     session.assert_nothing_left().await;
 }
