@@ -383,4 +383,35 @@ mod tests {
         history.goes_on(&[ASKED]);
         assert_eq!(history.queued(), 0);
     }
+
+    fn answered(id: &str, model: &str, parent: &str) -> (Kind, String) {
+        let line = format!(
+            r#"{{"type":"assistant","message":{{"id":"{id}","model":"{model}","content":[]}},"parent_tool_use_id":{parent}}}"#
+        );
+        (Kind::Cli, line)
+    }
+
+    #[test]
+    fn a_round_is_a_response_of_the_model_in_the_main_loop() {
+        let history = observed(&[
+            answered("m-1", "opus", "null"),
+            answered("m-1", "opus", "null"),
+            answered("s-1", "opus", "\"t\""),
+            answered("refused", "<synthetic>", "null"),
+            answered("m-2", "opus", "null"),
+        ]);
+        assert_eq!(history.rounds, 2);
+    }
+
+    #[test]
+    fn tokens_of_a_conversation_are_cumulative_and_those_of_the_next_one_come_on_top() {
+        let result = |tokens: u64| {
+            let line = format!(
+                r#"{{"type":"result","subtype":"success","is_error":false,"modelUsage":{{"a":{{"inputTokens":{tokens}}},"b":{{"outputTokens":1}}}}}}"#
+            );
+            (Kind::Cli, line)
+        };
+        let history = observed(&[result(10), result(30), result(5), result(5)]);
+        assert_eq!((history.told().input_tokens, history.told().output_tokens), (35, 2));
+    }
 }

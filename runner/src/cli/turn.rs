@@ -193,6 +193,40 @@ mod tests {
         assert_eq!(outcome(&result, &witness), expected);
     }
 
+    #[rstest]
+    #[case("error_max_turns", Outcome::MaxTurns)]
+    #[case("error_max_budget_usd", Outcome::BudgetExceeded)]
+    fn a_limit_that_the_cli_itself_met_is_told_as_one(#[case] subtype: &str, #[case] expected: Outcome) {
+        let result = ResultLine {
+            subtype: subtype.into(),
+            is_error: true,
+            ..ResultLine::default()
+        };
+        assert_eq!(outcome(&result, &saw(200)), expected);
+    }
+
+    #[tokio::test]
+    async fn a_result_concludes_until_something_begins_or_waits_or_runs() {
+        let (mut turn, now) = (Turn::default(), Instant::now());
+        assert!(turn.concluded().is_none());
+        turn.observe(&done(), now);
+        assert!(turn.concluded().is_some());
+        turn.observe(&Event::BackgroundTasks(2), now);
+        assert!(turn.concluded().is_none());
+        turn.next();
+        assert_eq!((turn.tasks(), turn.result()), (2, None), "what runs goes on");
+        turn.observe(&Event::BackgroundTasks(0), now);
+        turn.observe(&done(), now);
+        turn.observe(&Event::StateChanged(State::Running), now);
+        assert!(turn.concluded().is_none(), "it went on");
+        let queued = ResultLine {
+            queued_turn_count: 1,
+            ..result("completed", false, None)
+        };
+        turn.observe(&Event::Result(Box::new(queued)), now);
+        assert!(turn.concluded().is_none(), "a message waits");
+    }
+
     fn done() -> Event {
         Event::Result(Box::new(result("completed", false, None)))
     }

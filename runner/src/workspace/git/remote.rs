@@ -180,6 +180,13 @@ mod tests {
         2222,
         "ssh://git@h.example:2222/o/r"
     )]
+    #[case(
+        "ssh://h.example:443/o/r",
+        Scheme::Ssh,
+        "h.example",
+        443,
+        "ssh://git@h.example:443/o/r"
+    )]
     #[case("git@h.example:o/r.git", Scheme::Ssh, "h.example", 22, "git@h.example:o/r.git")]
     #[case(
         "https://[2606:50c0::1]/r",
@@ -224,6 +231,12 @@ mod tests {
     #[case("https://h.example")]
     #[case("https:///r")]
     #[case("https://h.example/r?x=1")]
+    #[case("https://h.example/a b")]
+    #[case("https://h.example/a\u{7}b")]
+    #[case("https://h.example\\a/r")]
+    #[case("-l@h.example:r")]
+    #[case("@h.example:r")]
+    #[case("git@-l:r")]
     #[case("")]
     fn everything_else_is_refused(#[case] text: &str) {
         assert!(Remote::parse(text).is_err());
