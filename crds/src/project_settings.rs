@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::session::{
-    Amounts, Limits, LlmSettings, ObjectName, PodOptions, Resources, Retry, Toleration, WorkspaceDefaults,
+    Amounts, Limits, LlmSettings, ObjectName, PodOptions, Resources, Retry, Toleration, WorkspaceDefaults, bound,
 };
 
 /// The one name that a namespace's settings may have.
@@ -170,8 +170,13 @@ pub struct Ceilings {
     /// Of `limits`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    /// Of `resources`, requests and limits alike.
+    /// Of `resources`, requests and limits alike. More than 0: to Kubernetes a limit of 0 is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(
+        validation = bound("ceilings.resources", "cpu"),
+        validation = bound("ceilings.resources", "memory"),
+        validation = bound("ceilings.resources", "ephemeral-storage")
+    )]
     pub resources: Option<Amounts>,
     /// Of `workspace.size`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -14,6 +14,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::resources::bound;
 pub use self::{
     limits::{Limits, LlmSettings, Retry},
     pod::{PodOptions, TaintEffect, Toleration, TolerationOperator},
@@ -33,6 +34,9 @@ pub(crate) const MUTABLE: [&str; 6] = [
     "limits",
     "ttlSecondsAfterFinished",
 ];
+
+/// What Kubernetes takes as the name of most objects: labels of small letters, digits and `-`, with a dot between two.
+pub(crate) const OBJECT_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 
 /// A task for a coding agent: what it is told, how long it may work, and what became of it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -244,9 +248,7 @@ pub struct EnvironmentValue(#[schemars(length(max = 8192))] pub String);
 /// Name of an object in the session's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct ObjectName(
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))] pub String,
-);
+pub struct ObjectName(#[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))] pub String);
 
 /// Who a session is for.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ObjectName;
+use super::{OBJECT_NAME, ObjectName};
 
 /// Image and placement of the session's pod. What is named must be allowed by the namespace's `ProjectSettings`; `nodeSelector` and
 /// `readOnlyRootFilesystem` need no leave.
@@ -26,7 +26,7 @@ pub struct PodOptions {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     #[x_kube(
-        validation = Rule::new("self.all(k, k.size() <= 317 && k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$') && self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$'))")
+        validation = Rule::new("self.all(k, k.size() <= 317 && k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$') && self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$'))")
             .message("pod.nodeSelector must have labels of Kubernetes' form, such as kubernetes.io/arch: amd64")
     )]
     pub node_selector: BTreeMap<String, LabelValue>,
@@ -36,16 +36,16 @@ pub struct PodOptions {
     pub tolerations: Vec<Toleration>,
     /// Priority class of the pod; one of `allowedPriorityClasses`. The cluster's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub priority_class_name: Option<String>,
     /// Runtime class of the pod, such as a sandbox; one of `allowedRuntimeClasses`. The cluster's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub runtime_class_name: Option<String>,
     /// Service account of the pod; one of `allowedServiceAccounts`. Its token is not mounted; it counts for image pulls and for policies
     /// of the cluster. `default` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub service_account_name: Option<String>,
     /// `false`: the agent may write into its container's root, for instance to install packages; what it writes there is lost with the
     /// pod. `true` when absent.
@@ -58,20 +58,33 @@ pub struct PodOptions {
 #[serde(transparent)]
 pub struct LabelValue(#[schemars(length(max = 63))] pub String);
 
+/// What Kubernetes takes as the key of a label or taint: a name of its own, as a rule behind a domain.
+const KEY: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+/// What it takes as the value of one.
+const VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
+
 /// A taint that a pod takes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.key) || (has(self.operator) && self.operator == 'Exists')")
+        .message("a toleration without key takes every taint and must say so by operator Exists: give the key of the taint"),
+    validation = Rule::new("!has(self.value) || self.value == '' || !has(self.operator) || self.operator == 'Equal'")
+        .message("a toleration with operator Exists takes every value: leave out the value, or the operator"),
+    validation = Rule::new("!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')")
+        .message("tolerationSeconds of a toleration must stand beside effect NoExecute, which alone sends pods off")
+)]
 pub struct Toleration {
     /// Key of the taint; every taint when absent, with operator `Exists`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 317), regex(pattern = "^[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?$"))]
+    #[schemars(length(max = 317), regex(pattern = KEY))]
     pub key: Option<String>,
     /// `Equal` when absent: the value must be the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<TolerationOperator>,
     /// Value of the taint, with `Equal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
+    #[schemars(length(max = 63), regex(pattern = VALUE))]
     pub value: Option<String>,
     /// Effect of the taint; every effect when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,24 +3,57 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity};
-use kube::KubeSchema;
+use kube::{KubeSchema, core::Rule};
 use serde::{Deserialize, Serialize};
 
 /// CPU, memory and ephemeral storage of the agent's container.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = within("cpu"),
+    validation = within("memory"),
+    validation = within("ephemeral-storage")
+)]
 pub struct Resources {
-    /// What the scheduler sets aside.
+    /// What the scheduler sets aside. At most the limit, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<Amounts>,
     /// What the container may use at most. More than 0: to Kubernetes a limit of 0 is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(
-        validation = Rule::new("!has(self.cpu) || (type(self.cpu) == int ? self.cpu > 0 : !isQuantity(self.cpu) || quantity(self.cpu).isGreaterThan(quantity('0')))").message("limits.cpu must be more than 0, which would be no limit: leave it out or give an amount"),
-        validation = Rule::new("!has(self.memory) || (type(self.memory) == int ? self.memory > 0 : !isQuantity(self.memory) || quantity(self.memory).isGreaterThan(quantity('0')))").message("limits.memory must be more than 0, which would be no limit: leave it out or give an amount"),
-        validation = Rule::new("!has(self.ephemeral__dash__storage) || (type(self.ephemeral__dash__storage) == int ? self.ephemeral__dash__storage > 0 : !isQuantity(self.ephemeral__dash__storage) || quantity(self.ephemeral__dash__storage).isGreaterThan(quantity('0')))").message("limits.ephemeral-storage must be more than 0, which would be no limit: leave it out or give an amount")
+        validation = bound("limits", "cpu"),
+        validation = bound("limits", "memory"),
+        validation = bound("limits", "ephemeral-storage")
     )]
     pub limits: Option<Amounts>,
+}
+
+/// The name of an amount as CEL has it.
+fn field(name: &str) -> String {
+    name.replace('-', "__dash__")
+}
+
+/// An amount that bounds is more than 0.
+pub(crate) fn bound(of: &str, name: &str) -> Rule {
+    let (amount, of) = (format!("self.{}", field(name)), format!("{of}.{name}"));
+    Rule::new(format!(
+        "!has({amount}) || (type({amount}) == int ? {amount} > 0 : !isQuantity({amount}) || quantity({amount}).isGreaterThan(quantity('0')))"
+    ))
+    .message(&*format!("{of} must be more than 0, which would be no limit: leave it out or give an amount"))
+}
+
+/// A request is at most the limit. What is no quantity is refused by the amount's own rule.
+fn within(name: &str) -> Rule {
+    let field = field(name);
+    let (request, limit) = (format!("self.requests.{field}"), format!("self.limits.{field}"));
+    Rule::new(format!(
+        "!has(self.requests) || !has(self.limits) || !has({request}) || !has({limit}) \
+         || !isQuantity(string({request})) || !isQuantity(string({limit})) \
+         || !quantity(string({request})).isGreaterThan(quantity(string({limit})))"
+    ))
+    .message(&*format!(
+        "requests.{name} must not be above limits.{name}: ask for less, or raise the limit"
+    ))
 }
 
 /// Amounts of the three resources that sessions may set.

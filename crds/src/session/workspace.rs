@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::OBJECT_NAME;
+
 /// The volume of a session: the claim `ambient-workspace-<name>`, or one that exists.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -27,13 +29,13 @@ pub struct Workspace {
 
     /// Storage class of the volume; the cluster's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub storage_class_name: Option<String>,
 
     /// Name of a claim that exists and is among `allowedClaims` of the namespace's `ProjectSettings`. The agent works in its folder
     /// `workspace`, which sessions with the same claim share. A claim of the session's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub existing_claim: Option<String>,
 
     /// What becomes of the claim when the session is deleted; `Delete` when absent.
@@ -73,7 +75,7 @@ pub struct WorkspaceDefaults {
 
     /// Storage class of the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub storage_class_name: Option<String>,
 
     /// What becomes of the claim when the session is deleted.

@@ -89,6 +89,21 @@ async fn namespace() -> &'static str {
 #[case::blank_in_an_image(json!({"prompt": "p", "pod": {"image": "a b"}}), "spec.pod.image")]
 #[case::no_such_effect(json!({"prompt": "p", "pod": {"tolerations": [{"key": "a", "effect": "Never"}]}}), "spec.pod.tolerations[0].effect")]
 #[case::a_label_of_no_form(json!({"prompt": "p", "pod": {"nodeSelector": {"a b": "c"}}}), "pod.nodeSelector must have labels of Kubernetes' form")]
+#[case::more_processors_than_the_limit(json!({"prompt": "p", "resources": {"requests": {"cpu": "1001m"}, "limits": {"cpu": 1}}}), "requests.cpu must not be above limits.cpu")]
+#[case::more_memory_than_the_limit(json!({"prompt": "p", "resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "1G"}}}), "requests.memory must not be above limits.memory")]
+#[case::more_disk_than_the_limit(json!({"prompt": "p", "resources": {"requests": {"ephemeral-storage": 1025}, "limits": {"ephemeral-storage": "1Ki"}}}), "requests.ephemeral-storage must not be above limits.ephemeral-storage")]
+#[case::a_class_that_no_storage_has(json!({"prompt": "p", "workspace": {"storageClassName": "Fast"}}), "spec.workspace.storageClassName")]
+#[case::a_claim_that_nobody_can_make(json!({"prompt": "p", "workspace": {"existingClaim": "a..b"}}), "spec.workspace.existingClaim")]
+#[case::a_priority_that_nobody_can_make(json!({"prompt": "p", "pod": {"priorityClassName": "a..b"}}), "spec.pod.priorityClassName")]
+#[case::a_runtime_that_nobody_can_make(json!({"prompt": "p", "pod": {"runtimeClassName": "a.-b"}}), "spec.pod.runtimeClassName")]
+#[case::an_account_that_nobody_can_make(json!({"prompt": "p", "pod": {"serviceAccountName": "a-.b"}}), "spec.pod.serviceAccountName")]
+#[case::a_secret_that_nobody_can_make(json!({"prompt": "p", "runnerSecrets": ["a..b"]}), "spec.runnerSecrets[0]")]
+#[case::a_domain_that_is_none(json!({"prompt": "p", "pod": {"nodeSelector": {"a..b/c": "d"}}}), "pod.nodeSelector must have labels of Kubernetes' form")]
+#[case::every_taint_by_accident(json!({"prompt": "p", "pod": {"tolerations": [{"value": "yes"}]}}), "a toleration without key takes every taint")]
+#[case::any_value_and_one(json!({"prompt": "p", "pod": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}}), "leave out the value, or the operator")]
+#[case::seconds_of_what_sends_nobody_off(json!({"prompt": "p", "pod": {"tolerations": [{"key": "a", "tolerationSeconds": 5}]}}), "must stand beside effect NoExecute")]
+#[case::a_taint_of_no_form(json!({"prompt": "p", "pod": {"tolerations": [{"key": "a/b/c", "operator": "Exists"}]}}), "spec.pod.tolerations[0].key")]
+#[case::a_value_of_no_form(json!({"prompt": "p", "pod": {"tolerations": [{"key": "a", "value": "b-"}]}}), "spec.pod.tolerations[0].value")]
 #[case::eleven_attempts(json!({"prompt": "p", "retry": {"maxAttempts": 11}}), "spec.retry.maxAttempts")]
 #[case::blank_in_the_model(json!({"prompt": "p", "llmSettings": {"model": "a b"}}), "spec.llmSettings.model")]
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +185,7 @@ async fn what_was_asked_for_cannot_be_changed_added_or_taken_away(#[case] field:
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_change_can_be_changed_and_good_sessions_are_taken() {
     let full = json!({"initialPrompt": "p", "displayName": "A", "suspend": true, "timeout": 604_800, "workspace": {"size": "500Mi", "storageClassName": "fast"},
-        "resources": {"requests": {"cpu": 1, "memory": "1Gi", "ephemeral-storage": "1Gi"}}});
+        "resources": {"requests": {"cpu": 1, "memory": "1Gi", "ephemeral-storage": "1Gi"}, "limits": {"cpu": "1000m", "memory": 1_073_741_824, "ephemeral-storage": "1024Mi"}}});
     applied(manifest(namespace().await, "good", &full)).await.unwrap();
     let mut changed = full.clone();
     changed["displayName"] = json!("B");
@@ -198,6 +213,9 @@ fn settings(namespace: &str, name: &str, spec: &Value) -> String {
 #[case::a_prefix_without_a_host("projectsettings", json!({"mcpCredentials": [{"name": "a", "secretKeyRef": {"name": "s", "key": "k"}, "urlPrefix": "https://a.example"}]}), "reach at least to the / behind the host")]
 #[case::a_credential_twice("projectsettings", json!({"mcpCredentials": [{"name": "a", "secretKeyRef": {"name": "s", "key": "k"}, "urlPrefix": "https://a.example/"}, {"name": "a", "secretKeyRef": {"name": "s", "key": "k"}, "urlPrefix": "https://b.example/"}]}), "Duplicate value")]
 #[case::no_ceiling("projectsettings", json!({"ceilings": {"workspaceSize": "0"}}), "spec.ceilings.workspaceSize must be a positive quantity")]
+#[case::a_ceiling_that_is_none("projectsettings", json!({"ceilings": {"resources": {"ephemeral-storage": "0"}}}), "ceilings.resources.ephemeral-storage must be more than 0")]
+#[case::a_default_request_above_the_limit("projectsettings", json!({"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1"}}}), "requests.cpu must not be above limits.cpu")]
+#[case::a_class_that_nobody_can_make("projectsettings", json!({"workspace": {"storageClassName": "a..b"}}), "spec.workspace.storageClassName")]
 #[case::a_host_that_is_none("projectsettings", json!({"allowedPrivateHosts": ["a/b"]}), "spec.allowedPrivateHosts[0]")]
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_settings_are_refused(#[case] name: &str, #[case] spec: Value, #[case] says: &str) {
@@ -220,10 +238,10 @@ async fn a_session_of_every_field_and_one_of_the_platform_are_taken() {
             {"url": "git@github.example:a/c.git"}, {"url": "ssh://git@github.example:22/a/d.git"},
         ],
         "mainRepoIndex": 1, "autoPushOnComplete": true, "environmentVariables": {"A": "1"}, "runnerSecrets": ["s.1"],
-        "workspace": {"size": "1Gi", "storageClassName": "c", "retention": "Retain"},
-        "resources": {"limits": {"memory": "1Gi"}},
+        "workspace": {"size": "1Gi", "storageClassName": "c.1-a", "retention": "Retain"},
+        "resources": {"requests": {"memory": "1Gi"}, "limits": {"cpu": "1"}},
         "pod": {"image": "registry.example:5000/a/b@sha256:abc", "imagePullSecrets": ["s"], "nodeSelector": {"kubernetes.io/arch": "amd64"},
-            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}], "priorityClassName": "p",
+            "tolerations": [{"key": "gpu.example/a_b", "operator": "Exists", "value": "", "effect": "NoExecute", "tolerationSeconds": 5}, {"operator": "Exists"}, {"key": "a", "value": "b_1"}], "priorityClassName": "p",
             "runtimeClassName": "gvisor", "serviceAccountName": "s", "readOnlyRootFilesystem": false},
         "retry": {"maxAttempts": 10}, "ttlSecondsAfterFinished": 60,
         "userContext": {"userId": "u", "displayName": "U", "groups": ["g:1"]},

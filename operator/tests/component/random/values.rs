@@ -113,10 +113,11 @@ pub fn meant(path: &str) -> Vec<Value> {
             json!("1n"),
             json!("4Gi"),
         ],
-        "workspace.storageClassName" => ["no-such-class", "Not A Class", ""].map(|v| json!(v)).into(),
+        "workspace.storageClassName" => ["no-such-class", "Not A Class", "", "a..b"].map(|v| json!(v)).into(),
         "workspace.existingClaim" => [CLAIM, "no-such-claim", "other.claim"].map(|v| json!(v)).into(),
         "resources.requests.cpu" => vec![json!("1000"), json!(2), json!("1n"), json!("8")],
         "resources.requests.memory" => vec![json!("1m"), json!("100Gi"), json!("8Gi"), json!("1")],
+        "resources.limits.cpu" => vec![json!("250m"), json!("249m"), json!(1)],
         "resources.limits.memory" => vec![json!("1m"), json!("128Mi"), json!("17Gi")],
         "repos.[].url" | "repos.[].input.url" => [
             "https://user:key@github.example/a/b",
@@ -183,9 +184,12 @@ fn meant_of_pods(path: &str) -> Vec<Value> {
             json!([{"value": "b"}]),
             json!([{"key": "a", "tolerationSeconds": 5}]),
             json!([{"key": "a/b/c", "operator": "Exists"}]),
+            json!([{"key": "a", "value": "b"}]),
         ],
         "pod.priorityClassName" | "pod.runtimeClassName" | "pod.serviceAccountName" => {
-            ["no-such-thing", "system-node-critical"].map(|v| json!(v)).into()
+            ["no-such-thing", "system-node-critical", "a.-b"]
+                .map(|v| json!(v))
+                .into()
         }
         "pod.imagePullSecrets.[]" | "runnerSecrets.[]" => ["another", "no-such-secret", "ambient-runner-secrets"]
             .map(|v| json!(v))
