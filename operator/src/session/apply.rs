@@ -56,14 +56,15 @@ pub enum Error {
     },
 }
 
-/// Carries out all of a plan but its status.
+/// Carries out all of a plan but its status; answers why an attempt under way is not told of its limits, if the API server does not want
+/// that: nothing else waits for it.
 pub async fn apply(
     client: &Client,
     session: &AgenticSession,
     plan: &Plan,
     request: Option<&Request>,
     settings: &PodSettings,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     let namespace = &*session.namespace().unwrap_or_default();
     // Taken apart without `..`, so that a new member cannot be forgotten. Status and wake are others' work.
     let Plan {
@@ -78,8 +79,9 @@ pub async fn apply(
         wake: _,
     } = plan;
     // What goes is justified by what is recorded, and what is refused below must not keep it: it may be what fills a quota.
+    let mut untold = None;
     for tuned in tune {
-        self::tune(client, namespace, tuned).await?;
+        untold = untold.or(self::tune(client, namespace, tuned).await?);
     }
     for target in delete {
         match target {
@@ -108,11 +110,12 @@ pub async fn apply(
     if *delete_session {
         expire(client, session).await?;
     }
-    Ok(())
+    Ok(untold)
 }
 
-/// Tells an attempt under way of limits that changed. The UID in the body makes it a write to what was seen.
-async fn tune(client: &Client, namespace: &str, tuned: &Tuned) -> Result<(), Error> {
+/// Tells an attempt under way of limits that changed; answers why not, if it is refused. The UID in the body makes it a write to what was
+/// seen.
+async fn tune(client: &Client, namespace: &str, tuned: &Tuned) -> Result<Option<String>, Error> {
     let (kind, name, result) = match tuned {
         Tuned::Job(name, uid, resolved) => {
             let annotations = json!({annotation::RESOLVED: build::json(resolved)});
@@ -135,8 +138,12 @@ async fn tune(client: &Client, namespace: &str, tuned: &Tuned) -> Result<(), Err
         }
     };
     match result {
-        Ok(()) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Ok(()) => Ok(None),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
+        Err(kube::Error::Api(status)) if is_refusal(&status) => Ok(Some(format!(
+            "The API server refuses to change the limits of {kind} {name}: {}",
+            status.message
+        ))),
         Err(source) => Err(Error::Write {
             verb: "change the limits of",
             kind,

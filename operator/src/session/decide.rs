@@ -154,6 +154,13 @@ pub fn refused(
     plan
 }
 
+/// What is left to do when an attempt under way cannot be told of its limits: to say so, and to try again, since it may be healed.
+pub fn untold(mut plan: Plan, why: &str, now: Timestamp) -> Plan {
+    transition::accepted(&mut plan.status, Some(why), now);
+    plan.wake_in(LOOK_SELDOM);
+    plan
+}
+
 /// A session that cannot begin, and others must do something about that.
 struct Hindered {
     /// What its status then says.
@@ -174,6 +181,8 @@ impl Hindered {
     ) -> Self {
         let status = transition::hindered(status, reason, message, now);
         let since = transition::not_started_since(&status).unwrap_or(now);
+        // What hindered it in another life, of which a backup was taken, has not lasted since.
+        let since = seen.session.created.map_or(since, |created| since.max(created));
         let end = deadline::hindrance_ends(since, seen, request);
         Self {
             status,

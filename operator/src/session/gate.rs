@@ -59,6 +59,8 @@ pub struct Gate {
     limits: Mutex<HashMap<String, usize>>,
     now: mpsc::UnboundedSender<Key>,
     later: mpsc::UnboundedSender<Key>,
+    /// Those who are in `later`, each once: settings may change faster than all can be told.
+    to_tell: Mutex<HashSet<Key>>,
     receivers: Mutex<Option<(Nudges, Nudges)>>,
     /// Namespaces are read one after another: pages of several would not fit the memory.
     reading: Semaphore,
@@ -73,6 +75,7 @@ impl Default for Gate {
             limits: Mutex::default(),
             now,
             later,
+            to_tell: Mutex::default(),
             receivers: Mutex::new(Some((to_see, to_see_later))),
             reading: Semaphore::new(1),
         }
@@ -95,6 +98,7 @@ impl Gate {
                 let gate = gate.clone();
                 async move {
                     gate.give_way(&session.0).await;
+                    held(&gate.to_tell).remove(&session);
                     session
                 }
             });
@@ -123,12 +127,15 @@ impl Gate {
             *known = limit;
         }
         let ledger = held(&self.ledger);
-        let (refused, next, later) = (
+        let (refused, next, mut later) = (
             ledger.refused(namespace),
             ledger.next(namespace, limit),
             ledger.later(namespace, limit),
         );
         drop(ledger);
+        let mut to_tell = held(&self.to_tell);
+        later.retain(|name| to_tell.insert((namespace.to_owned(), name.clone())));
+        drop(to_tell);
         nudge(&self.now, namespace, next);
         nudge(&self.now, namespace, refused);
         nudge(&self.later, namespace, later);

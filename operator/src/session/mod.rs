@@ -239,10 +239,13 @@ async fn carry_out(
         apply::apply(&context.client, session, &plan, request.as_ref().ok(), settings).await
     };
     let plan = match applied.await {
-        Ok(()) => {
+        Ok(untold) => {
             let job = |attempt: plan::Attempt| build::job_name(&session.name_any(), attempt.number);
             made.extend(plan.create_job.map(job));
-            plan
+            match untold {
+                Some(why) => decide::untold(plan, &why, now),
+                None => plan,
+            }
         }
         // The session waits, and says for what.
         Err(ApplyError::Refused { kind, name, said }) => decide::refused(observed, &request, (kind, &name, &said), now),

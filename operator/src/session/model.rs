@@ -28,6 +28,7 @@ pub const TIMEOUT: u64 = 120;
 /// The world, with one session.
 pub struct Model {
     pub now: Timestamp,
+    pub created: Timestamp,
     pub generation: i64,
     pub suspend: bool,
     pub start_requested: Option<String>,
@@ -55,8 +56,10 @@ pub struct Model {
 
 impl Model {
     pub fn new() -> Self {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
         Self {
-            now: Timestamp::from_second(1_800_000_000).unwrap(),
+            now,
+            created: now,
             generation: 1,
             suspend: false,
             start_requested: None,
@@ -85,6 +88,7 @@ impl Model {
         Observed {
             session: SessionSeen {
                 generation: Some(self.generation),
+                created: Some(self.created),
                 suspend: self.suspend,
                 start_requested: self.start_requested.clone(),
                 repos: Vec::new(),

@@ -80,6 +80,8 @@ impl Policy {
 pub struct SessionSeen {
     /// `metadata.generation`.
     pub generation: Option<i64>,
+    /// When it was made. What its status tells of before that was in another life, of which a backup was taken.
+    pub created: Option<Timestamp>,
     /// `spec.suspend`.
     pub suspend: bool,
     /// The annotation that asks for the next run.
@@ -94,6 +96,7 @@ impl From<&AgenticSession> for SessionSeen {
     fn from(session: &AgenticSession) -> Self {
         Self {
             generation: session.metadata.generation,
+            created: session.creation_timestamp().map(|time| time.0),
             suspend: session.spec.suspend.unwrap_or_default(),
             start_requested: session
                 .annotations()

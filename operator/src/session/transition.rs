@@ -16,7 +16,7 @@ use super::{
 };
 
 pub use drain::{drained, draining, lost, undelivered};
-pub use record::record;
+pub use record::{Remains, record};
 pub use run::{first_run, next_run, note_start_request, start_request_is_new, was_suspended};
 
 /// Nothing runs, for this reason.

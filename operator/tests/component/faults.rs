@@ -161,10 +161,12 @@ pub fn whole(bytes: impl Into<bytes::Bytes>) -> Box<DynBody> {
 }
 
 /// A refusal as the API server words it.
-fn refusal(code: u16) -> Response<Box<DynBody>> {
+pub fn refusal(code: u16) -> Response<Box<DynBody>> {
     let reason = match code {
+        403 => "Forbidden",
         409 => "Conflict",
         410 => "Expired",
+        422 => "Invalid",
         429 => "TooManyRequests",
         503 => "ServiceUnavailable",
         _ => "InternalError",

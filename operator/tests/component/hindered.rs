@@ -3,8 +3,11 @@
 
 use crds::{AgenticSessionStatus, Phase};
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::{Event, Pod, ResourceQuota};
-use kube::{Api, ResourceExt as _, api::PostParams};
+use k8s_openapi::api::core::v1::{Event, LimitRange, Pod, ResourceQuota};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, PostParams},
+};
 use protocol::names::label;
 use serde_json::{Value, json};
 
@@ -256,5 +259,68 @@ async fn hinder(world: &World, hindrance: Hindrance, said: &str, pod: Option<&Po
             events.create(&PostParams::default(), &event).await.unwrap();
         }
         Admission | Quota => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_pod_from_starting_is_final_when_the_time_to_start_is_over() {
+    let world = World::without_operator("start-timeout").await;
+    world.settle(json!({"startTimeout": 4})).await;
+    let mut world = world;
+    world.start_operator().await;
+    let _kubelet = world.kubelet();
+    let rows = [
+        ("unschedulable", "Unschedulable", "0/3 nodes are available"),
+        ("no-secret", "ConfigError", "secret \"theirs\" not found"),
+    ];
+    for (name, _, said) in rows {
+        world.create(name, json!({"prompt": "write"})).await;
+        let pod = world.pod(name, 1).await;
+        if name == "unschedulable" {
+            let condition =
+                json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said});
+            world.set_pod_status(&pod, json!({"conditions": [condition]})).await;
+        } else {
+            world.bind(&pod).await;
+            let waiting = json!({"waiting": {"reason": "CreateContainerConfigError", "message": said}});
+            let runner = json!({"name": "runner", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": waiting});
+            world.set_pod_status(&pod, json!({"containerStatuses": [runner]})).await;
+        }
+    }
+    for (name, reason, said) in rows {
+        let failed = world.phase(name, Phase::Failed).await;
+        assert_eq!((failed.reason.as_deref(), failed.attempt), (Some(reason), Some(1)));
+        assert!(failed.message.unwrap().contains(said));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_a_limit_range_refuses_is_explained_and_heals_or_is_final() {
+    for (namespace, heals) in [("limit-range-heals", true), ("limit-range-stays", false)] {
+        let world = World::without_operator(namespace).await;
+        let ranges: Api<LimitRange> = Api::namespaced(world.client.clone(), namespace);
+        let range = json!({"metadata": {"name": "small"}, "spec": {"limits": [{"type": "Container", "max": {"memory": "1Mi"}}]}});
+        let range = serde_json::from_value(range).unwrap();
+        ranges.create(&PostParams::default(), &range).await.unwrap();
+        world
+            .settle(json!({"startTimeout": if heals { 3_600 } else { 6 }}))
+            .await;
+        let mut world = world;
+        world.start_operator().await;
+        world.create("fable", json!({"prompt": "write"})).await;
+        let seen = world
+            .status_when("fable", |s| s.reason.as_deref() == Some("PodRejected"))
+            .await;
+        assert!(seen.message.unwrap().contains("maximum memory usage per Container"));
+        if heals {
+            ranges.delete("small", &DeleteParams::default()).await.unwrap();
+            world.pod("fable", 1).await;
+            world
+                .status_when("fable", |s| s.reason.as_deref() == Some("Creating"))
+                .await;
+        } else {
+            let failed = world.phase("fable", Phase::Failed).await;
+            assert_eq!(failed.reason.as_deref(), Some("PodRejected"));
+        }
     }
 }

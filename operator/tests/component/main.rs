@@ -30,5 +30,6 @@ mod settings;
 mod strays;
 mod two;
 mod uninstall;
+mod verbs;
 mod wire;
 mod world;

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use crds::{Phase, condition};
@@ -17,7 +17,7 @@ use protocol::{Outcome, Report, report::Delivery, report::RepoReport};
 use serde_json::json;
 
 use crate::{
-    faults::whole,
+    faults::{refusal, whole},
     plane::operator_config,
     wire::{self, Fate, Wire},
     world::{World, report, until},
@@ -77,6 +77,51 @@ async fn what_is_refused_in_other_words_each_time_is_not_tried_again_at_once() {
     world
         .status_when("poem", |s| s.reason.as_deref() == Some("Suspended"))
         .await;
+}
+
+/// Refuses every change of a Job and of a pod's annotations, while it does.
+#[derive(Clone, Default)]
+struct RefusesChanges(Arc<AtomicBool>);
+
+impl Wire for RefusesChanges {
+    fn fate(&self, request: &Request<Body>) -> Fate {
+        let path = request.uri().path();
+        let of_limits = path.contains("/jobs/") || path.contains("/pods/");
+        if request.method() != Method::PATCH || !of_limits || !self.0.load(Ordering::SeqCst) {
+            return Fate::Pass;
+        }
+        Fate::Instead(refusal(403))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_which_an_attempt_may_not_be_told_are_said_and_hold_up_nothing_else() {
+    let mut world = World::without_operator("refused-limits").await;
+    let refuses = RefusesChanges::default();
+    world.start_operator_with(wire::client(operator_config("refused-limits").await, refuses.clone()));
+    world.create("poem", json!({"prompt": "p", "timeout": 600})).await;
+    let pod = world.pod("poem", 1).await;
+    world.status_when("poem", |s| s.pod_uid == pod.uid()).await;
+    refuses.0.store(true, Ordering::SeqCst);
+    world.patch("poem", json!({"spec": {"timeout": 700}})).await;
+    let said = |status: &crds::AgenticSessionStatus| {
+        let found = status.conditions.iter().find(|c| c.type_ == condition::SPEC_ACCEPTED);
+        found.map(|c| c.message.clone())
+    };
+    let told = world.status_when("poem", |s| said(s).is_some()).await;
+    let expected = "The API server refuses to change the limits of Job poem-job: ";
+    assert!(said(&told).unwrap().starts_with(expected), "{told:#?}");
+    world.start(&pod).await;
+    let running = world.phase("poem", Phase::Running).await;
+    assert!(said(&running).is_some(), "it is still so");
+    refuses.0.store(false, Ordering::SeqCst);
+    world.patch("poem", json!({"spec": {"displayName": "another"}})).await;
+    world.status_when("poem", |s| said(s).is_none()).await;
+    until("the pod to be told", async || {
+        let annotations = world.pod_now(&pod).await?.metadata.annotations?;
+        annotations["vteam.ambient-code/limits"].contains("700").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,9 @@ async fn a_session_that_was_restored_while_it_ran_goes_on_in_another_attempt_and
         ..TimingSettings::default()
     };
     world.create("poem", json!({"prompt": "write"})).await;
-    let then = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    // Longer ago than its timeout.
+    let then = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    let then = then.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let says = |type_: &str, status: &str, reason: &str| json!({"type": type_, "status": status, "reason": reason, "message": "m", "lastTransitionTime": then});
     let status = json!({
         "phase": "Running", "reason": "Running", "message": "The agent works.", "observedGeneration": 1,

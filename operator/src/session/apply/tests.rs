@@ -92,7 +92,7 @@ fn everything(session: &AgenticSession) -> Plan {
     }
 }
 
-async fn applied(server: &Shared, plan: &Plan) -> Result<(), Error> {
+async fn applied(server: &Shared, plan: &Plan) -> Result<Option<String>, Error> {
     let mut session = session(json!({"prompt": "p"}));
     session.metadata.resource_version = Some("77".to_owned());
     let request = checked(json!({"prompt": "p"})).unwrap();
@@ -185,9 +185,24 @@ async fn what_was_not_done_keeps_what_comes_after_it_from_being_done() {
 async fn what_is_gone_or_replaced_is_done_with(#[case] asked: &'static str, #[case] answer: (u16, Value)) {
     let server = Shared::default();
     server.lock().unwrap().answers.insert(asked, answer);
-    applied(&server, &everything(&session(json!({"prompt": "p"}))))
-        .await
-        .unwrap();
+    let untold = applied(&server, &everything(&session(json!({"prompt": "p"})))).await;
+    assert_eq!(untold.unwrap(), None);
+    assert_eq!(server.lock().unwrap().asked.len(), 9);
+}
+
+#[rstest]
+#[case::to_the_job("PATCH jobs/a-job", "Job a-job")]
+#[case::to_the_pod("PATCH pods/a-pod", "pod a-pod")]
+#[tokio::test]
+async fn limits_that_may_not_be_told_keep_nothing_else_from_being_done(
+    #[case] asked: &'static str,
+    #[case] what: &str,
+) {
+    let server = Shared::default();
+    server.lock().unwrap().answers.insert(asked, refusal(403, "no changes"));
+    let untold = applied(&server, &everything(&session(json!({"prompt": "p"})))).await;
+    let expected = format!("The API server refuses to change the limits of {what}: no changes");
+    assert_eq!(untold.unwrap(), Some(expected));
     assert_eq!(server.lock().unwrap().asked.len(), 9);
 }
 

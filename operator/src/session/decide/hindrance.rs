@@ -99,3 +99,100 @@ fn holders(seen: &Observed) -> Vec<Target> {
         .map(|job| Target::Job(job.name.clone(), job.uid.clone()))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::session::{
+        model::{Happening, Model},
+        observed::OurJob,
+        pod::PodSeen,
+    };
+
+    /// A session whose attempt is recorded, with a Job that is not finished and a pod.
+    fn ended() -> (Observed, OurJob, PodSeen) {
+        let mut model = Model::new();
+        model.look(true);
+        model.happen(Happening::JobController);
+        let (_, job) = model.jobs[0].clone();
+        let pod = model.pods[0].clone();
+        (model.observed(), job, pod)
+    }
+
+    fn over(pod: &PodSeen) -> PodSeen {
+        PodSeen {
+            terminal: true,
+            ..pod.clone()
+        }
+    }
+
+    fn leaving(pod: &PodSeen) -> PodSeen {
+        PodSeen {
+            deleting: true,
+            ..pod.clone()
+        }
+    }
+
+    fn of_another(pod: &PodSeen) -> PodSeen {
+        PodSeen {
+            job_uid: "another".into(),
+            ..pod.clone()
+        }
+    }
+
+    #[rstest]
+    #[case::without_a_pod(|_: &PodSeen| vec![], |_: &mut OurJob| {}, true)]
+    #[case::whose_pod_was_counted(|_: &PodSeen| vec![], |job: &mut OurJob| job.counted = true, false)]
+    #[case::whose_pod_is_over(|pod: &PodSeen| vec![over(pod)], |_: &mut OurJob| {}, false)]
+    #[case::whose_pod_is_going(|pod: &PodSeen| vec![leaving(pod)], |_: &mut OurJob| {}, false)]
+    #[case::with_a_pod_that_lives(|pod: &PodSeen| vec![pod.clone()], |_: &mut OurJob| {}, true)]
+    #[case::with_a_second_pod_that_lives(|pod: &PodSeen| vec![over(pod), pod.clone()], |job: &mut OurJob| job.counted = true, true)]
+    #[case::beside_a_pod_of_another(|pod: &PodSeen| vec![over(pod), of_another(pod)], |_: &mut OurJob| {}, false)]
+    #[case::without_a_pod_of_its_own(|pod: &PodSeen| vec![of_another(pod)], |_: &mut OurJob| {}, true)]
+    #[case::that_is_held_back(|pod: &PodSeen| vec![leaving(pod)], |job: &mut OurJob| job.suspended = true, true)]
+    #[case::that_is_going(|_: &PodSeen| vec![], |job: &mut OurJob| job.deleting = true, false)]
+    fn the_job_of_an_ended_attempt_is_waited_for_and_deleted_where_it_would_not_end(
+        #[case] pods: fn(&PodSeen) -> Vec<PodSeen>,
+        #[case] change: fn(&mut OurJob),
+        #[case] deleted: bool,
+    ) {
+        let (mut seen, mut job, pod) = ended();
+        change(&mut job);
+        seen.pods = pods(&pod);
+        let target = Target::Job(job.name.clone(), job.uid.clone());
+        seen.job = JobSeen::Ours(job);
+        let hindrance = hindrance(&seen, "write-poem").expect("it is waited for");
+        assert_eq!(hindrance.message, "Waits for Job write-poem-job to end.");
+        assert_eq!(
+            hindrance.delete,
+            deleted.then_some(target).into_iter().collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_claim_that_is_going_has_the_jobs_deleted_whose_ended_pods_hold_it_and_no_other() {
+        let (mut seen, job, _) = ended();
+        let named = |name: &str, finished, deleting| OurJob {
+            name: name.into(),
+            uid: format!("uid-of-{name}"),
+            finished,
+            deleting,
+            ..job.clone()
+        };
+        seen.claim = ClaimSeen::Going;
+        seen.pods.clear();
+        seen.earlier = vec![
+            named("first", true, false),
+            named("going", true, true),
+            named("unfinished", false, false),
+        ];
+        seen.job = JobSeen::Ours(named("last", true, false));
+        let deleted = hindrance(&seen, "write-poem").expect("it is waited for").delete;
+        let target = |name: &str| Target::Job(name.into(), format!("uid-of-{name}"));
+        assert_eq!(deleted, [target("first"), target("last")]);
+        seen.claim = ClaimSeen::Missing;
+        assert!(hindrance(&seen, "write-poem").is_none());
+    }
+}

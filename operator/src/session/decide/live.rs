@@ -10,6 +10,7 @@ use crate::session::{
     outcome::{Evidence, judge},
     plan::{Plan, Target, Tuned},
     repos, transition,
+    transition::Remains,
     validate::{Invalid, Request},
 };
 
@@ -52,7 +53,13 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
             job: &seen.job,
         });
         let terms = (&deadline::terms(seen, request), &seen.policy);
-        plan.status = transition::record(&plan.status, verdict, pod, seen.claim, terms, now);
+        let remains = Remains {
+            pod,
+            claim: seen.claim,
+            born: seen.session.created,
+            over: seen.job.ours().and_then(|job| job.finished_at),
+        };
+        plan.status = transition::record(&plan.status, verdict, &remains, terms, now);
         if let Some(RunnerSeen::Ended {
             report: Some(report), ..
         }) = pod.map(|pod| &pod.runner)
@@ -127,11 +134,8 @@ fn has_report(pod: &PodSeen) -> bool {
 
 fn stop_targets(pods: &[&PodSeen], job: Option<&OurJob>) -> Vec<Target> {
     if pods.is_empty() {
-        return job
-            .filter(|j| !j.deleting)
-            .map(|j| Target::Job(j.name.clone(), j.uid.clone()))
-            .into_iter()
-            .collect();
+        let target = job.map(|job| Target::Job(job.name.clone(), job.uid.clone()));
+        return target.into_iter().collect();
     }
     pods.iter()
         .filter(|pod| !pod.deleting && !pod.is_over())

@@ -62,6 +62,30 @@ async fn when_the_bound_is_raised_those_come_first_whose_turn_it_is() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn settings_that_change_faster_than_all_can_be_told_have_each_told_once() {
+    let gate = Arc::new(Gate::default());
+    held(&gate.ledger).begin("poets");
+    let waits = |n: i64| Change {
+        name: format!("s{n}"),
+        created: Timestamp::from_second(n).unwrap(),
+        place: Place::Waits,
+    };
+    held(&gate.ledger).load("poets", (0..9).map(waits));
+    let mut nudges = Box::pin(gate.nudges());
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        (0..100).for_each(|_| gate.settings_changed("poets", Some(0)));
+        for _ in 0..9 {
+            told.push(nudges.next().await.unwrap().1);
+        }
+        let more = tokio::time::timeout(GIVE_WAY, nudges.next()).await;
+        assert!(more.is_err() && held(&gate.to_tell).is_empty(), "{more:?}");
+    }
+    let all: Vec<_> = (0..9).map(|n| format!("s{n}")).collect();
+    assert_eq!(told, [all.clone(), all].concat(), "and again when they change again");
+}
+
 #[test]
 fn a_place_that_becomes_free_is_told_to_the_next_however_it_does() {
     let gate = Arc::new(Gate::default());

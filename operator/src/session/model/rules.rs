@@ -242,7 +242,13 @@ fn ran(seen: &Observed, now: Timestamp) -> Result<SignedDuration, usize> {
     let since_until = match pods.first().map(|pod| &pod.runner) {
         Some(RunnerSeen::Ended { since, until, .. }) => since.or(was_seen_to_start).zip(until.or(Some(now))),
         Some(RunnerSeen::Running { since }) => since.zip(Some(now)),
-        Some(RunnerSeen::Waiting) | None => was_seen_to_start.zip(Some(now)),
+        Some(RunnerSeen::Waiting) | None => {
+            let over = seen.job.ours().and_then(|job| job.finished_at);
+            let in_this_life = |since: Timestamp| since.max(seen.session.created.unwrap());
+            was_seen_to_start
+                .map(in_this_life)
+                .zip(Some(over.map_or(now, |over| over.min(now))))
+        }
     };
     Ok(since_until.map_or(SignedDuration::ZERO, |(since, until)| until.duration_since(since)))
 }

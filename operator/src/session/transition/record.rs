@@ -20,12 +20,25 @@ const LONGEST_RETRY_AFTER: u64 = 3_600;
 
 /// Why what is missing will not come.
 const GONE: &str = "the rest went with the pod (spec.workspace.ephemeral)";
+
+/// What is there of an attempt that is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Remains<'a> {
+    /// Its pod, unless that is gone.
+    pub pod: Option<&'a PodSeen>,
+    /// The session's claim.
+    pub claim: ClaimSeen,
+    /// When the session was made.
+    pub born: Option<Timestamp>,
+    /// When its Job was over.
+    pub over: Option<Timestamp>,
+}
+
 /// The attempt is over: what it left is kept, and the run ends or another attempt follows.
 pub fn record(
     status: &AgenticSessionStatus,
     verdict: Verdict,
-    pod: Option<&PodSeen>,
-    claim: ClaimSeen,
+    remains: &Remains<'_>,
     (terms, policy): (&Resolved, &Policy),
     now: Timestamp,
 ) -> AgenticSessionStatus {
@@ -35,10 +48,11 @@ pub fn record(
         message,
         report,
     } = verdict;
+    let Remains { pod, claim, .. } = *remains;
     let mut next = status.clone();
     let gateway = policy.gateway;
     let was_stopping = status.phase == Phase::Stopping;
-    let until = attempt_ran(&mut next, pod, claim, now);
+    let until = attempt_ran(&mut next, remains, now);
     match &report {
         Some(report) => keep(&mut next, report, gateway, now),
         None if runner_started(&next).is_some() => conditions::events(&mut next, None, gateway, now),
@@ -182,7 +196,8 @@ fn doubling(first_wait: u64, made: u32) -> u64 {
 }
 
 /// Adds the attempt's running time; answers when it ended.
-fn attempt_ran(next: &mut AgenticSessionStatus, pod: Option<&PodSeen>, claim: ClaimSeen, now: Timestamp) -> Timestamp {
+fn attempt_ran(next: &mut AgenticSessionStatus, remains: &Remains<'_>, now: Timestamp) -> Timestamp {
+    let Remains { pod, claim, born, over } = *remains;
     let (since, until) = match pod.map(|pod| &pod.runner) {
         Some(RunnerSeen::Ended { since, until, .. }) => {
             // By a clock that is ahead it ended later than now.
@@ -193,8 +208,11 @@ fn attempt_ran(next: &mut AgenticSessionStatus, pod: Option<&PodSeen>, claim: Cl
             (since.map(earlier).or_else(|| runner_started(next)), earlier(until))
         }
         Some(RunnerSeen::Running { since }) => (*since, now),
-        // A pod that is gone: from when its runner was seen to start.
-        Some(RunnerSeen::Waiting) | None => (runner_started(next), now),
+        // A pod that is gone: from when its runner was seen to start, though not in another life, for as long as it can have run.
+        Some(RunnerSeen::Waiting) | None => {
+            let started = runner_started(next).map(|since| born.map_or(since, |born| since.max(born)));
+            (started, over.map_or(now, |over| over.min(now)))
+        }
     };
     if let Some(pod) = pod {
         next.pod_name = Some(pod.name.clone());

@@ -202,9 +202,13 @@ impl Pair {
         self.clicks += 1;
         Box::pin(comes_to_rest(&self.lived, self.clicks)).await;
         self.lived.patch(json!({"spec": {"suspend": false}})).await;
-        let Some(session) = self.lived.session().await.filter(|session| !is_ephemeral(session)) else {
+        let Some(session) = self.lived.session().await else {
             return;
         };
+        if is_ephemeral(&session) {
+            // Its workspace went with its pod, and so it has no other run: the same session follows it.
+            make(&self.lived, &session).await;
+        }
         self.make_the_same(&session).await;
         self.comes_to_the_same("made").await;
         tokio::join!(self.lived.quiet(), self.clean.quiet());
@@ -257,10 +261,7 @@ impl Pair {
         } else {
             self.clean.settings(None).await;
         }
-        let labels = json!(session.labels());
-        let annotations = json!(session.annotations());
-        let spec = serde_json::to_value(&session.spec).unwrap();
-        assert_eq!(self.clean.create(spec, labels, annotations).await, Came::Taken);
+        make(&self.clean, session).await;
     }
 
     async fn comes_to_the_same(&self, when: &str) {
@@ -277,10 +278,7 @@ impl Pair {
             }
             // The namespace may give it no time after its end.
             let is_gone = lived.is_null() && when == "ended";
-            let said = clean["says"]["message"].as_str().unwrap_or_default();
-            // A claim that is there stays what it is, whatever the settings ask of new ones.
-            let no_claim = !self.as_settled && said.starts_with("The API server refuses claim ");
-            let same = no_claim || lived == clean && (is_gone || lived["says"]["reason"].is_string());
+            let same = lived == clean && (is_gone || lived["says"]["reason"].is_string());
             *last.lock().unwrap() = (lived, clean);
             same.then_some(())
         });
@@ -290,6 +288,13 @@ impl Pair {
         })
         .await;
     }
+}
+
+/// Makes a session that says the same, in the place of one that is there.
+async fn make(scene: &Scene, session: &crds::AgenticSession) {
+    let (labels, annotations) = (json!(session.labels()), json!(session.annotations()));
+    let spec = serde_json::to_value(&session.spec).unwrap();
+    assert_eq!(scene.create(spec, labels, annotations).await, Came::Taken);
 }
 
 /// The session is deleted, and with it all that it had.

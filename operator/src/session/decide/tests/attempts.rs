@@ -1,14 +1,15 @@
 //! Attempts: what follows one, and when.
 
-use crds::Phase;
+use crds::{Phase, condition};
 use jiff::SignedDuration;
 use protocol::{Outcome, Reason, Report, spec::LiveLimits};
+use rstest::rstest;
 
-use super::{running, running_with};
+use super::{brought_to, running, running_with};
 use crate::session::{
     model::{Happening, Model, TIMEOUT},
     observed::{ClaimSeen, Resolved, RunnerSeen},
-    plan::{Plan, Tuned},
+    plan::{Plan, Target, Tuned},
     pod::Disruption,
 };
 
@@ -272,4 +273,129 @@ fn another_spec_does_not_bring_the_settings_of_today_to_an_attempt_under_way() {
     let told = told.unwrap();
     assert_eq!(told.limits, limits(Some(5_000), Some(4)));
     assert_eq!(told.asked, Some(limits(None, Some(4))), "what is compared with next");
+}
+
+#[test]
+fn a_session_that_is_stopped_before_it_has_a_pod_is_over_with_its_job() {
+    let mut model = brought_to(Phase::Creating);
+    model.happen(Happening::Suspend(true));
+    assert_eq!(model.look(true).delete, [], "what is not recorded justifies nothing");
+    assert_eq!(model.status.phase, Phase::Stopping);
+    let job = Target::Job("write-poem-job".into(), "job-1".into());
+    assert_eq!(model.look(true).delete, [job]);
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Stopped, Some("StoppedByUser"))
+    );
+}
+
+#[rstest]
+#[case::evicted(Reason::Evicted, Phase::Pending)]
+#[case::on_a_node_that_was_lost(Reason::NodeLost, Phase::Failed)]
+fn after_a_workspace_that_went_with_a_pod_another_attempt_follows_where_no_agent_can_have_begun(
+    #[case] reason: Reason,
+    #[case] expected: Phase,
+) {
+    let mut model = Model {
+        claim: ClaimSeen::Ephemeral,
+        ..Model::new()
+    };
+    model.look(true);
+    model.happen(Happening::JobController);
+    model.look(true);
+    let pod = &mut model.pods[0];
+    assert_eq!(pod.runner, RunnerSeen::Waiting);
+    pod.terminal = true;
+    pod.disruption = Some(Disruption {
+        reason,
+        message: "gone".into(),
+    });
+    model.look(true);
+    assert_eq!(model.status.phase, expected, "{:?}", model.status.message);
+}
+
+/// What happens between an attempt that lost its place and the next.
+#[derive(Clone, Copy)]
+enum Between {
+    Nothing,
+    Suspended,
+    WithoutItsClaim,
+}
+
+#[rstest]
+fn one_whose_place_was_taken_away_waits_for_it_again_whatever_comes_between(
+    #[values(Between::Nothing, Between::Suspended, Between::WithoutItsClaim)] between: Between,
+) {
+    let mut model = running();
+    model.happen(Happening::JobSuspended);
+    model.happen(Happening::RunnerEnds(Outcome::Stopped));
+    model.happen(Happening::PodTurnsTerminal);
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Pending, Some("Queued"))
+    );
+    model.happen(Happening::JobController);
+    match between {
+        Between::Nothing => {}
+        Between::Suspended => {
+            model.happen(Happening::Suspend(true));
+            model.look(true);
+            assert_eq!(model.status.reason.as_deref(), Some("Suspended"));
+            model.happen(Happening::Suspend(false));
+        }
+        Between::WithoutItsClaim => {
+            model.claim = ClaimSeen::Absent;
+            model.look(true);
+            assert_eq!(model.status.reason.as_deref(), Some("ConfigError"));
+            model.claim = ClaimSeen::Ours { bound: true };
+        }
+    }
+    let plan = model.look(true);
+    assert_eq!(
+        plan.create_job.map(|attempt| (attempt.number, attempt.held)),
+        Some((2, true))
+    );
+    let admitted = plan.status.conditions.iter().find(|c| c.type_ == condition::ADMITTED);
+    assert_eq!(admitted.map(|c| &*c.status), Some("False"));
+    assert_eq!(plan.status.reason.as_deref(), Some("Queued"), "and says so");
+}
+
+#[test]
+fn a_pod_that_went_while_nobody_looked_ran_until_its_job_was_over_at_the_latest() {
+    let mut model = running();
+    model.happen(Happening::Time(50));
+    model.pods.clear();
+    (model.jobs[0].1.finished, model.jobs[0].1.finished_at) = (true, Some(model.now));
+    model.happen(Happening::Time(86_400));
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.running_seconds),
+        (Phase::Pending, Some(50)),
+        "{:?}",
+        model.status.message
+    );
+}
+
+#[test]
+fn a_session_that_was_restored_long_after_it_ran_goes_on_as_one_that_ran_until_then() {
+    let mut model = running();
+    model.happen(Happening::Time(50));
+    (model.jobs, model.pods) = (Vec::new(), Vec::new());
+    model.happen(Happening::Time(86_400));
+    model.created = model.now;
+    model.happen(Happening::Time(3));
+    model.look(true);
+    let says = (
+        model.status.phase,
+        model.status.reason.as_deref(),
+        model.status.running_seconds,
+    );
+    assert_eq!(
+        says,
+        (Phase::Pending, Some("Retrying"), Some(3)),
+        "{:?}",
+        model.status.message
+    );
 }

@@ -153,6 +153,22 @@ fn one_that_was_suspended_while_it_waited_has_all_its_time_when_it_goes_on() {
 }
 
 #[test]
+fn one_that_was_restored_from_a_backup_has_all_its_time_to_begin() {
+    let mut model = Model {
+        claim: ClaimSeen::Absent,
+        ..Model::new()
+    };
+    model.look(true);
+    model.happen(Happening::Time(86_400));
+    model.created = model.now;
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Pending, "{:#?}", model.status);
+    waits(&mut model, 10_000);
+    assert_eq!(model.now.duration_since(model.created).as_secs(), 3_600);
+    assert_eq!(model.status.phase, Phase::Failed);
+}
+
+#[test]
 fn a_job_that_was_let_go_and_whose_pod_ended_before_anybody_looked_was_admitted() {
     let mut model = Model::new();
     model.request.as_mut().unwrap().queue = Some("poets".into());
