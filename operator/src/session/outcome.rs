@@ -18,6 +18,8 @@ pub struct Evidence<'a> {
     pub pod: Option<&'a PodSeen>,
     /// Its Job.
     pub job: &'a JobSeen,
+    /// The Job has made another pod since.
+    pub followed: bool,
 }
 
 /// How an attempt ended, and what follows.
@@ -169,6 +171,18 @@ fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
             disruption.reason,
             message,
         );
+    }
+    if pod.deleting && evidence.followed {
+        // Its Job would have failed with it (`backoffLimit` is 0), but for one thing.
+        let message = format!(
+            "Pod {} was ended when its Job was suspended, which has been let go on since by whoever admits Jobs.",
+            pod.name
+        );
+        let free = End::Again {
+            free: true,
+            retry_after: None,
+        };
+        return (free, Reason::Preempted, message);
     }
     if pod.disk_full {
         let message = format!("Pod {} used more disk than it may: {}", pod.name, pod.message);

@@ -161,6 +161,39 @@ async fn a_session_with_a_queue_waits_for_kueue_also_when_its_job_is_suspended_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_suspended_and_let_go_on_while_nobody_looked_costs_no_try() {
+    let mut world = World::new("kueue-unseen").await;
+    world.create("poem", json!({"prompt": "p"})).await;
+    let first = world.pod("poem", 1).await;
+    world.start(&first).await;
+    world.phase("poem", Phase::Running).await;
+    world.kill_operator().await;
+    suspend_job(&world, "poem-job", true).await;
+    world.obey_deletion(&first, Some(&report(Outcome::Stopped, 1))).await;
+    until("the Job to be stopped", async || {
+        let job = world.jobs().get("poem-job").await.unwrap();
+        (job.status?.active.unwrap_or(0) == 0).then_some(())
+    })
+    .await;
+    suspend_job(&world, "poem-job", false).await;
+    let second = until("the Job's second pod", async || {
+        let pods = world.pods().list(&kube::api::ListParams::default()).await.unwrap();
+        pods.items
+            .into_iter()
+            .find(|pod| pod.metadata.uid != first.metadata.uid)
+    })
+    .await;
+    world.start(&second).await;
+    world.start_operator().await;
+    world.obey_deletion(&second, Some(&report(Outcome::Stopped, 1))).await;
+    let next = world.pod("poem", 2).await;
+    world.start(&next).await;
+    world.end(&next, 2, Some(&report(Outcome::Succeeded, 2))).await;
+    let done = world.phase("poem", Phase::Completed).await;
+    assert_eq!((done.free_retries, done.run, done.attempt), (Some(1), Some(1), Some(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_sessions_agent_has_its_place_until_it_is_over() {
     let mut world = World::new("places-grace").await;
     world

@@ -51,6 +51,10 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
             stopping: stopping.then(|| (transition::recorded_reason(recorded), &*message)),
             pod,
             job: &seen.job,
+            followed: pod.is_some_and(|pod| {
+                let later = |other: &PodSeen| other.job_uid == pod.job_uid && other.created >= pod.created;
+                seen.pods.iter().any(|other| other.uid != pod.uid && later(other))
+            }),
         });
         let terms = (&deadline::terms(seen, request), &seen.policy);
         let remains = Remains {

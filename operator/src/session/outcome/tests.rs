@@ -54,6 +54,7 @@ fn judged(pod: Option<&PodSeen>, stopping: Option<(Reason, &str)>) -> Verdict {
         stopping,
         pod,
         job: &JobSeen::Missing,
+        followed: false,
     })
 }
 
@@ -64,6 +65,7 @@ fn judged_by_job(pod: &PodSeen, job: OurJob) -> Verdict {
         stopping: None,
         pod: Some(pod),
         job: &JobSeen::Ours(job),
+        followed: false,
     })
 }
 
@@ -258,4 +260,26 @@ fn an_attempt_whose_job_was_suspended_by_somebody_else_waits_again() {
     let verdict = judged_by_job(&stopped(), job);
     assert_eq!((verdict.end, verdict.reason), (End::Queued, Reason::Queued));
     assert!(verdict.report.is_some(), "what it did is known");
+}
+
+#[test]
+fn a_deleted_pod_whose_job_made_another_was_ended_by_whoever_admits_jobs() {
+    let of = |followed: bool, pod: &PodSeen| {
+        let verdict = judge(&Evidence {
+            attempt: 4,
+            stopping: None,
+            pod: Some(pod),
+            job: &JobSeen::Ours(OurJob::default()),
+            followed,
+        });
+        (verdict.end, verdict.reason)
+    };
+    assert_eq!(of(true, &stopped()), (FREE, Reason::Preempted));
+    assert_eq!(of(false, &stopped()), (COUNTS, Reason::PodDeleted));
+    let crashed = pod(ended(1, None));
+    assert_eq!(
+        of(true, &crashed),
+        (COUNTS, Reason::RunnerCrashed),
+        "nobody took it away"
+    );
 }
