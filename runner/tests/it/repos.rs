@@ -4,12 +4,13 @@ use std::path::Path;
 
 use protocol::spec::Repo;
 use protocol::{Kind, Outcome};
+use rstest::rstest;
 use runner::config::Config;
 use runner::workspace::git::Repos;
 use serde_json::Value;
 use tests::model::Logged;
 
-use crate::common::{Session, bash, script, text};
+use crate::common::{Session, bash, eventually, script, text};
 use crate::git::Scene;
 use crate::pod::{agent_container, config, drive};
 
@@ -109,6 +110,47 @@ async fn an_agent_works_in_a_clone_and_what_it_changed_is_pushed() {
         left.into_iter()
             .all(|name| !Path::new(&name).to_string_lossy().contains("bundle"))
     );
+}
+
+/// What is begun here ends by a limit, which is known before the run or comes when the tool is at work.
+#[rstest]
+#[case::rounds(true, r#"{"maxTurns":1}"#, Outcome::MaxTurns)]
+#[case::time(false, r#"{"timeout":1}"#, Outcome::Timeout)]
+#[tokio::test]
+async fn what_a_limit_ended_stays_in_the_workspace_and_is_not_pushed(
+    #[case] known: bool,
+    #[case] limits: &str,
+    #[case] outcome: Outcome,
+) {
+    let (scene, session) = scene().await;
+    let wait = if known { "" } else { "; sleep 100" };
+    let prompt = script(
+        "MARK",
+        &[
+            bash(&format!("echo more >> README.md; touch ../began{wait}")),
+            text("Done."),
+        ],
+    );
+    let _container = agent_container(&session);
+    let tell = || std::fs::write(session.state().join("limits"), limits).unwrap();
+    if known {
+        tell();
+    }
+    let driven = tokio::spawn(drive(with_repos(&scene, &session, &prompt)));
+    let began = session.workspace().join("began");
+    eventually("the tool has written", || began.exists()).await;
+    if !known {
+        tell();
+    }
+    assert_eq!(driven.await.unwrap(), outcome);
+    let branches = scene
+        .server
+        .git("one", &["for-each-ref", "--format=%(refname)"])
+        .unwrap();
+    assert_eq!(branches, "refs/heads/main");
+    assert!(session.report().repos.iter().all(|repo| !repo.pushed));
+    let kept = std::fs::read_to_string(session.workspace().join("one/README.md")).unwrap();
+    assert_eq!(kept, "hello\nmore\n");
 }
 
 #[tokio::test]
