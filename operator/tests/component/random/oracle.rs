@@ -391,9 +391,9 @@ fn shows_elsewhere(changed: &Mutation, spec: &Value) -> bool {
         "displayName" | "ttlSecondsAfterFinished" | "suspend" => true,
         // The first is the main one anyway.
         "mainRepoIndex" => spec["mainRepoIndex"] == 0 && spec["repos"].as_array().is_none_or(|repos| repos.len() < 2),
-        // As if it were not said.
         // As the settings have it.
         "pod.readOnlyRootFilesystem" => spec["pod"]["readOnlyRootFilesystem"] != false,
+        "runnerSecrets.[]" => spec["runnerSecrets"] == values::settings()["runnerSecrets"],
         // The container is the boundary.
         "tools.permissionMode" => spec["tools"]["permissionMode"] == "bypassPermissions",
         "autoPushOnComplete" => {
