@@ -47,10 +47,17 @@ pub fn hindrance(seen: &Observed, session: &str) -> Option<Hindrance> {
         });
     }
     if let Some(pod) = seen.pods.iter().find(|pod| !pod.is_over()) {
-        return wait(
-            Reason::Retrying,
-            format!("Waits for pod {} of attempt {} to end.", pod.name, pod.attempt),
-        );
+        // One that its Job made beside the attempt's own, and forgot when it finished, would work on.
+        let forgotten =
+            seen.job.ours().is_some_and(|job| job.uid == pod.job_uid) && !pod.deleting && !pod.is_judgeable();
+        return Some(Hindrance {
+            reason: Reason::Retrying,
+            message: format!("Waits for pod {} of attempt {} to end.", pod.name, pod.attempt),
+            delete: forgotten
+                .then(|| Target::Pod(pod.name.clone(), pod.uid.clone()))
+                .into_iter()
+                .collect(),
+        });
     }
     match seen.claim {
         ClaimSeen::Missing | ClaimSeen::Ours { .. } | ClaimSeen::Ephemeral => {}
@@ -169,6 +176,29 @@ mod tests {
             hindrance.delete,
             deleted.then_some(target).into_iter().collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn a_pod_that_a_finished_job_forgot_is_deleted() {
+        let (mut seen, job, pod) = ended();
+        seen.job = JobSeen::Ours(OurJob { finished: true, ..job });
+        let forgotten = Target::Pod(pod.name.clone(), pod.uid.clone());
+        let mut deleted = |pods: Vec<PodSeen>| {
+            seen.pods = pods;
+            hindrance(&seen, "write-poem").expect("it is waited for").delete
+        };
+        assert_eq!(deleted(vec![over(&pod), pod.clone()]), [forgotten]);
+        assert_eq!(
+            deleted(vec![
+                over(&pod),
+                leaving(&PodSeen {
+                    scheduled: true,
+                    ..pod.clone()
+                })
+            ]),
+            []
+        );
+        assert_eq!(deleted(vec![of_another(&pod)]), [], "that Job may still do it");
     }
 
     #[test]
