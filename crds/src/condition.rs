@@ -2,6 +2,8 @@
 
 /// `False` while what the spec asks for by now is not allowed: an attempt under way goes on with what it was begun with.
 pub const SPEC_ACCEPTED: &str = "SpecAccepted";
+/// `False` while something that should go may not be deleted, or a pod not be let go: all else goes on.
+pub const CLEANED_UP: &str = "CleanedUp";
 /// The session has a place among those that may run at once.
 pub const ADMITTED: &str = "Admitted";
 /// The session's claim exists and is bound.

@@ -189,3 +189,71 @@ fn gone<T>(result: kube::Result<T>) -> Result<(), Error> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(uid: &str, controller: Option<bool>, deleted: bool) -> Lean<Pod> {
+        let owner = |controller| json!({"apiVersion": "batch/v1", "kind": "Job", "name": "poem-job", "uid": "j1", "controller": controller});
+        let metadata = json!({
+            "namespace": "poets", "name": format!("pod-{uid}"), "uid": uid,
+            "ownerReferences": controller.map(owner).into_iter().collect::<Vec<_>>(),
+            "deletionTimestamp": deleted.then_some("2026-01-02T03:04:05Z"),
+        });
+        Lean(serde_json::from_value(json!({"metadata": metadata})).unwrap())
+    }
+
+    #[test]
+    fn a_pod_is_bare_while_nobody_controls_it_and_nobody_has_deleted_it() {
+        let bare = Bare::default();
+        let known = || {
+            let mut known: Vec<_> = bare.held().values().map(|(_, name)| name.clone()).collect();
+            known.sort();
+            known
+        };
+        bare.see(&Event::InitApply(pod("a", None, false)));
+        bare.see(&Event::Apply(pod("b", Some(false), false)));
+        bare.see(&Event::Apply(pod("c", Some(true), false)));
+        bare.see(&Event::Apply(pod("d", None, true)));
+        bare.see(&Event::Apply(pod("e", None, false)));
+        assert_eq!(known(), ["pod-a", "pod-b", "pod-e"]);
+        bare.see(&Event::Apply(pod("a", Some(true), false)));
+        bare.see(&Event::Apply(pod("b", None, true)));
+        bare.see(&Event::Delete(pod("e", None, false)));
+        assert_eq!(known(), [""; 0]);
+    }
+
+    #[rstest]
+    #[case::nobodys(json!({}), true)]
+    #[case::a_sessions(json!({"kind": "AgenticSession", "controller": true}), true)]
+    #[case::a_jobs(json!({"kind": "Job", "controller": true}), false)]
+    #[case::one_that_is_only_named(json!({"kind": "Job", "controller": false}), true)]
+    fn what_somebody_else_controls_is_not_ended(#[case] mut owner: Value, #[case] ours: bool) {
+        let owners = owner.as_object_mut().filter(|owner| !owner.is_empty()).map(|owner| {
+            owner.extend([
+                ("apiVersion".into(), json!("a/v1")),
+                ("name".into(), json!("n")),
+                ("uid".into(), json!("u")),
+            ]);
+            json!([owner])
+        });
+        let meta = |manager: &str| -> ObjectMeta {
+            serde_json::from_value(json!({"labels": {label::MANAGED_BY: manager}, "ownerReferences": owners})).unwrap()
+        };
+        assert_eq!(is_ours(&meta(label::MANAGER)), ours);
+        assert!(!is_ours(&meta("helm")), "made by somebody else");
+    }
+
+    #[test]
+    fn what_is_gone_or_replaced_is_done_with_and_what_is_refused_is_not() {
+        let answer = |code: u16, reason: &str| {
+            let status = json!({"code": code, "reason": reason, "status": "Failure", "message": ""});
+            gone::<()>(Err(kube::Error::Api(serde_json::from_value(status).unwrap()))).is_ok()
+        };
+        assert!(answer(404, "NotFound") && answer(409, "Conflict") && !answer(403, "Forbidden"));
+    }
+}

@@ -190,3 +190,47 @@ fn on_error(pod: Arc<Meta>, error: &Error, _: Arc<Context>) -> Action {
     tracing::warn!(pod = pod.name_any(), namespace = pod.namespace(), %error, "failed to free a pod");
     Action::requeue(jittered(Duration::from_secs(5)))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(deleted: bool, finalizers: &[&str]) -> Lean<Pod> {
+        let metadata = json!({
+            "namespace": "poets", "name": "p", "finalizers": finalizers, "annotations": {"long": "x"},
+            "deletionTimestamp": deleted.then_some("2026-01-02T03:04:05Z"),
+        });
+        Lean(serde_json::from_value(json!({"metadata": metadata})).unwrap())
+    }
+
+    #[test]
+    fn a_pod_is_told_of_from_its_deletion_to_its_release() {
+        let leaving = Leaving::default();
+        let mut told = leaving.receiver.lock().unwrap().take().unwrap();
+        let mut tell = |event: Event<Lean<Pod>>| {
+            leaving.see(&event);
+            told.try_recv().ok().map(|event| match event {
+                Event::Apply(pod) | Event::InitApply(pod) => {
+                    assert_eq!((pod.name_any().as_str(), pod.metadata.annotations), ("p", None));
+                    "held"
+                }
+                Event::Delete(_) => "gone",
+                Event::Init => "list",
+                Event::InitDone => "listed",
+            })
+        };
+        let held = ["other/a", REPORT_FINALIZER];
+        assert_eq!(tell(Event::Init), Some("list"));
+        assert_eq!(tell(Event::InitApply(pod(true, &held))), Some("held"));
+        assert_eq!(tell(Event::InitApply(pod(true, &["other/a"]))), None);
+        assert_eq!(tell(Event::InitApply(pod(false, &held))), None);
+        assert_eq!(tell(Event::InitDone), Some("listed"));
+        assert_eq!(tell(Event::Apply(pod(false, &held))), None, "it works");
+        assert_eq!(tell(Event::Apply(pod(true, &held))), Some("held"));
+        assert_eq!(tell(Event::Apply(pod(true, &["other/a"]))), Some("gone"), "let go");
+        assert_eq!(tell(Event::Delete(pod(true, &held))), Some("gone"));
+        assert_eq!(tell(Event::Delete(pod(false, &held))), Some("gone"));
+    }
+}

@@ -181,3 +181,36 @@ async fn bring_home(context: &Context, pod: &Meta) -> kube::Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use protocol::names::component;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_that_left_the_watch_in_our_hold_is_noted_with_the_labels_that_make_it_ours() {
+        let strays = Strays::default();
+        let mut noted = strays.receiver.lock().unwrap().take().unwrap();
+        let labels = json!({
+            label::SESSION: "poem", label::SESSION_UID: "u1", label::COMPONENT: component::ATTEMPT,
+            label::MANAGED_BY: label::MANAGER, "theirs": "x",
+        });
+        let pod = |finalizers: serde_json::Value| {
+            let metadata =
+                json!({"namespace": "poets", "name": "p", "uid": "p1", "finalizers": finalizers, "labels": labels});
+            Lean(serde_json::from_value::<Pod>(json!({"metadata": metadata})).unwrap())
+        };
+        let held = || pod(json!(["other/a", REPORT_FINALIZER]));
+        strays.see(&Event::Apply(held()));
+        strays.see(&Event::InitApply(held()));
+        strays.see(&Event::Delete(pod(json!(["other/a"]))));
+        assert!(noted.try_recv().is_err(), "it is there, or gone for good");
+        strays.see(&Event::Delete(held()));
+        let stray = noted.try_recv().unwrap();
+        assert_eq!((&*stray.namespace, &*stray.name, &*stray.uid), ("poets", "p", "p1"));
+        let mut expected = labels.clone();
+        expected.as_object_mut().unwrap().remove("theirs");
+        assert_eq!(json!(stray.labels), expected);
+    }
+}

@@ -26,7 +26,7 @@ pub struct PodOptions {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     #[x_kube(
-        validation = Rule::new("self.all(k, k.size() <= 317 && k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$') && self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$'))")
+        validation = Rule::new(format!("self.all(k, k.size() <= 317 && k.matches('{KEY}') && self[k].matches('{VALUE}'))"))
             .message("pod.nodeSelector must have labels of Kubernetes' form, such as kubernetes.io/arch: amd64")
     )]
     pub node_selector: BTreeMap<String, LabelValue>,
@@ -59,7 +59,7 @@ pub struct PodOptions {
 pub struct LabelValue(#[schemars(length(max = 63))] pub String);
 
 /// What Kubernetes takes as the key of a label or taint: a name of its own, as a rule behind a domain.
-const KEY: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+const KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
 /// What it takes as the value of one.
 const VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 

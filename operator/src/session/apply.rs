@@ -10,7 +10,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
     core::Status,
 };
-use protocol::names::{REPORT_FINALIZER, annotation};
+use protocol::names::{REPORT_FINALIZER, annotation, label};
 use serde_json::json;
 
 use super::{
@@ -56,15 +56,32 @@ pub enum Error {
     },
 }
 
-/// Carries out all of a plan but its status; answers why an attempt under way is not told of its limits, if the API server does not want
-/// that: nothing else waits for it.
+/// What the API server does not let be done, and nothing else waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// To do what, to which object.
+    pub what: String,
+    /// The API server's own words.
+    pub said: String,
+}
+
+/// The first refusals of a plan.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// An attempt under way is not told of what changed.
+    pub untold: Option<Refusal>,
+    /// What should go stays.
+    pub kept: Option<Refusal>,
+}
+
+/// Carries out all of a plan but its status.
 pub async fn apply(
     client: &Client,
     session: &AgenticSession,
     plan: &Plan,
     request: Option<&Request>,
     settings: &PodSettings,
-) -> Result<Option<String>, Error> {
+) -> Result<Refusals, Error> {
     let namespace = &*session.namespace().unwrap_or_default();
     // Taken apart without `..`, so that a new member cannot be forgotten. Status and wake are others' work.
     let Plan {
@@ -79,18 +96,19 @@ pub async fn apply(
         wake: _,
     } = plan;
     // What goes is justified by what is recorded, and what is refused below must not keep it: it may be what fills a quota.
-    let mut untold = None;
+    let Refusals { mut untold, mut kept } = Refusals::default();
     for tuned in tune {
-        untold = untold.or(self::tune(client, namespace, tuned).await?);
+        untold = untold.or(refusal(self::tune(client, namespace, tuned).await)?);
     }
     for target in delete {
-        match target {
-            Target::Pod(name, uid) => remove::<Pod>(client, namespace, "pod", name, uid).await?,
-            Target::Job(name, uid) => remove::<Job>(client, namespace, "Job", name, uid).await?,
-        }
+        let removed = match target {
+            Target::Pod(name, uid) => remove::<Pod>(client, namespace, "pod", name, uid).await,
+            Target::Job(name, uid) => remove::<Job>(client, namespace, "Job", name, uid).await,
+        };
+        kept = kept.or(refusal(removed)?);
     }
     for (name, uid) in release {
-        self::release(client, namespace, name, uid).await?;
+        kept = kept.or(refusal(self::release(client, namespace, name, uid).await)?);
     }
     if let Some(request) = request {
         if *create_claim {
@@ -107,25 +125,32 @@ pub async fn apply(
             create(client, namespace, "Job", &job).await.map_err(not_ours)?;
         }
     }
-    if *delete_session {
-        expire(client, session).await?;
+    // One of which something stays says so.
+    if *delete_session && kept.is_none() {
+        kept = kept.or(refusal(expire(client, session).await)?);
     }
-    Ok(untold)
+    Ok(Refusals { untold, kept })
 }
 
-/// Tells an attempt under way of limits that changed; answers why not, if it is refused. The UID in the body makes it a write to what was
-/// seen.
-async fn tune(client: &Client, namespace: &str, tuned: &Tuned) -> Result<Option<String>, Error> {
-    let (kind, name, result) = match tuned {
+fn refusal(result: Result<(), Error>) -> Result<Option<Refusal>, Error> {
+    match result {
+        Ok(()) => Ok(None),
+        Err(error) => error.refusal().map(Some).ok_or(error),
+    }
+}
+
+/// Tells an attempt under way of what changed. The UID in the body makes it a write to what was seen.
+async fn tune(client: &Client, namespace: &str, tuned: &Tuned) -> Result<(), Error> {
+    let jobs = || Api::<Job>::namespaced(client.clone(), namespace);
+    let (what, kind, name, result) = match tuned {
         Tuned::Job(name, uid, resolved) => {
             let annotations = json!({annotation::RESOLVED: build::json(resolved)});
             let patch = json!({
                 "metadata": {"uid": uid, "annotations": annotations},
                 "spec": {"activeDeadlineSeconds": build::deadline(resolved)},
             });
-            let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
-            let result = jobs.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-            ("Job", name, result.map(drop))
+            let result = jobs().patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+            ("change the limits of", "Job", name, result.map(drop))
         }
         Tuned::Pod(name, uid, limits) => {
             let annotations = json!({annotation::LIMITS: build::json(limits)});
@@ -134,18 +159,20 @@ async fn tune(client: &Client, namespace: &str, tuned: &Tuned) -> Result<Option<
             let result = pods
                 .patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch))
                 .await;
-            ("pod", name, result.map(drop))
+            ("change the limits of", "pod", name, result.map(drop))
+        }
+        Tuned::Queue(name, uid, queue) => {
+            let labels = json!({label::KUEUE_QUEUE: queue.name, label::KUEUE_PRIORITY: queue.priority});
+            let patch = Patch::Merge(json!({"metadata": {"uid": uid, "labels": labels}}));
+            let result = jobs().patch_metadata(name, &PatchParams::default(), &patch).await;
+            ("change the queue of", "Job", name, result.map(drop))
         }
     };
     match result {
-        Ok(()) => Ok(None),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
-        Err(kube::Error::Api(status)) if is_refusal(&status) => Ok(Some(format!(
-            "The API server refuses to change the limits of {kind} {name}: {}",
-            status.message
-        ))),
+        Ok(()) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(source) => Err(Error::Write {
-            verb: "change the limits of",
+            verb: what,
             kind,
             name: name.clone(),
             source: Box::new(source),
@@ -290,6 +317,26 @@ pub async fn release(client: &Client, namespace: &str, name: &str, uid: &str) ->
 }
 
 impl Error {
+    /// A change or a deletion that the API server does not want.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let Self::Write {
+            verb,
+            kind,
+            name,
+            source,
+        } = self
+        else {
+            return None;
+        };
+        match &**source {
+            kube::Error::Api(status) if is_refusal(status) => Some(Refusal {
+                what: format!("{verb} {kind} {name}"),
+                said: status.message.clone(),
+            }),
+            _ => None,
+        }
+    }
+
     /// Somebody was faster: observing again settles it.
     pub fn is_race(&self) -> bool {
         match self {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crds::AgenticSession;
 use futures::{Stream, StreamExt as _};
+use jiff::SignedDuration;
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ObjectReference, Pod},
@@ -166,7 +167,9 @@ async fn look(context: Arc<Context>, mut turn: Turn) {
     timer.finished(result.as_ref().map_or_else(Error::label, |_| "ok"));
     let again = match result {
         Ok(settled) => {
-            context.backoff.forget(namespace, name);
+            if !matches!(settled, Settled::Kept { .. }) {
+                context.backoff.forget(namespace, name);
+            }
             after(&context, namespace, name, settled)
         }
         Err(error) => Some(after_error(&context, namespace, name, &error)),
@@ -182,14 +185,19 @@ fn after(context: &Context, namespace: &str, name: &str, settled: Settled) -> Op
             tell_unreadable(context, namespace, name, &why);
             None
         }
-        Settled::Live { wake } => {
-            let wake = wake.map(|wake| Duration::try_from(wake).unwrap_or_default());
-            Some(wake.map_or_else(
-                || jittered(SAFETY),
-                |wake| wake.clamp(Duration::from_millis(100), SAFETY),
-            ))
+        Settled::Kept { why, wake } => {
+            let wait = context.backoff.next(namespace, name);
+            tracing::warn!(session = name, namespace, why, "what should go stays");
+            Some(wake.map_or(wait, |wake| wait.min(bounded(wake))))
         }
+        Settled::Live { wake } => Some(wake.map_or_else(|| jittered(SAFETY), bounded)),
     }
+}
+
+fn bounded(wake: SignedDuration) -> Duration {
+    Duration::try_from(wake)
+        .unwrap_or_default()
+        .clamp(Duration::from_millis(100), SAFETY)
 }
 
 fn tell_unreadable(context: &Context, namespace: &str, name: &str, why: &str) {

@@ -19,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use protocol::Reason;
 
 use super::{
+    apply::Refusal,
     conditions, deadline,
     observed::{Observed, Trouble},
     plan::{Attempt, Plan, Target},
@@ -47,6 +48,11 @@ const KEPT: usize = 5;
 pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) -> Plan {
     let mut plan = Plan::nothing(seen.session.status.clone());
     plan.status.observed_generation = seen.session.generation;
+    if let Some(ended) = transition::overwritten(&plan.status) {
+        // Before anything is done that only a run may do which is not over.
+        plan.status = ended;
+        return plan;
+    }
     plan.release = recorded_pods(seen);
     if !seen.session.status.phase.is_terminal() {
         let why_not = request.as_ref().err().map(ToString::to_string);
@@ -58,6 +64,9 @@ pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestam
         Phase::Completed | Phase::Failed | Phase::Stopped => ended::decide(plan, seen, request, now),
     };
     clean_up(&mut plan, seen, now);
+    if !plan.takes_away() {
+        conditions::remove(&mut plan.status, &[condition::CLEANED_UP]);
+    }
     if !seen.policy.clock_is_sure {
         // What is due by then is not done.
         plan.wake = plan.wake.map(|wake| wake.max(LOOK_LATER));
@@ -155,10 +164,35 @@ pub fn refused(
 }
 
 /// What is left to do when an attempt under way cannot be told of its limits: to say so, and to try again, since it may be healed.
-pub fn untold(mut plan: Plan, why: &str, now: Timestamp) -> Plan {
-    transition::accepted(&mut plan.status, Some(why), now);
+pub fn untold(mut plan: Plan, seen: &Observed, refusal: &Refusal, now: Timestamp) -> Plan {
+    let why = words(seen, condition::SPEC_ACCEPTED, refusal);
+    transition::accepted(&mut plan.status, Some(&why), now);
     plan.wake_in(LOOK_SELDOM);
     plan
+}
+
+/// What is left to do when something that should go may not: to say so. It is tried again, as after every failure.
+pub fn kept(mut plan: Plan, seen: &Observed, refusal: &Refusal, now: Timestamp) -> Plan {
+    let why = words(seen, condition::CLEANED_UP, refusal);
+    conditions::set(
+        &mut plan.status,
+        condition::CLEANED_UP,
+        "False",
+        Reason::ConfigError,
+        &why,
+        now,
+    );
+    plan
+}
+
+/// How a refusal is told. They may be other words each time: the first stay, or writing the next would have it tried again at once.
+fn words(seen: &Observed, type_: &str, Refusal { what, said }: &Refusal) -> String {
+    let what = format!("The API server refuses to {what}: ");
+    let told = seen.session.status.conditions.iter().find(|c| c.type_ == type_);
+    match told.filter(|told| told.message.starts_with(&what)) {
+        Some(told) => told.message.clone(),
+        None => what + said,
+    }
 }
 
 /// A session that cannot begin, and others must do something about that.

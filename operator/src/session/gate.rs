@@ -281,10 +281,17 @@ impl Drop for Reading<'_> {
 /// Notes what a session is after it was looked at.
 pub fn settle(context: &Context, session: &AgenticSession, plan: &Plan, request: &Result<Request, Invalid>) {
     let (namespace, name) = (session.namespace().unwrap_or_default(), session.name_any());
-    let status = &plan.status;
+    let created = session.creation_timestamp().map_or(Timestamp::MAX, |time| time.0);
+    context
+        .gate
+        .change(&namespace, &name, created, place(&plan.status, request));
+}
+
+/// What a session with this status is to those who wait.
+fn place(status: &AgenticSessionStatus, request: &Result<Request, Invalid>) -> Place {
     let is_held = conditions::denied(status, condition::ADMITTED).is_some();
     let live = matches!(status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
-    let place = match request {
+    match request {
         Err(invalid) if invalid.heals() && !live => Place::Refused,
         // Others must do something, perhaps the admin.
         Ok(_) if is_hindered(status) => Place::Refused,
@@ -298,9 +305,7 @@ pub fn settle(context: &Context, session: &AgenticSession, plan: &Plan, request:
             }
         }
         _ => Place::None,
-    };
-    let created = session.creation_timestamp().map_or(Timestamp::MAX, |time| time.0);
-    context.gate.change(&namespace, &name, created, place);
+    }
 }
 
 /// An object that it needs is missing, refused, or somebody else's.
@@ -347,21 +352,27 @@ struct SlimStatus {
 async fn read(client: &Client, namespace: &str) -> kube::Result<Vec<Change>> {
     let kind = ApiResource::erase::<AgenticSession>(&());
     let sessions: Api<Object<SlimSpec, SlimStatus>> = Api::namespaced_with(client.clone(), namespace, &kind);
-    let mut found = Vec::new();
+    let (mut found, mut held_back) = (Vec::new(), HashSet::new());
     let mut next = ListParams::default().limit(PAGE);
     loop {
         let page = sessions.list(&next).await?;
         for session in page.items {
+            let name = session.metadata.name.unwrap_or_default();
             let status = session.status.unwrap_or_default();
             let reason = status.reason.as_deref();
             let waited = reason.is_none() || reason == Some(Reason::Queued.as_str());
             let place = match status.phase {
+                // As status has it: whoever admits Jobs has not let it begin.
+                Phase::Creating if reason == Some(Reason::Queued.as_str()) => {
+                    held_back.insert(name.clone());
+                    Place::None
+                }
                 Phase::Creating | Phase::Running | Phase::Stopping => Place::Holds,
                 Phase::Pending if waited && !session.spec.suspend => Place::Waits,
                 Phase::Pending | Phase::Completed | Phase::Failed | Phase::Stopped => Place::None,
             };
             found.push(Change {
-                name: session.metadata.name.unwrap_or_default(),
+                name,
                 created: session
                     .metadata
                     .creation_timestamp
@@ -374,12 +385,17 @@ async fn read(client: &Client, namespace: &str) -> kube::Result<Vec<Change>> {
             None => break,
         }
     }
-    begun(client, namespace, &mut found).await?;
+    begun(client, namespace, &held_back, &mut found).await?;
     Ok(found)
 }
 
-/// A Job that was made by a reconcile which did not live to record it holds a place too.
-async fn begun(client: &Client, namespace: &str, found: &mut [Change]) -> kube::Result<()> {
+/// A Job that was made by a reconcile which did not live to record it holds a place too, and one that was let go unseen.
+async fn begun(
+    client: &Client,
+    namespace: &str,
+    held_back: &HashSet<String>,
+    found: &mut [Change],
+) -> kube::Result<()> {
     let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
     let attempts = format!(
         "{}={},{}={}",
@@ -412,8 +428,9 @@ async fn begun(client: &Client, namespace: &str, found: &mut [Change]) -> kube::
             None => break,
         }
     }
-    for change in found.iter_mut().filter(|change| change.place == Place::Waits) {
-        if live.contains(&change.name) {
+    for change in found {
+        let may_have_begun = change.place == Place::Waits || held_back.contains(&change.name);
+        if may_have_begun && live.contains(&change.name) {
             change.place = Place::Holds;
         }
     }

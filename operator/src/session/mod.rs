@@ -37,6 +37,7 @@ use crds::{AgenticSession, ProjectSettingsSpec, condition};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource as _, ResourceExt as _};
 
+use apply::Refusal;
 use memory::Look;
 use observed::Observed;
 use plan::Plan;
@@ -61,6 +62,13 @@ pub enum Settled {
     Unreadable(String),
     /// It is over, and nothing is left to do about it.
     Over,
+    /// It was observed, and what should go may not.
+    Kept {
+        /// What, and why not.
+        why: String,
+        /// When to look again though that is not tried again before.
+        wake: Option<SignedDuration>,
+    },
     /// It was observed.
     Live {
         /// When to look again though nothing changes.
@@ -231,7 +239,7 @@ async fn carry_out(
         return Ok(Settled::COME_AGAIN);
     };
     let settings = &context.settings.pod;
-    let mut made = Vec::new();
+    let (mut made, mut kept) = (Vec::new(), None);
     let applied = async {
         if plan.create_job.is_some() || plan.create_drain.is_some() {
             network::ensure(context, &session.namespace().unwrap_or_default()).await?;
@@ -239,13 +247,18 @@ async fn carry_out(
         apply::apply(&context.client, session, &plan, request.as_ref().ok(), settings).await
     };
     let plan = match applied.await {
-        Ok(untold) => {
+        Ok(refusals) => {
             let job = |attempt: plan::Attempt| build::job_name(&session.name_any(), attempt.number);
             made.extend(plan.create_job.map(job));
-            match untold {
-                Some(why) => decide::untold(plan, &why, now),
-                None => plan,
+            let mut plan = plan;
+            if let Some(refusal) = &refusals.untold {
+                plan = decide::untold(plan, observed, refusal, now);
             }
+            if let Some(refusal) = &refusals.kept {
+                plan = decide::kept(plan, observed, refusal, now);
+            }
+            kept = refusals.kept;
+            plan
         }
         // The session waits, and says for what.
         Err(ApplyError::Refused { kind, name, said }) => decide::refused(observed, &request, (kind, &name, &said), now),
@@ -262,7 +275,13 @@ async fn carry_out(
         plan.wake
     };
     gate::settle(context, session, &plan, &request);
-    Ok(Settled::Live { wake })
+    Ok(match kept {
+        Some(Refusal { what, said }) => Settled::Kept {
+            why: format!("the API server refuses to {what}: {said}"),
+            wake,
+        },
+        None => Settled::Live { wake },
+    })
 }
 
 /// Writes the status of a plan, if it says something new, and tells of it.

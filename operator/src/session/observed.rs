@@ -240,6 +240,26 @@ pub enum JobSeen {
     Foreign,
 }
 
+/// Where Kueue has a Job wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InQueue {
+    /// The queue.
+    pub name: String,
+    /// The Job's priority among those that wait there.
+    pub priority: Option<String>,
+}
+
+impl InQueue {
+    /// What the labels of a Job say.
+    fn of(job: &Job) -> Option<Self> {
+        let labels = job.labels();
+        Some(Self {
+            name: labels.get(label::KUEUE_QUEUE)?.clone(),
+            priority: labels.get(label::KUEUE_PRIORITY).cloned(),
+        })
+    }
+}
+
 /// A Job of the session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not exclude each other")]
@@ -254,6 +274,8 @@ pub struct OurJob {
     pub started: Option<Timestamp>,
     /// It is held back, or was stopped, by whoever admits Jobs.
     pub suspended: bool,
+    /// Where it waits, if it is held back. In a box: few are.
+    pub queue: Option<Box<InQueue>>,
     /// It is being deleted.
     pub deleting: bool,
     /// It will make no more pods.
@@ -328,12 +350,14 @@ impl From<&Job> for OurJob {
         };
         let resolved = job.annotations().get(annotation::RESOLVED);
         let spec = job.spec.as_ref();
+        let suspended = spec.and_then(|s| s.suspend).unwrap_or_default();
         Self {
             name: job.name_any(),
             uid: job.uid().unwrap_or_default(),
             created: job.creation_timestamp().map(|t| t.0),
             started: status.and_then(|s| s.start_time.as_ref()).map(|t| t.0),
-            suspended: spec.and_then(|s| s.suspend).unwrap_or_default(),
+            suspended,
+            queue: InQueue::of(job).filter(|_| suspended).map(Box::new),
             deleting: job.metadata.deletion_timestamp.is_some(),
             finished: ends().next().is_some(),
             finished_at: ends().filter_map(|c| Some(c.last_transition_time.as_ref()?.0)).max(),

@@ -173,7 +173,7 @@ fn by_circumstance(evidence: &Evidence<'_>) -> Finding {
         );
     }
     if pod.deleting && evidence.followed {
-        // Its Job would have failed with it (`backoffLimit` is 0), but for one thing.
+        // Its Job would have failed with it (`backoffLimit` is 0) if nobody had suspended it.
         let message = format!(
             "Pod {} was ended when its Job was suspended, which has been let go on since by whoever admits Jobs.",
             pod.name

@@ -4,7 +4,7 @@ use crds::AgenticSessionStatus;
 use jiff::SignedDuration;
 use protocol::spec::LiveLimits;
 
-use super::observed::Resolved;
+use super::observed::{InQueue, Resolved};
 
 /// A new attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +28,15 @@ pub struct Drain {
     pub attempt: Attempt,
 }
 
-/// Limits that changed while an attempt is under way; by name and UID of what is changed.
+/// What of the session changed while an attempt is under way; by name and UID of what is changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tuned {
     /// The Job's resolved values, and with them its deadline.
     Job(String, String, Resolved),
     /// The annotation that the pod's runner reads.
     Pod(String, String, LiveLimits),
+    /// The queue in which the Job waits.
+    Queue(String, String, InQueue),
 }
 
 /// Something that is deleted, if it still is what was seen.
@@ -92,14 +94,19 @@ impl Plan {
             create_job,
             create_drain,
             tune,
-            delete,
-            delete_session,
-            release,
+            delete: _,
+            delete_session: _,
+            release: _,
             status: _,
             wake: _,
         } = self;
         let makes = *create_claim || create_job.is_some() || create_drain.is_some() || !tune.is_empty();
-        !makes && delete.is_empty() && !delete_session && release.is_empty()
+        !makes && !self.takes_away()
+    }
+
+    /// It takes something away.
+    pub fn takes_away(&self) -> bool {
+        !self.delete.is_empty() || self.delete_session || !self.release.is_empty()
     }
 
     /// To let go of pods is all that it does; status apart.

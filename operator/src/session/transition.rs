@@ -259,6 +259,29 @@ pub fn finish(
     next
 }
 
+/// The end of a run that is over, if its status says otherwise: somebody else has written that. An ended run stays ended; what would
+/// follow here has no attempt left, or no reason to be.
+pub fn overwritten(status: &AgenticSessionStatus) -> Option<AgenticSessionStatus> {
+    let finished = status.conditions.iter().find(|c| c.type_ == condition::FINISHED);
+    let finished = finished.filter(|_| !status.phase.is_terminal() && status.completion_time.is_some())?;
+    let is = |reason: Reason| finished.reason == reason.as_str();
+    let (phase, reason) = if is(Reason::Completed) {
+        (Phase::Completed, &*finished.reason)
+    } else if is(Reason::Suspended) {
+        (Phase::Stopped, Reason::StoppedByUser.as_str())
+    } else if is(Reason::StoppedByUser) || is(Reason::Inactivity) {
+        (Phase::Stopped, &*finished.reason)
+    } else {
+        (Phase::Failed, &*finished.reason)
+    };
+    Some(AgenticSessionStatus {
+        phase,
+        reason: Some(reason.to_owned()),
+        message: Some(finished.message.clone()),
+        ..status.clone()
+    })
+}
+
 /// No attempt can begin, for a reason that others must do something about. Since when, the condition keeps.
 pub fn hindered(status: &AgenticSessionStatus, reason: Reason, message: &str, now: Timestamp) -> AgenticSessionStatus {
     let mut next = waiting(status, reason, message);

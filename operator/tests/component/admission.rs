@@ -1,8 +1,11 @@
 //! Who may run now: the namespace's places, and whoever else admits Jobs.
 
 use crds::{AgenticSessionStatus, Phase};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use protocol::Outcome;
+use kube::{
+    ResourceExt as _,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use protocol::{Outcome, names::annotation::RESOLVED};
 use serde_json::json;
 
 use crate::{
@@ -96,6 +99,8 @@ async fn places_are_kept_over_a_restart_of_the_operator_and_a_raised_bound_acts_
     }
 }
 
+const QUEUE: &str = "kueue.x-k8s.io/queue-name";
+
 async fn suspend_job(world: &World, name: &str, suspend: bool) {
     let patch = json!({"spec": {"suspend": suspend}});
     world
@@ -161,6 +166,44 @@ async fn a_session_with_a_queue_waits_for_kueue_also_when_its_job_is_suspended_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_waits_is_moved_to_another_queue_by_its_label_and_one_that_may_run_is_not() {
+    let world = World::new("kueue-moved").await;
+    world
+        .settings_of_the_namespace(json!({"allowedPriorityClasses": ["low"]}))
+        .await;
+    let mut poem = session("poem", json!({"prompt": "p"}));
+    poem.metadata.labels = Some([(QUEUE.to_owned(), "night".to_owned())].into());
+    world.sessions().create(&PostParams::default(), &poem).await.unwrap();
+    world
+        .status_when("poem", |s| s.reason.as_deref() == Some("Queued"))
+        .await;
+    let change = async |change| {
+        let sessions = world.sessions();
+        let change = Patch::Merge(change);
+        sessions.patch("poem", &PatchParams::default(), &change).await.unwrap();
+    };
+    change(json!({"metadata": {"labels": {QUEUE: "day", "kueue.x-k8s.io/priority-class": "low"}}})).await;
+    let moved = until("the Job to be moved", async || {
+        let job = world.jobs().get("poem-job").await.unwrap();
+        (job.labels()[QUEUE] == "day").then_some(job)
+    })
+    .await;
+    assert_eq!(moved.labels()["kueue.x-k8s.io/priority-class"], "low");
+    assert_eq!(moved.spec.unwrap().suspend, Some(true), "it waits there");
+
+    suspend_job(&world, "poem-job", false).await;
+    world.pod("poem", 1).await;
+    // The timeout shows that the change was seen.
+    change(json!({"metadata": {"labels": {QUEUE: "dusk"}}, "spec": {"timeout": 77}})).await;
+    let told = until("the Job to be told", async || {
+        let job = world.jobs().get("poem-job").await.unwrap();
+        job.annotations()[RESOLVED].contains("77").then_some(job)
+    })
+    .await;
+    assert_eq!(told.labels()[QUEUE], "day");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_was_suspended_and_let_go_on_while_nobody_looked_costs_no_try() {
     let mut world = World::new("kueue-unseen").await;
     world.create("poem", json!({"prompt": "p"})).await;
@@ -191,6 +234,46 @@ async fn a_job_that_was_suspended_and_let_go_on_while_nobody_looked_costs_no_try
     world.end(&next, 2, Some(&report(Outcome::Succeeded, 2))).await;
     let done = world.phase("poem", Phase::Completed).await;
     assert_eq!((done.free_retries, done.run, done.attempt), (Some(1), Some(1), Some(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_waits_for_kueue_takes_no_place_and_waits_for_none_and_has_one_while_it_runs() {
+    let world = World::new("kueue-places").await;
+    world
+        .settings_of_the_namespace(json!({"maxConcurrentSessions": 1}))
+        .await;
+    let mut poem = session("poem", json!({"prompt": "p"}));
+    poem.metadata.labels = Some([(QUEUE.to_owned(), "night".to_owned())].into());
+    world.sessions().create(&PostParams::default(), &poem).await.unwrap();
+    world
+        .status_when("poem", |s| s.reason.as_deref() == Some("Queued"))
+        .await;
+    world.create("first", json!({"prompt": "p"})).await;
+    let first = world.pod("first", 1).await;
+    world.start(&first).await;
+    world.phase("first", Phase::Running).await;
+    suspend_job(&world, "poem-job", false).await;
+    let poem = world.pod("poem", 1).await;
+    world.start(&poem).await;
+    world.phase("poem", Phase::Running).await;
+
+    world.create("second", json!({"prompt": "p"})).await;
+    let is_queued = |s: &AgenticSessionStatus| s.reason.as_deref() == Some("Queued");
+    world.status_when("second", is_queued).await;
+    world.end(&first, 2, Some(&report(Outcome::Succeeded, 1))).await;
+    world.phase("first", Phase::Completed).await;
+    let looks = world.looks().await;
+    until("more looks", async || {
+        let now = world.looks().await;
+        let look = json!({"metadata": {"annotations": {"look": now.to_string()}}});
+        world.patch("second", look).await;
+        (now > looks + 2).then_some(())
+    })
+    .await;
+    assert!(is_queued(&world.status("second").await));
+    assert_eq!(jobs_created(&world.namespace), ["first-job", "poem-job"]);
+    world.end(&poem, 2, Some(&report(Outcome::Succeeded, 1))).await;
+    world.pod("second", 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

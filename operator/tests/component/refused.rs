@@ -1,11 +1,11 @@
 //! What the API server, its webhooks or the admin's later word refuse.
 
 use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
 };
 
-use crds::{Phase, condition};
+use crds::{AgenticSessionStatus, Phase, condition};
 use http::{Method, Request, Response, StatusCode};
 use k8s_openapi::api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::ResourceQuota};
 use kube::{
@@ -17,9 +17,9 @@ use protocol::{Outcome, Report, report::Delivery, report::RepoReport};
 use serde_json::json;
 
 use crate::{
-    faults::{refusal, whole},
+    faults::whole,
     plane::operator_config,
-    wire::{self, Fate, Wire},
+    wire::{self, Answer, Fate, Wire},
     world::{World, report, until},
 };
 
@@ -33,12 +33,17 @@ impl Wire for Refuses {
             return Fate::Pass;
         }
         let time = self.0.fetch_add(1, Ordering::SeqCst) + 1;
-        let message = format!("admission webhook denied the request: no, for the {time}. time");
-        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": "Forbidden", "code": 403});
-        let mut answer = Response::new(whole(status.to_string()));
-        *answer.status_mut() = StatusCode::FORBIDDEN;
-        Fate::Instead(answer)
+        Fate::Instead(denied(time))
     }
+}
+
+/// A refusal, each time in other words.
+fn denied(time: usize) -> Answer {
+    let message = format!("admission webhook denied the request: no, for the {time}. time");
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": "Forbidden", "code": 403});
+    let mut answer = Response::new(whole(status.to_string()));
+    *answer.status_mut() = StatusCode::FORBIDDEN;
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,42 +84,72 @@ async fn what_is_refused_in_other_words_each_time_is_not_tried_again_at_once() {
         .await;
 }
 
-/// Refuses every change of a Job and of a pod's annotations, while it does.
+/// Refuses every change and deletion of what has an address with this in it, each time in other words.
 #[derive(Clone, Default)]
-struct RefusesChanges(Arc<AtomicBool>);
+struct Guards(Arc<Mutex<(&'static str, usize)>>);
 
-impl Wire for RefusesChanges {
+impl Guards {
+    fn guard(&self, what: &'static str) {
+        *self.0.lock().unwrap() = (what, 0);
+    }
+
+    /// Has the operator look, and waits until it was tried once more.
+    async fn tried(&self, world: &World) {
+        let before = self.0.lock().unwrap().1;
+        world
+            .patch("poem", json!({"metadata": {"labels": {"tried": before.to_string()}}}))
+            .await;
+        until("another refusal", async || {
+            (self.0.lock().unwrap().1 > before).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Wire for Guards {
     fn fate(&self, request: &Request<Body>) -> Fate {
         let path = request.uri().path();
-        let of_limits = path.contains("/jobs/") || path.contains("/pods/");
-        if request.method() != Method::PATCH || !of_limits || !self.0.load(Ordering::SeqCst) {
+        let changes = matches!(*request.method(), Method::PATCH | Method::DELETE) && !path.ends_with("/status");
+        let mut guarded = self.0.lock().unwrap();
+        if !changes || guarded.0.is_empty() || !path.contains(guarded.0) {
             return Fate::Pass;
         }
-        Fate::Instead(refusal(403))
+        guarded.1 += 1;
+        Fate::Instead(denied(guarded.1))
     }
+}
+
+fn said(status: &AgenticSessionStatus, type_: &str) -> Option<String> {
+    let found = status.conditions.iter().find(|c| c.type_ == type_);
+    found.map(|c| c.message.clone())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_of_which_an_attempt_may_not_be_told_are_said_and_hold_up_nothing_else() {
     let mut world = World::without_operator("refused-limits").await;
-    let refuses = RefusesChanges::default();
+    let refuses = Guards::default();
     world.start_operator_with(wire::client(operator_config("refused-limits").await, refuses.clone()));
     world.create("poem", json!({"prompt": "p", "timeout": 600})).await;
     let pod = world.pod("poem", 1).await;
     world.status_when("poem", |s| s.pod_uid == pod.uid()).await;
-    refuses.0.store(true, Ordering::SeqCst);
+    refuses.guard("/jobs/");
     world.patch("poem", json!({"spec": {"timeout": 700}})).await;
-    let said = |status: &crds::AgenticSessionStatus| {
-        let found = status.conditions.iter().find(|c| c.type_ == condition::SPEC_ACCEPTED);
-        found.map(|c| c.message.clone())
-    };
+    let said = |status: &AgenticSessionStatus| said(status, condition::SPEC_ACCEPTED);
     let told = world.status_when("poem", |s| said(s).is_some()).await;
     let expected = "The API server refuses to change the limits of Job poem-job: ";
     assert!(said(&told).unwrap().starts_with(expected), "{told:#?}");
+    // Whatever makes the operator look: its own write has done so already.
+    for number in 0..3 {
+        let before = world.looks().await;
+        world
+            .patch("poem", json!({"metadata": {"labels": {"number": number.to_string()}}}))
+            .await;
+        until("a look", async || (world.looks().await > before).then_some(())).await;
+    }
     world.start(&pod).await;
     let running = world.phase("poem", Phase::Running).await;
-    assert!(said(&running).is_some(), "it is still so");
-    refuses.0.store(false, Ordering::SeqCst);
+    assert_eq!(said(&running), said(&told), "it is still so, and the words stay");
+    refuses.guard("");
     world.patch("poem", json!({"spec": {"displayName": "another"}})).await;
     world.status_when("poem", |s| said(s).is_none()).await;
     until("the pod to be told", async || {
@@ -122,6 +157,82 @@ async fn limits_of_which_an_attempt_may_not_be_told_are_said_and_hold_up_nothing
         annotations["vteam.ambient-code/limits"].contains("700").then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_should_go_and_may_not_is_said_once_and_holds_up_nothing_else() {
+    let mut world = World::without_operator("refused-kept").await;
+    (world.timing.job_retention, world.timing.retry_first_wait) = (1, 1);
+    let guards = Guards::default();
+    world.start_operator_with(wire::client(operator_config("refused-kept").await, guards.clone()));
+    world
+        .create("poem", json!({"prompt": "p", "ttlSecondsAfterFinished": 1}))
+        .await;
+    let told = async |what: String| {
+        let begin = format!("The API server refuses to {what}: admission webhook denied the request: no");
+        let is_told = |s: &AgenticSessionStatus| said(s, condition::CLEANED_UP).filter(|said| said.starts_with(&begin));
+        guards.tried(&world).await;
+        let first = world.status_when("poem", |s| is_told(s).is_some()).await;
+        for _ in 0..2 {
+            guards.tried(&world).await;
+        }
+        assert_eq!(is_told(&world.status("poem").await), is_told(&first), "the words stay");
+        first
+    };
+    let first = world.pod("poem", 1).await;
+    world.start(&first).await;
+    world.phase("poem", Phase::Running).await;
+    guards.guard("/pods/");
+    world.patch("poem", json!({"spec": {"suspend": true}})).await;
+    let stopping = told(format!("delete pod {}", first.name_any())).await;
+    assert_eq!(stopping.phase, Phase::Stopping);
+
+    guards.guard("/jobs/");
+    world.obey_deletion(&first, Some(&report(Outcome::Stopped, 1))).await;
+    world.phase("poem", Phase::Stopped).await;
+    told("delete Job poem-job".to_owned()).await;
+    world.patch("poem", json!({"spec": {"suspend": false}})).await;
+    let second = world.pod("poem", 2).await;
+    world.start(&second).await;
+    world.phase("poem", Phase::Running).await;
+
+    guards.guard("/pods/");
+    world.end(&second, 2, Some(&report(Outcome::Succeeded, 2))).await;
+    let ended = told(format!("release the report of pod {}", second.name_any())).await;
+    assert_eq!(ended.phase, Phase::Completed);
+    assert!(
+        world.jobs().get_opt("poem-job").await.unwrap().is_none(),
+        "that was allowed"
+    );
+    guards.guard("/agenticsessions/");
+    told("delete session poem".to_owned()).await;
+    guards.guard("");
+    world.patch("poem", json!({"metadata": {"labels": null}})).await;
+    until("the session to go", async || {
+        world.sessions().get_opt("poem").await.unwrap().is_none().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_something_may_not_go_is_said_no_more_when_it_has_gone() {
+    let mut world = World::without_operator("refused-gone").await;
+    world.timing.job_retention = 1;
+    let guards = Guards::default();
+    world.start_operator_with(wire::client(operator_config("refused-gone").await, guards.clone()));
+    world.create("poem", json!({"prompt": "p"})).await;
+    let pod = world.pod("poem", 1).await;
+    world.start(&pod).await;
+    world.phase("poem", Phase::Running).await;
+    guards.guard("/jobs/");
+    world.end(&pod, 2, Some(&report(Outcome::Succeeded, 1))).await;
+    let said = |status: &AgenticSessionStatus| said(status, condition::CLEANED_UP);
+    world.status_when("poem", |s| said(s).is_some()).await;
+    // By somebody else.
+    let background = DeleteParams::background();
+    world.jobs().delete("poem-job", &background).await.unwrap();
+    let status = world.status_when("poem", |s| said(s).is_none()).await;
+    assert_eq!(status.phase, Phase::Completed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -129,6 +129,7 @@ async fn a_name_that_is_too_long_is_refused() {
 
 #[rstest]
 #[case::prompt("prompt", json!("another"))]
+#[case::main_repository("mainRepoIndex", json!(1))]
 #[case::interactive("interactive", json!(false))]
 #[case::tools("tools", json!({"allowed": ["Write"]}))]
 #[case::system_prompt("appendSystemPrompt", json!("Be long."))]
@@ -147,7 +148,7 @@ async fn a_name_that_is_too_long_is_refused() {
 async fn what_was_asked_for_cannot_be_changed_added_or_taken_away(#[case] field: &str, #[case] other: Value) {
     let full = json!({
         "prompt": "p", "interactive": true, "tools": {"allowed": ["Read"]}, "appendSystemPrompt": "Be brief.", "additionalArgs": ["--effort", "high"],
-        "repos": [{"url": "https://git.example/a"}], "autoPushOnComplete": true, "runnerSecrets": ["s"], "pod": {"image": "i:1"},
+        "repos": [{"url": "https://git.example/a"}, {"url": "https://git.example/b"}], "mainRepoIndex": 0, "autoPushOnComplete": true, "runnerSecrets": ["s"], "pod": {"image": "i:1"},
         "retry": {"maxAttempts": 1}, "llmSettings": {"model": "m-1"}, "environmentVariables": {"A": "1"},
         "workspace": {"size": "1Gi"}, "resources": {"limits": {"memory": "1Gi"}}, "userContext": {"userId": "u-1"},
     });
@@ -180,6 +181,28 @@ async fn what_was_asked_for_cannot_be_changed_added_or_taken_away(#[case] field:
             "{refused}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_name_of_the_prompt_cannot_be_changed_either() {
+    let namespace = namespace().await;
+    let by = |field: &str, text: &str| manifest(namespace, "initial", &json!({field: text}));
+    applied(by("initialPrompt", "p")).await.unwrap();
+    for other in [by("initialPrompt", "another"), by("prompt", "p")] {
+        let refused = applied(other).await.unwrap_err();
+        assert!(
+            refused.contains("cannot be changed: create another session"),
+            "{refused}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_leaves_out_is_left_out_for_the_settings_of_its_namespace() {
+    let world = World::without_operator("no-defaults").await;
+    let bare = world.create("bare", json!({"prompt": "p"})).await;
+    assert_eq!(serde_json::to_value(&bare.spec).unwrap(), json!({"prompt": "p"}));
+    assert_eq!(serde_json::to_value(&bare.status).unwrap(), json!({"phase": "Pending"}));
 }
 
 #[tokio::test(flavor = "multi_thread")]

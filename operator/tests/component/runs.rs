@@ -270,3 +270,43 @@ async fn a_session_goes_when_its_time_after_the_end_is_over_with_all_that_it_had
     assert_eq!(world.status("undelivered").await.phase, Phase::Completed);
     assert_eq!(world.status("suspended").await.phase, Phase::Stopped);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_session_stays_ended_whatever_phase_is_written_over_it() {
+    let world = World::new("written-over").await;
+    world
+        .create("poem", json!({"prompt": "p", "retry": {"maxAttempts": 1}}))
+        .await;
+    let pod = world.pod("poem", 1).await;
+    world.start(&pod).await;
+    world.phase("poem", Phase::Running).await;
+    world.end(&pod, 2, Some(&report(Outcome::ModelUnavailable, 1))).await;
+    let failed = world.phase("poem", Phase::Failed).await;
+    for phase in ["Pending", "Running"] {
+        let patch = Patch::Merge(json!({"status": {"phase": phase, "reason": null}}));
+        let sessions = world.sessions();
+        sessions
+            .patch_status("poem", &PatchParams::default(), &patch)
+            .await
+            .unwrap();
+        let again = world.phase("poem", Phase::Failed).await;
+        assert_eq!(again, failed, "after {phase}");
+    }
+    assert_eq!(jobs_created(&world.namespace), ["poem-job"]);
+    world.patch("poem", click("again")).await;
+    succeed(&world, "poem", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_to_live_that_is_given_to_a_session_that_has_ended_counts() {
+    let world = World::new("late-time-to-live").await;
+    world.create("poem", json!({"prompt": "p"})).await;
+    succeed(&world, "poem", 1).await;
+    world
+        .patch("poem", json!({"spec": {"ttlSecondsAfterFinished": 0}}))
+        .await;
+    until("the session to go", async || {
+        world.sessions().get_opt("poem").await.unwrap().is_none().then_some(())
+    })
+    .await;
+}

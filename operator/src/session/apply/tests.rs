@@ -92,7 +92,7 @@ fn everything(session: &AgenticSession) -> Plan {
     }
 }
 
-async fn applied(server: &Shared, plan: &Plan) -> Result<Option<String>, Error> {
+async fn applied(server: &Shared, plan: &Plan) -> Result<Refusals, Error> {
     let mut session = session(json!({"prompt": "p"}));
     session.metadata.resource_version = Some("77".to_owned());
     let request = checked(json!({"prompt": "p"})).unwrap();
@@ -185,25 +185,42 @@ async fn what_was_not_done_keeps_what_comes_after_it_from_being_done() {
 async fn what_is_gone_or_replaced_is_done_with(#[case] asked: &'static str, #[case] answer: (u16, Value)) {
     let server = Shared::default();
     server.lock().unwrap().answers.insert(asked, answer);
-    let untold = applied(&server, &everything(&session(json!({"prompt": "p"})))).await;
-    assert_eq!(untold.unwrap(), None);
+    let refusals = applied(&server, &everything(&session(json!({"prompt": "p"})))).await;
+    assert_eq!(refusals.unwrap(), Refusals::default());
     assert_eq!(server.lock().unwrap().asked.len(), 9);
 }
 
 #[rstest]
-#[case::to_the_job("PATCH jobs/a-job", "Job a-job")]
-#[case::to_the_pod("PATCH pods/a-pod", "pod a-pod")]
+#[case::limits_of_a_job("PATCH jobs/a-job", "change the limits of Job a-job", false)]
+#[case::limits_of_a_pod("PATCH pods/a-pod", "change the limits of pod a-pod", false)]
+#[case::the_end_of_a_pod("DELETE pods", "delete pod a-lost-pod", true)]
+#[case::the_end_of_a_job("DELETE jobs", "delete Job a-old-job", true)]
+#[case::the_release_of_a_pod("PATCH pods/a-read-pod", "release the report of pod a-read-pod", true)]
+#[case::the_end_of_the_session("DELETE agenticsessions", "delete session write-poem", true)]
 #[tokio::test]
-async fn limits_that_may_not_be_told_keep_nothing_else_from_being_done(
+async fn what_may_not_be_changed_or_taken_away_is_told_of_and_keeps_nothing_else_from_being_done(
     #[case] asked: &'static str,
     #[case] what: &str,
+    #[case] should_go: bool,
 ) {
+    // But the session goes last.
+    let writes = if should_go && !asked.contains("sessions") { 8 } else { 9 };
     let server = Shared::default();
-    server.lock().unwrap().answers.insert(asked, refusal(403, "no changes"));
-    let untold = applied(&server, &everything(&session(json!({"prompt": "p"})))).await;
-    let expected = format!("The API server refuses to change the limits of {what}: no changes");
-    assert_eq!(untold.unwrap(), Some(expected));
-    assert_eq!(server.lock().unwrap().asked.len(), 9);
+    server.lock().unwrap().answers.insert(asked, refusal(403, "not that"));
+    let refusals = applied(&server, &everything(&session(json!({"prompt": "p"}))))
+        .await
+        .unwrap();
+    let expected = Refusal {
+        what: what.to_owned(),
+        said: "not that".to_owned(),
+    };
+    let (kept, untold) = if should_go {
+        (refusals.kept, refusals.untold)
+    } else {
+        (refusals.untold, refusals.kept)
+    };
+    assert_eq!((kept, untold), (Some(expected), None));
+    assert_eq!(server.lock().unwrap().asked.len(), writes);
 }
 
 #[rstest]

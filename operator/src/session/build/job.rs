@@ -217,6 +217,32 @@ pub(super) mod tests {
         out + rest
     }
 
+    #[test]
+    fn nothing_that_an_author_writes_is_replaced_by_a_secret() {
+        let steals = "$(ANTHROPIC_API_KEY)";
+        let mut request = checked(json!({
+            "prompt": steals, "appendSystemPrompt": steals, "additionalArgs": [steals], "environmentVariables": {"A": steals},
+            "llmSettings": {"model": steals, "fallbackModel": steals}, "userContext": {"userId": steals},
+            "repos": [{"url": steals, "branch": steals, "output": {"branch": steals}}],
+            "tools": {"allowed": [steals], "mcpServers": {"m": {"stdio": {"command": steals, "args": [steals], "env": {"B": steals}}}}},
+        }))
+        .unwrap();
+        request.pod.image = Some("i".into());
+        let pod = job(&request, SECOND, &settings()).spec.unwrap().template.spec.unwrap();
+        let containers = pod.containers.iter().chain(pod.init_containers.iter().flatten());
+        let mut arrived = 0;
+        for container in containers {
+            let lines = container.command.iter().chain(&container.args).flatten();
+            assert!(lines.into_iter().all(|line| !line.contains('$')), "{container:?}");
+            for value in container.env.iter().flatten().filter_map(|v| v.value.as_ref()) {
+                let value = expanded(value);
+                assert!(!value.contains("<value of"), "{value}");
+                arrived += value.matches(steals).count();
+            }
+        }
+        assert_eq!(arrived, 14, "all arrives as it was written");
+    }
+
     proptest! {
         #[test]
         fn any_prompt_arrives_byte_for_byte(prompt in "[ -~$()A{}\n]{1,60}|\\PC{1,40}") {

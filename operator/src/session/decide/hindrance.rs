@@ -109,12 +109,13 @@ fn holders(seen: &Observed) -> Vec<Target> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::{Outcome, Report};
     use rstest::rstest;
 
     use super::*;
     use crate::session::{
         model::{Happening, Model},
-        observed::OurJob,
+        observed::{OurJob, RunnerSeen},
         pod::PodSeen,
     };
 
@@ -199,6 +200,16 @@ mod tests {
             []
         );
         assert_eq!(deleted(vec![of_another(&pod)]), [], "that Job may still do it");
+        let mut says_why = pod.clone();
+        says_why.runner = RunnerSeen::Ended {
+            since: None,
+            until: None,
+            exit_code: 0,
+            out_of_memory: false,
+            said: String::new(),
+            report: Some(Box::new(Report::new(Outcome::Succeeded, 1))),
+        };
+        assert_eq!(deleted(vec![says_why]), [], "it ends by itself");
     }
 
     #[test]

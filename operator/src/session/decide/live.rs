@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{LOOK_AGAIN, LOOK_LATER, LOOK_SELDOM, START_SLOW, held};
 use crate::session::{
     deadline, drain,
-    observed::{Observed, OurJob, PodSeen, RunnerSeen},
+    observed::{InQueue, Observed, OurJob, PodSeen, RunnerSeen},
     outcome::{Evidence, judge},
     plan::{Plan, Target, Tuned},
     repos, transition,
@@ -114,7 +114,7 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
 /// What the attempt is held to by now and was not told yet. The Job comes first: it is what later decisions read.
 fn tuned(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Invalid>) -> Vec<Tuned> {
     let terms = deadline::terms(seen, request);
-    let mut tuned = Vec::new();
+    let mut tuned: Vec<_> = moved(seen, pod, request).into_iter().collect();
     if let Some(job) = seen.job.ours().filter(|job| !job.deleting && !job.finished)
         && (request.is_ok() || job.resolved.is_some())
         && job
@@ -130,6 +130,20 @@ fn tuned(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Inval
         tuned.push(Tuned::Pod(pod.name.clone(), pod.uid.clone(), terms.limits));
     }
     tuned
+}
+
+/// To where a Job is moved that waits in another queue than the session has by now. One that may run stays in its own: what it runs on is
+/// taken from there.
+fn moved(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Invalid>) -> Option<Tuned> {
+    let job = seen.job.ours()?;
+    let request = request.as_ref().ok()?;
+    let queue = InQueue {
+        name: request.queue.clone()?,
+        priority: request.queue_priority.clone(),
+    };
+    let waits = job.suspended && !job.deleting && !job.finished && pod.is_none();
+    let is_there = job.queue.as_deref() == Some(&queue);
+    (waits && !is_there).then(|| Tuned::Queue(job.name.clone(), job.uid.clone(), queue))
 }
 
 fn has_report(pod: &PodSeen) -> bool {

@@ -1,8 +1,11 @@
 //! Whom a place is told to, and when.
 
 use futures::FutureExt as _;
+use rstest::rstest;
+use serde_json::json;
 
 use super::*;
+use crate::session::validate::tests::checked;
 
 #[test]
 fn a_namespace_whose_reader_was_given_up_in_the_middle_is_read_by_the_next() {
@@ -133,4 +136,49 @@ fn a_place_that_becomes_free_is_told_to_the_next_however_it_does() {
     gate.change("poets", "b", Timestamp::MAX, Place::None);
     gate.gone("musicians", "refused");
     assert_eq!((gate.namespaces(), told()), (vec![], vec![]));
+}
+
+#[rstest]
+#[case::that_works(Phase::Running, "Running", false, Place::Holds)]
+#[case::that_begins(Phase::Creating, "Creating", false, Place::Holds)]
+#[case::that_is_being_stopped(Phase::Stopping, "StoppedByUser", false, Place::Holds)]
+#[case::whose_job_others_hold_back(Phase::Creating, "Queued", true, Place::None)]
+#[case::that_waits(Phase::Pending, "Queued", true, Place::Waits)]
+#[case::that_is_suspended_while_it_waits(Phase::Pending, "Suspended", true, Place::None)]
+#[case::that_waits_for_its_next_attempt(Phase::Pending, "Retrying", false, Place::None)]
+#[case::that_says_so_without_being_held(Phase::Pending, "Queued", false, Place::None)]
+#[case::that_lacks_something(Phase::Pending, "ConfigError", false, Place::Refused)]
+#[case::that_meets_a_name_that_is_taken(Phase::Pending, "NameConflict", true, Place::Refused)]
+#[case::that_meets_a_quota(Phase::Pending, "QuotaExceeded", false, Place::Refused)]
+#[case::that_ended_for_lack_of_something(Phase::Failed, "ConfigError", false, Place::None)]
+#[case::that_is_over(Phase::Completed, "Completed", false, Place::None)]
+fn a_session_has_a_place_waits_for_one_or_for_its_admin(
+    #[case] phase: Phase,
+    #[case] reason: &str,
+    #[case] is_held: bool,
+    #[case] expected: Place,
+) {
+    let mut status = AgenticSessionStatus {
+        phase,
+        reason: Some(reason.to_owned()),
+        ..AgenticSessionStatus::default()
+    };
+    if is_held {
+        let (now, type_) = (Timestamp::UNIX_EPOCH, condition::ADMITTED);
+        conditions::set(&mut status, type_, "False", Reason::Queued, "", now);
+    }
+    assert_eq!(place(&status, &checked(json!({"prompt": "p"}))), expected);
+    // What the admin may allow waits for that, unless it is at work.
+    let refused = if matches!(phase, Phase::Creating | Phase::Running | Phase::Stopping) {
+        expected
+    } else {
+        Place::Refused
+    };
+    let not_here = Err(Invalid::NotAllowed {
+        field: "runnerSecrets",
+        asked: "theirs".into(),
+        list: "allowedSecrets",
+        allowed: "none".into(),
+    });
+    assert_eq!(place(&status, &not_here), refused);
 }

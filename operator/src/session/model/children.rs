@@ -141,6 +141,12 @@ impl Model {
                 assert_ne!(job.resolved, Some(*resolved), "the Job knows that");
                 job.resolved = Some(*resolved);
             }
+            Tuned::Queue(_, uid, queue) => {
+                let mut jobs = self.jobs.iter_mut().map(|(_, job)| job);
+                let job = jobs.find(|job| job.uid == *uid).unwrap();
+                assert!(job.suspended, "a Job that may run is moved to another queue");
+                job.queue = Some(Box::new(queue.clone()));
+            }
             Tuned::Pod(_, uid, limits) => {
                 let pod = self.pods.iter_mut().find(|pod| pod.uid == *uid).unwrap();
                 assert_ne!(pod.limits, Some(*limits), "the pod knows that");

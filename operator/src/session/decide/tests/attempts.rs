@@ -196,6 +196,33 @@ fn evictions_do_not_use_up_attempts() {
 }
 
 #[test]
+fn the_eleventh_eviction_ends_the_run() {
+    let mut model = running();
+    for n in 1..=11 {
+        model.happen(Happening::PodEvicted);
+        model.end_runner(Some(Outcome::Stopped));
+        model.happen(Happening::PodTurnsTerminal);
+        model.look(true);
+        let expected = if n == 11 { Phase::Failed } else { Phase::Pending };
+        assert_eq!(model.status.phase, expected, "{n}: {:?}", model.status);
+        model.happen(Happening::Time(300));
+        for next in [
+            Happening::JobController,
+            Happening::JobController,
+            Happening::RunnerStarts,
+        ] {
+            model.look(true);
+            model.happen(next);
+        }
+        model.look(true);
+    }
+    assert_eq!(
+        (model.status.reason.as_deref(), model.status.attempt),
+        (Some("Evicted"), Some(11))
+    );
+}
+
+#[test]
 fn an_evicted_attempt_has_used_its_time_though_the_kubelet_forgot_when_it_began() {
     let mut model = running();
     model.happen(Happening::Time(100));
@@ -268,7 +295,7 @@ fn another_spec_does_not_bring_the_settings_of_today_to_an_attempt_under_way() {
     let plan = model.look(true);
     let told = plan.tune.iter().find_map(|tuned| match tuned {
         Tuned::Job(_, _, resolved) => Some(*resolved),
-        Tuned::Pod(..) => None,
+        Tuned::Pod(..) | Tuned::Queue(..) => None,
     });
     let told = told.unwrap();
     assert_eq!(told.limits, limits(Some(5_000), Some(4)));

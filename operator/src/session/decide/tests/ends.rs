@@ -6,7 +6,7 @@ use rstest::rstest;
 
 use super::{brought_to, running};
 use crate::session::{
-    decide::refused,
+    decide::{decide, refused},
     model::{Happening, Model, drain_report},
     observed::RunnerSeen,
     validate::Invalid,
@@ -24,6 +24,22 @@ fn a_session_that_cannot_be_read_as_a_request_fails_with_what_to_do() {
         (Phase::Failed, Some("ConfigError"))
     );
     assert!(model.made.is_empty());
+}
+
+#[rstest]
+fn an_ended_run_stays_ended_whatever_phase_somebody_else_writes(
+    #[values(Phase::Completed, Phase::Failed, Phase::Stopped)] ended: Phase,
+    #[values(Phase::Pending, Phase::Creating, Phase::Running, Phase::Stopping)] written: Phase,
+) {
+    let mut model = brought_to(ended);
+    model.happen(Happening::Suspend(false));
+    let mut seen = model.observed();
+    seen.session.status.phase = written;
+    seen.session.status.reason = None;
+    let plan = decide(&seen, &model.request, model.now);
+    model.status.observed_generation = Some(model.generation);
+    assert_eq!(plan.status, model.status);
+    assert!(plan.only_tells(), "{plan:#?}");
 }
 
 #[test]

@@ -9,8 +9,8 @@ use super::{brought_to, running};
 use crate::session::{
     decide::{decide, refused},
     model::{Happening, Model},
-    observed::ClaimSeen,
-    plan::Plan,
+    observed::{ClaimSeen, InQueue},
+    plan::{Plan, Tuned},
 };
 
 /// Looks whenever it said that it would, for so long; answers how long the waits were.
@@ -289,4 +289,55 @@ fn no_records_are_given_up_for_a_time_that_may_not_have_come() {
     let (unsure, sure) = after(&mut model, 100_000);
     assert_eq!(delivered(&unsure).as_deref(), Some(Reason::Undelivered.as_str()));
     assert_eq!(delivered(&sure).as_deref(), Some(Reason::Lost.as_str()));
+}
+
+#[test]
+fn a_job_that_waits_is_moved_to_the_queue_that_its_session_names_by_now_and_one_that_may_run_is_not() {
+    let queue = |name: &str, priority: Option<&str>| InQueue {
+        name: name.into(),
+        priority: priority.map(Into::into),
+    };
+    let mut model = Model::new();
+    model.look(true);
+    let job = &mut model.jobs[0].1;
+    (job.suspended, job.queue) = (true, Some(Box::new(queue("night", None))));
+    let names = |model: &mut Model, name: &str, priority: Option<&str>| {
+        let request = model.request.as_mut().unwrap();
+        (request.queue, request.queue_priority) = (Some(name.into()), priority.map(Into::into));
+    };
+    names(&mut model, "night", None);
+    assert_eq!(model.look(true).tune, [], "it is there");
+    for (name, priority) in [("day", None), ("day", Some("low")), ("day", None)] {
+        names(&mut model, name, priority);
+        let moved = Tuned::Queue("write-poem-job".into(), "job-1".into(), queue(name, priority));
+        assert_eq!(model.look(true).tune, [moved]);
+        assert_eq!(model.look(true).tune, [], "once");
+    }
+    model.happen(Happening::JobLetGo);
+    names(&mut model, "night", None);
+    assert_eq!(model.look(true).tune, []);
+}
+
+#[test]
+fn the_time_to_start_begins_when_whoever_admits_jobs_lets_the_job_go() {
+    let mut model = Model::new();
+    model.look(true);
+    model.jobs[0].1.suspended = true;
+    model.happen(Happening::Time(1_000_000));
+    assert_eq!(model.look(true).wake, None, "it may wait for ever");
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Creating, Some("Queued"))
+    );
+    model.jobs[0].1.started = Some(model.now);
+    model.happen(Happening::JobLetGo);
+    model.happen(Happening::Time(3_599));
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Creating);
+    model.happen(Happening::Time(1));
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Stopping, Some("PodRejected"))
+    );
 }
