@@ -39,7 +39,7 @@ pub enum ConfigError {
     #[error("{0} is not set; the operator sets it, and without Kubernetes `runner --local --prompt …` is meant")]
     Missing(&'static str),
     /// Something cannot be read.
-    #[error("failed to read {name}={value:?}: {expected}")]
+    #[error("failed to read {name}={:?}: {expected}", value.chars().take(100).collect::<String>())]
     Invalid {
         /// The variable or flag.
         name: &'static str,

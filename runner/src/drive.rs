@@ -7,6 +7,7 @@ mod finish;
 mod heard;
 mod ladder;
 mod live;
+mod meanwhile;
 mod opening;
 mod orders;
 mod repos;
@@ -240,6 +241,7 @@ impl Attempt {
                     refused = true;
                 }
                 Episode::AgentLost { out_of_memory, why } => self.agent_lost(out_of_memory, &why).await?,
+                Episode::Misconfigured(why) => self.start_without_configuration(config, &why).await?,
                 Episode::Forced => self.clear_agent().await,
             }
         }

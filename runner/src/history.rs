@@ -268,7 +268,9 @@ impl History {
                 for message in self.messages.iter_mut().chain(&mut self.first).filter(answered) {
                     message.answered = true;
                 }
-                if wire::is_light(line)
+                // A CLI that refuses to start has not asked the conversation what it has used.
+                if !result.nothing_done()
+                    && wire::is_light(line)
                     && let Ok(counted) = serde_json::from_str::<Counted>(line)
                 {
                     self.told.conversation(counted.total());
@@ -411,7 +413,10 @@ mod tests {
             );
             (Kind::Cli, line)
         };
-        let history = observed(&[result(10), result(30), result(5), result(5)]);
+        let refused =
+            r#"{"type":"result","subtype":"error_during_execution","is_error":true,"num_turns":0,"modelUsage":{}}"#;
+        let refused = (Kind::Cli, refused.to_owned());
+        let history = observed(&[result(10), refused, result(30), result(5), result(5)]);
         assert_eq!((history.told().input_tokens, history.told().output_tokens), (35, 2));
     }
 }

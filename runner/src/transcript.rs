@@ -331,21 +331,24 @@ fn escape(shown: &mut String, line: &str) {
 mod tests {
     use rstest::rstest;
     use serde_json::json;
-    use serde_json::value::to_raw_value;
+    use serde_json::value::{RawValue, to_raw_value};
 
     use super::*;
 
-    fn shown(kind: Kind, body: &Value) -> String {
-        let record = Record {
+    fn record(kind: Kind, body: Box<RawValue>) -> Record {
+        Record {
             seq: 1,
             attempt: 1,
             turn: 1,
             ts: jiff::Timestamp::UNIX_EPOCH,
             kind,
             was: None,
-            body: to_raw_value(body).unwrap(),
-        };
-        Transcript::default().text(&record, 2)
+            body,
+        }
+    }
+
+    fn shown(kind: Kind, body: &Value) -> String {
+        Transcript::default().text(&record(kind, to_raw_value(body).unwrap()), 2)
     }
 
     #[rstest]
@@ -365,15 +368,8 @@ mod tests {
 
     #[test]
     fn a_result_tells_of_the_rounds_since_the_last_one_and_not_of_refused_ones() {
-        let record = Record {
-            seq: 1,
-            attempt: 1,
-            turn: 1,
-            ts: jiff::Timestamp::UNIX_EPOCH,
-            kind: Kind::Cli,
-            was: None,
-            body: to_raw_value(&json!({"type": "result", "num_turns": 2})).unwrap(),
-        };
+        let result = to_raw_value(&json!({"type": "result", "num_turns": 2})).unwrap();
+        let record = record(Kind::Cli, result);
         let mut transcript = Transcript::default();
         transcript.begin_behind(5);
         let told = [5, 6, 8].map(|rounds| transcript.text(&record, rounds));
@@ -389,15 +385,7 @@ mod tests {
             r#"{{"type":"assistant","message":{{"content":[{{}}{}]}}}}"#,
             ",{}".repeat(50_000)
         );
-        let record = Record {
-            seq: 1,
-            attempt: 1,
-            turn: 1,
-            ts: jiff::Timestamp::UNIX_EPOCH,
-            kind: Kind::Cli,
-            was: None,
-            body: serde_json::value::RawValue::from_string(hostile).unwrap(),
-        };
+        let record = record(Kind::Cli, RawValue::from_string(hostile).unwrap());
         let text = Transcript::default().text(&record, 0);
         assert!(
             text.starts_with("! a line of 150") && text.ends_with(" bytes is not shown\n"),

@@ -80,6 +80,7 @@ impl Turn {
         self.result
             .as_ref()
             .filter(|result| !self.goes_on && self.tasks == 0 && result.queued_turn_count == 0)
+            .filter(|result| !result.nothing_done())
     }
 
     /// When the turn is over if nothing more happens; `None`: something must happen first.
@@ -97,11 +98,16 @@ impl Turn {
     }
 }
 
-/// The CLI answered a `--resume` with a refusal instead of a turn.
+impl ResultLine {
+    /// It is no turn's: the CLI ended before it did anything.
+    pub fn nothing_done(&self) -> bool {
+        self.subtype == "error_during_execution" && self.num_turns == 0 && self.terminal_reason.is_none()
+    }
+}
+
+/// The CLI answered a `--resume` with a refusal instead of a turn. One that could not start has not looked for the conversation.
 pub fn resume_refused(turn: &Turn) -> bool {
-    let refused = |result: &ResultLine| {
-        result.subtype == "error_during_execution" && result.num_turns == 0 && result.terminal_reason.is_none()
-    };
+    let refused = |result: &ResultLine| result.nothing_done() && result.startup_failure_reason.is_none();
     !turn.began() && turn.result().is_some_and(refused)
 }
 
@@ -270,6 +276,15 @@ mod tests {
         let mut turn = Turn::default();
         turn.observe(&Event::Result(Box::new(refusal.clone())), now);
         assert!(resume_refused(&turn));
+        assert!(turn.concluded().is_none(), "whoever comes next tries again");
+        let mut turn = Turn::default();
+        let unreadable = ResultLine {
+            startup_failure_reason: Some("config_file_invalid".into()),
+            ..refusal.clone()
+        };
+        turn.observe(&Event::Result(Box::new(unreadable)), now);
+        assert!(!resume_refused(&turn), "the conversation is there all the same");
+        assert!(turn.concluded().is_none());
         let mut turn = Turn::default();
         turn.observe(
             &Event::Init {

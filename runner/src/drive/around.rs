@@ -7,7 +7,7 @@ use tokio::time::sleep_until;
 
 use super::converse::Episode;
 use super::{Attempt, End, chain, ladder, verdict};
-use crate::agent::{Agent, AgentError, Place};
+use crate::agent::{Agent, AgentError, Place, Spawn};
 use crate::config::Config;
 use crate::limits::Amount;
 use crate::proxy::mcp::Servers;
@@ -107,6 +107,24 @@ impl Attempt {
         self.clear_agent().await;
         self.journal.session(&SessionBody::AgentRestarted { out_of_memory })?;
         Ok(())
+    }
+
+    /// The file in which the CLI counts its starts was torn, as by a kill or a full disk, or is the agent's work. The CLI refuses
+    /// to start until somebody mends it, and makes another one when there is none; nothing of the session is in it.
+    pub(super) async fn start_without_configuration(&mut self, config: &Config, why: &str) -> Result<(), End> {
+        let file = format!("{}/.claude.json", config.agent.config_dir);
+        let said = format!("The CLI cannot read {file}, which is removed; the session goes on without it.");
+        self.journal.log(LogLevel::Warning, said)?;
+        let removal = Spawn {
+            argv: ["bash", "-c", r#"rm -rf -- "$1""#, "-", &file]
+                .map(str::to_owned)
+                .into(),
+            env: Vec::new(),
+            env_default: vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())],
+            cwd: "/".to_owned(),
+        };
+        self.run_in_agent(removal).await?;
+        self.agent_lost(false, why).await
     }
 
     /// The container may live on, and with it the tools of the CLI that died. A shim takes one connection, so it is kept as

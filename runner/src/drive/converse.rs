@@ -37,6 +37,8 @@ pub(super) enum Episode {
         /// For people.
         why: String,
     },
+    /// The CLI cannot read its own configuration, and says so.
+    Misconfigured(String),
     /// The process had to be ended, because it did not stop when a user wanted it to; the session goes on.
     Forced,
 }

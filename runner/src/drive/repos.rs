@@ -3,13 +3,12 @@
 use protocol::record::{GitBody, LogLevel};
 use protocol::report::RepoReport;
 use protocol::{Kind, Outcome, spec::Repo};
-use tokio::time::{Duration, sleep_until, timeout};
+use tokio::time::{Duration, timeout};
 
 use super::ladder::KILLED;
 use super::{Attempt, End};
 use crate::agent::{Agent, FromShim, Spawn, ToShim};
 use crate::config::Config;
-use crate::uplink::{Request, Uplink};
 use crate::workspace::git::{GitError, bundle, clone, push, save};
 
 /// How long commit and bundle of one repository may take.
@@ -165,7 +164,7 @@ impl Attempt {
     }
 
     /// Runs a process in the agent container, alone there; gives what it wrote to stdout.
-    async fn run_in_agent(&mut self, spawn: Spawn) -> Result<String, End> {
+    pub(super) async fn run_in_agent(&mut self, spawn: Spawn) -> Result<String, End> {
         let Some(mut agent) = self.agent.take() else {
             return Ok(String::new());
         };
@@ -173,40 +172,6 @@ impl Attempt {
         self.agent = Some(agent);
         Ok(said?.unwrap_or_else(|_| "unfit it could not be committed in time".to_owned()))
     }
-
-    /// Does something that takes a while, and what must not wait for it. `limited`: it counts as the run's own time.
-    pub(super) async fn meanwhile<T>(&mut self, limited: bool, work: impl Future<Output = T>) -> Result<T, End> {
-        tokio::pin!(work);
-        loop {
-            let mut stop = self.stop.clone();
-            tokio::select! {
-                done = &mut work => return Ok(done),
-                Some(request) = duty(&mut self.uplink) => match request {
-                    Request::CheckLease => self.keeper.check(),
-                    request => self.append_again(request).await?,
-                },
-                Some(event) = self.metered.recv() => self.meter(event)?,
-                () = told(&mut stop) => {
-                    return Err(End::new(Outcome::Stopped, "told to stop while the agent was not at work"));
-                }
-                lost = self.keeper.lost() => return Err(lost.into()),
-                _ = self.clock.tick() => self.tick(),
-                () = sleep_until(self.deadline), if limited => return Err(super::verdict::timed_out()),
-            }
-        }
-    }
-}
-
-/// What cannot wait; commands can.
-async fn duty(uplink: &mut Option<Uplink>) -> Option<Request> {
-    match uplink {
-        Some(uplink) => uplink.duty().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn told(stop: &mut tokio::sync::watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// What the report says of a branch: it is named where the spec does not name it.

@@ -133,6 +133,11 @@ impl Converse<'_> {
             }
             return Ok(Episode::Ended(end));
         }
+        if let Some(result) = self.turn.result()
+            && result.startup_failure_reason.as_deref() == Some("config_file_invalid")
+        {
+            return Ok(Episode::Misconfigured(result.errors.join("; ")));
+        }
         if self.turn.result().is_some()
             && let Some(end) = self.conclude()?
         {

@@ -1,11 +1,56 @@
 //! What the proxy says itself, in the shape of the model API's errors.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes of an answer that are held whole whatever others are.
+const SMALL: usize = 1 << 20;
+/// How many longer ones are held at a time, until the agent has read them.
+const LARGE: usize = 2;
 
 /// A response body on its way to the agent.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Answers that are held whole, because they do not stream.
+pub struct Answers(Arc<Semaphore>);
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LARGE)))
+    }
+}
+
+/// An answer, and its place among the large ones.
+struct Held(Vec<u8>, Option<OwnedSemaphorePermit>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Answers {
+    /// Reads an answer, at most `limit` bytes of it.
+    pub async fn held(&self, mut response: reqwest::Response, limit: usize) -> reqwest::Result<Bytes> {
+        let mut held = Held(Vec::new(), None);
+        while let Some(chunk) = response.chunk().await? {
+            let chunk = &chunk[..chunk.len().min(limit - held.0.len())];
+            if held.0.len() + chunk.len() > SMALL && held.1.is_none() {
+                // Nobody closes it.
+                held.1 = Arc::clone(&self.0).acquire_owned().await.ok();
+            }
+            held.0.extend_from_slice(chunk);
+            if held.0.len() == limit {
+                break;
+            }
+        }
+        Ok(Bytes::from_owner(held))
+    }
+}
 
 /// An error as the model API words it, so that the CLI understands it.
 pub fn error(status: StatusCode, message: &str) -> Response<Body> {
@@ -101,6 +146,23 @@ mod tests {
             serde_json::from_slice::<serde_json::Value>(&body).unwrap(),
             serde_json::json!({"type": "error", "error": {"type": "not_found_error", "message": "no \"such\" path"}})
         );
+    }
+
+    #[tokio::test]
+    async fn so_many_large_answers_are_held_at_a_time_and_any_number_of_small_ones() {
+        let answers = Answers::default();
+        let of = |length: usize| answers.held(http::Response::new(vec![b'x'; length]).into(), 4 << 20);
+        let mut large = Vec::new();
+        for _ in 0..LARGE {
+            large.push(of(SMALL + 1).await.unwrap());
+        }
+        let next = of(5 << 20);
+        tokio::pin!(next);
+        assert!(futures::poll!(&mut next).is_pending());
+        assert_eq!(of(SMALL).await.unwrap().len(), SMALL);
+        assert!(futures::poll!(&mut next).is_pending());
+        large.pop();
+        assert_eq!(next.await.unwrap().len(), 4 << 20, "and no more of it than may be");
     }
 
     #[test]

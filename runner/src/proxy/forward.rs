@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Credential, Metered,
-    answer::{self, Body},
+    answer::{self, Answers, Body},
     asked::Asked,
     credential::{Authorization, CredentialError},
     headers,
@@ -49,6 +49,7 @@ pub struct Shared {
     pub gate: Arc<Gate>,
     pub prices: Arc<Prices>,
     pub room: Arc<Semaphore>,
+    pub answers: Answers,
     /// Nothing is forwarded any more.
     pub cut: CancellationToken,
     /// Model calls in flight.
@@ -275,7 +276,7 @@ async fn plain(shared: &Shared, outgoing: reqwest::Request) -> Response<Body> {
             Err(failed) => shared.unanswered(&failed),
             Ok((response, used)) if response.status().is_success() => {
                 let (status, headers) = (response.status(), headers::to_agent(response.headers(), used.secret()));
-                match bounded(response, MAX_RESPONSE).await {
+                match shared.answers.held(response, MAX_RESPONSE).await {
                     Ok(body) => answer::with_headers(status, headers, answer::full(body)),
                     Err(error) => answer::unreachable(&error),
                 }
@@ -387,7 +388,10 @@ async fn whole(
 ) {
     let (status, headers) = (response.status(), headers::to_agent(response.headers(), used.secret()));
     let encoded = stream::encoding(response.headers());
-    let body = shared.cut.run_until_cancelled(bounded(response, MAX_RESPONSE)).await;
+    let body = shared
+        .cut
+        .run_until_cancelled(shared.answers.held(response, MAX_RESPONSE))
+        .await;
     if let Some(Ok(body)) = &body {
         if let Ok(encoding) = encoded {
             meter.whole(body, encoding, Timestamp::now());
@@ -423,7 +427,10 @@ async fn failed(shared: &Shared, route: Route, (response, used): (reqwest::Respo
     headers.remove(header::CONTENT_ENCODING);
     let encoding = stream::encoding(response.headers());
     let wait = retry_after(response.headers(), Timestamp::now());
-    let body = shared.cut.run_until_cancelled(bounded(response, MAX_ERROR)).await;
+    let body = shared
+        .cut
+        .run_until_cancelled(shared.answers.held(response, MAX_ERROR))
+        .await;
     let body = body.and_then(Result::ok).unwrap_or_default();
     let mut text = Vec::new();
     if let Ok(encoding) = encoding {
@@ -440,15 +447,4 @@ async fn failed(shared: &Shared, route: Route, (response, used): (reqwest::Respo
         shared.seen.answered(status.as_u16(), wait);
     }
     answer::with_headers(status, headers, answer::full(body))
-}
-
-async fn bounded(mut response: reqwest::Response, limit: usize) -> reqwest::Result<Bytes> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
-        if body.len() == limit {
-            break;
-        }
-    }
-    Ok(body.into())
 }

@@ -21,6 +21,8 @@ const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 const GOOD: i64 = 3_600;
 /// A token is not used up to its last moment.
 const EARLY: Duration = Duration::from_mins(1);
+/// A token is not used for longer, whatever is said of it; a time beyond all clocks cannot be reckoned with.
+const LONG: Duration = Duration::from_hours(24);
 /// How long the exchange may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Most bytes of an answer that are read.
@@ -181,7 +183,7 @@ impl Account {
         }
         let answer: Answer = serde_json::from_slice(&body)
             .map_err(|_| CredentialError::Unreachable("the answer has no access_token".to_owned()))?;
-        let life = Duration::from_secs(answer.expires_in);
+        let life = Duration::from_secs(answer.expires_in).min(LONG);
         Ok(Token {
             authorization: Authorization::bearer(answer.access_token)?,
             until: asked + life.saturating_sub(EARLY),

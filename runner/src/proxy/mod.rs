@@ -129,6 +129,7 @@ impl Proxy {
             gate: Gate::new(Ledger::default()),
             prices: Arc::new(prices),
             room: Arc::new(Semaphore::new(forward::ROOM)),
+            answers: answer::Answers::default(),
             cut: CancellationToken::new(),
             calls: TaskTracker::new(),
         });

@@ -152,6 +152,13 @@ mod tests {
     }
 
     #[test]
+    fn data_of_several_lines_is_kept_as_far_as_that_of_one() {
+        let line = "x".repeat(2_000);
+        let events = all(&[format!("event: error\ndata: {line}\ndata: {line}\n\n").as_bytes()]);
+        assert_eq!(events[0].data, format!("{line}\n{line}").as_bytes());
+    }
+
+    #[test]
     fn a_stream_cut_at_every_byte_gives_the_same_events() {
         assert_eq!(all(&[STREAM.as_bytes()]), expected());
         for cut in 0..STREAM.len() {

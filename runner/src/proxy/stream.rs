@@ -75,7 +75,7 @@ impl Default for Gunzip {
 }
 
 impl Gunzip {
-    /// What these bytes unpack to, in pieces of half a MiB at most.
+    /// What these bytes unpack to, in pieces of half a MiB or little more.
     fn pieces<'a>(&'a mut self, packed: &'a [u8]) -> impl Iterator<Item = Vec<u8>> {
         packed.chunks(PACKED).map(|packed| self.next(packed))
     }

@@ -89,14 +89,16 @@ impl Seen {
     }
 }
 
-/// Seconds that an answer asks to wait: a number, or a date (RFC 9110, section 10.2.3). At most a day.
+/// Seconds that an answer asks to wait: a number, or a date (RFC 9110, section 10.2.3). At most a day. The date is one of the
+/// API's clock, which `now` stands for where the answer does not tell the time.
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<u64> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let seconds = if let Ok(seconds) = value.parse::<f64>() {
         seconds.max(0.0).ceil() as u64
     } else {
-        let at = rfc2822::parse(value).ok()?.timestamp();
-        u64::try_from(at.as_second() - now.as_second()).unwrap_or(0)
+        let date = |value| Some(rfc2822::parse(value).ok()?.timestamp());
+        let told = headers.get(header::DATE).and_then(|value| date(value.to_str().ok()?));
+        u64::try_from(date(value)?.as_second() - told.unwrap_or(now).as_second()).unwrap_or(0)
     };
     Some(Duration::from_secs(seconds).min(Duration::from_hours(24)).as_secs())
 }
@@ -118,6 +120,15 @@ mod tests {
     fn a_wait_is_read_from_seconds_or_a_date(#[case] value: &str, #[case] seconds: Option<u64>) {
         let headers = HeaderMap::from_iter([(header::RETRY_AFTER, value.parse().unwrap())]);
         assert_eq!(retry_after(&headers, "2026-01-02T03:04:05Z".parse().unwrap()), seconds);
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_makes_no_wait_of_a_date_longer() {
+        let headers = HeaderMap::from_iter([
+            (header::RETRY_AFTER, "Fri, 02 Jan 2026 03:04:35 GMT".parse().unwrap()),
+            (header::DATE, "Fri, 02 Jan 2026 03:04:05 GMT".parse().unwrap()),
+        ]);
+        assert_eq!(retry_after(&headers, "2026-01-01T00:00:00Z".parse().unwrap()), Some(30));
     }
 
     #[test]

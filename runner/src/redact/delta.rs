@@ -273,6 +273,20 @@ mod tests {
     }
 
     #[test]
+    fn what_begins_as_a_key_and_goes_on_as_none_is_not_held() {
+        let line = piece(0, "sk-ant-and then a word.");
+        assert_eq!(redactor().delta(&mut Deltas::default(), &line), [line]);
+    }
+
+    #[test]
+    fn a_line_longer_than_any_of_the_clis_is_not_shown_and_none_is_from_then_on() {
+        let (redactor, mut deltas) = (redactor(), Deltas::default());
+        for text in ["nothing. ".repeat(MAX_LINE / 9), "nothing.".to_owned()] {
+            assert!(redactor.delta(&mut deltas, &piece(0, &text)).is_empty());
+        }
+    }
+
+    #[test]
     fn a_key_of_a_known_shape_is_held_until_it_ends() {
         let texts = seen(&[
             piece(0, "it is sk-an"),

@@ -288,6 +288,7 @@ mod tests {
     #[case("glpat-0000000000000000fake", true)]
     #[case("AKIAFAKEFAKEFAKE0000", true)]
     #[case("AKIAFAKEFAKEFAKE0000AndSoOnInABlob", false)]
+    #[case("AKIAFAKEFAKEfakeFAKE", false)]
     #[case("Authorization: Bearer abcdefghijklmnopqrst0", true)]
     #[case("Bearer authentication-documentation", false)]
     #[case("eyJmYWtlIjoiZmFrZSJ9.eyJmYWtlIjoiZmFrZSJ9.ZmFrZQ", true)]

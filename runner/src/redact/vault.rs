@@ -66,7 +66,10 @@ mod tests {
     #[test]
     fn what_is_learned_later_is_taken_out_from_then_on_and_what_was_known_still_is() {
         let vault = Vault::default();
-        vault.learn("API_TOKEN", "fake-old-1");
+        vault.learn_all([Held {
+            name: "API_TOKEN".into(),
+            value: "fake-old-1".into(),
+        }]);
         let early = vault.redactor();
         vault.clone().learn("API_TOKEN", "fake-new-2");
         vault.learn("mcp", "Bearer fake-of-a-header");

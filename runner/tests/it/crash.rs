@@ -3,6 +3,7 @@
 use crate::common::{Session, bash, eventually, script, signal, text};
 use futures::StreamExt as _;
 use protocol::{Kind, Outcome};
+use rstest::rstest;
 use rustix::process::Signal;
 use serde_json::json;
 use tests::model::Logged;
@@ -160,6 +161,36 @@ async fn a_conversation_that_was_never_written_begins_again_at_once() {
         .iter()
         .any(|log| log["message"].as_str().unwrap().contains("could not be resumed"));
     assert!(told);
+}
+
+#[rstest]
+#[case::when_it_was_killed("kill -9 $PPID; sleep 100", 1)]
+#[case::in_the_next_run("true", 2)]
+#[tokio::test]
+async fn a_cli_that_cannot_read_its_configuration_goes_on_without_it(#[case] then: &str, #[case] runs: u32) {
+    let session = Session::new().await;
+    let tear = format!(r#"[ -e torn ] || {{ touch torn; echo "{{" > "$CLAUDE_CONFIG_DIR/.claude.json"; {then}; }}"#);
+    let prompt = script("MARK", &[bash(&tear), text("Done."), text("Done."), text("Done.")]);
+    let mut conversations = Vec::new();
+    for run in 1..=runs {
+        let ended = session.run(&prompt, &["--run", &run.to_string()]).await;
+        assert_eq!(ended.code, Some(0));
+        conversations.push(session.report().sdk_session_id);
+    }
+    assert!(
+        conversations.iter().all(|id| *id == conversations[0]),
+        "{conversations:?}"
+    );
+    assert_eq!(session.report().result, "Done.");
+    session.assert_prompt_once("MARK");
+    let logs: Vec<_> = session
+        .bodies(Kind::Log)
+        .iter()
+        .map(|log| log["message"].to_string())
+        .collect();
+    let said = |what: &str| logs.iter().any(|log| log.contains(what));
+    assert!(said("claude/.claude.json, which is removed"), "{logs:?}");
+    assert!(!said("could not be resumed") && !said("may be too low"), "{logs:?}");
 }
 
 #[tokio::test]

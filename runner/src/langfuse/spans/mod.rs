@@ -25,6 +25,8 @@ use crate::cli::wire::is_light;
 
 /// Most bytes of what was said that are kept of a conversation, and of a call: no span has room for more.
 const MAX_SAID: usize = 128 << 10;
+/// What an entry of a list takes beside its text, about.
+const ENTRY: usize = 128;
 /// Most conversations, open tool calls, and calls without their numbers that are followed at the same time. The CLI has some dozens;
 /// the agent can write lines of any number of them.
 const MAX_LANES: usize = 256;
@@ -56,9 +58,6 @@ impl Call {
         self.size <= MAX_SAID
     }
 }
-
-/// What an entry of a list takes beside its text, about.
-const ENTRY: usize = 128;
 
 /// A tool call, or the sub-agent that one started.
 struct Tool {

@@ -101,6 +101,8 @@ async fn a_stream_that_ends_early_but_properly_does_so_for_the_agent_too() {
     let (text, (_, closing)) = tokio::join!(async { answer.await.unwrap().text().await }, rig.records());
     assert_eq!(text.unwrap(), START);
     assert!(closing.estimated);
+    rig.proxy.settled().await;
+    assert_eq!(rig.proxy.witness().last_status, Some(Witness::UNREACHABLE));
 }
 
 #[tokio::test]
@@ -112,6 +114,16 @@ async fn an_agent_that_hangs_up_ends_the_call_upstream() {
     drop(answer);
     let closing = rig.event().await.body;
     assert!(closing.estimated && !closing.open);
+}
+
+#[tokio::test]
+async fn a_stream_that_the_agent_gives_up_behind_its_head_has_cost_its_prompt() {
+    let mut rig = Rig::new(|_| async { sse(hanging(": ping\n\n")) }).await;
+    let mut answer = rig.call().send().await.unwrap();
+    answer.chunk().await.unwrap();
+    drop(answer);
+    let closing = rig.event().await.body;
+    assert!(closing.estimated && !closing.open && closing.usage.input_tokens > 0);
 }
 
 /// Hangs up when the API has been asked.

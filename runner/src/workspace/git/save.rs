@@ -115,3 +115,30 @@ impl Identity {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(said: &str) -> String {
+        saved("server", said).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_the_agent_container_said_is_one_of_four_words_or_nothing() {
+        assert_eq!(saved("server", "same\n").unwrap(), Saved::Same);
+        assert_eq!(saved("server", " bundle\n").unwrap(), Saved::Bundle);
+        assert!(refused("lfs\n").contains("LfsUnsupported"));
+        assert!(refused("unfit a merge is in progress\n").ends_with("a merge is in progress"));
+        for said in ["", "bundles", "done same"] {
+            assert!(refused(said).ends_with("did not say what became of it"), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_the_agent_container_says_more_is_short_and_on_one_line() {
+        let said = refused(&format!("unfit a\u{1b}b\n{}", "x".repeat(1_000)));
+        assert!(said.contains("a b x"), "{said}");
+        assert_eq!(said.matches('x').count(), 300 - "a b ".len());
+    }
+}

@@ -159,3 +159,28 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("server", true)]
+    #[case("a.b_c-1", true)]
+    #[case("", false)]
+    #[case("..", false)]
+    #[case(".git", false)]
+    #[case("-rf", false)]
+    #[case("a/b", false)]
+    #[case("a b", false)]
+    fn a_repository_has_the_name_of_one_folder(#[case] name: &str, #[case] fine: bool) {
+        assert_eq!(checked(name).is_ok(), fine);
+    }
+
+    #[test]
+    fn the_name_of_a_repository_has_a_hundred_characters_at_most() {
+        assert!(checked(&"x".repeat(100)).is_ok() && checked(&"x".repeat(101)).is_err());
+    }
+}
