@@ -163,7 +163,7 @@ pub fn refused(
     plan
 }
 
-/// What is left to do when an attempt under way cannot be told of its limits: to say so, and to try again, since it may be healed.
+/// What is left to do when an attempt under way cannot be told of what changed: to say so, and to try again, since it may be healed.
 pub fn untold(mut plan: Plan, seen: &Observed, refusal: &Refusal, now: Timestamp) -> Plan {
     let why = words(seen, condition::SPEC_ACCEPTED, refusal);
     transition::accepted(&mut plan.status, Some(&why), now);

@@ -360,7 +360,8 @@ impl From<&Job> for OurJob {
             queue: InQueue::of(job).filter(|_| suspended).map(Box::new),
             deleting: job.metadata.deletion_timestamp.is_some(),
             finished: ends().next().is_some(),
-            finished_at: ends().filter_map(|c| Some(c.last_transition_time.as_ref()?.0)).max(),
+            // The first stays as it is when the other comes.
+            finished_at: ends().filter_map(|c| Some(c.last_transition_time.as_ref()?.0)).min(),
             counted: status.is_some_and(|s| {
                 let uncounted = s.uncounted_terminated_pods.as_ref();
                 let waiting = uncounted.map_or(0, |u| {

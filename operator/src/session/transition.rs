@@ -259,8 +259,8 @@ pub fn finish(
     next
 }
 
-/// The end of a run that is over, if its status says otherwise: somebody else has written that. An ended run stays ended; what would
-/// follow here has no attempt left, or no reason to be.
+/// What the status of an ended run said, if its phase is of one that is not over: somebody else has written that. An ended run stays
+/// ended; from such a phase another attempt would follow, beyond those it has.
 pub fn overwritten(status: &AgenticSessionStatus) -> Option<AgenticSessionStatus> {
     let finished = status.conditions.iter().find(|c| c.type_ == condition::FINISHED);
     let finished = finished.filter(|_| !status.phase.is_terminal() && status.completion_time.is_some())?;

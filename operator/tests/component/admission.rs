@@ -13,6 +13,10 @@ use crate::{
     world::{World, report, session, until},
 };
 
+// As Kueue documents them.
+const QUEUE: &str = "kueue.x-k8s.io/queue-name";
+const PRIORITY: &str = "kueue.x-k8s.io/priority-class";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_oldest_runs_first_and_the_others_are_told_their_place() {
     let world = World::new("places").await;
@@ -99,7 +103,16 @@ async fn places_are_kept_over_a_restart_of_the_operator_and_a_raised_bound_acts_
     }
 }
 
-const QUEUE: &str = "kueue.x-k8s.io/queue-name";
+/// Makes session `poem` with labels, and waits until it waits to be admitted.
+async fn create_queued(world: &World, labels: &[(&str, &str)]) -> AgenticSessionStatus {
+    let mut poem = session("poem", json!({"prompt": "p"}));
+    let labels = labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+    poem.metadata.labels = Some(labels.collect());
+    world.sessions().create(&PostParams::default(), &poem).await.unwrap();
+    world
+        .status_when("poem", |s| s.reason.as_deref() == Some("Queued"))
+        .await
+}
 
 async fn suspend_job(world: &World, name: &str, suspend: bool) {
     let patch = json!({"spec": {"suspend": suspend}});
@@ -116,22 +129,13 @@ async fn a_session_with_a_queue_waits_for_kueue_also_when_its_job_is_suspended_i
     world
         .settings_of_the_namespace(json!({"allowedPriorityClasses": ["low"]}))
         .await;
-    let mut poem = session("poem", json!({"prompt": "p"}));
-    let labels = [
-        ("kueue.x-k8s.io/queue-name", "night"),
-        ("kueue.x-k8s.io/priority-class", "low"),
-    ];
-    poem.metadata.labels = Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
-    world.sessions().create(&PostParams::default(), &poem).await.unwrap();
-    let queued = world
-        .status_when("poem", |s| s.reason.as_deref() == Some("Queued"))
-        .await;
+    let queued = create_queued(&world, &[(QUEUE, "night"), (PRIORITY, "low")]).await;
     assert!(queued.message.unwrap().contains("poem-job is suspended"));
     let job = world.jobs().get("poem-job").await.unwrap();
     assert_eq!(job.spec.unwrap().suspend, Some(true));
     let labels = job.metadata.labels.unwrap();
-    assert_eq!(labels["kueue.x-k8s.io/queue-name"], "night");
-    assert_eq!(labels["kueue.x-k8s.io/priority-class"], "low");
+    assert_eq!(labels[QUEUE], "night");
+    assert_eq!(labels[PRIORITY], "low");
 
     suspend_job(&world, "poem-job", false).await;
     let pod = world.pod("poem", 1).await;
@@ -171,24 +175,19 @@ async fn a_session_that_waits_is_moved_to_another_queue_by_its_label_and_one_tha
     world
         .settings_of_the_namespace(json!({"allowedPriorityClasses": ["low"]}))
         .await;
-    let mut poem = session("poem", json!({"prompt": "p"}));
-    poem.metadata.labels = Some([(QUEUE.to_owned(), "night".to_owned())].into());
-    world.sessions().create(&PostParams::default(), &poem).await.unwrap();
-    world
-        .status_when("poem", |s| s.reason.as_deref() == Some("Queued"))
-        .await;
+    create_queued(&world, &[(QUEUE, "night")]).await;
     let change = async |change| {
         let sessions = world.sessions();
         let change = Patch::Merge(change);
         sessions.patch("poem", &PatchParams::default(), &change).await.unwrap();
     };
-    change(json!({"metadata": {"labels": {QUEUE: "day", "kueue.x-k8s.io/priority-class": "low"}}})).await;
+    change(json!({"metadata": {"labels": {QUEUE: "day", PRIORITY: "low"}}})).await;
     let moved = until("the Job to be moved", async || {
         let job = world.jobs().get("poem-job").await.unwrap();
         (job.labels()[QUEUE] == "day").then_some(job)
     })
     .await;
-    assert_eq!(moved.labels()["kueue.x-k8s.io/priority-class"], "low");
+    assert_eq!(moved.labels()[PRIORITY], "low");
     assert_eq!(moved.spec.unwrap().suspend, Some(true), "it waits there");
 
     suspend_job(&world, "poem-job", false).await;
@@ -242,12 +241,7 @@ async fn one_that_waits_for_kueue_takes_no_place_and_waits_for_none_and_has_one_
     world
         .settings_of_the_namespace(json!({"maxConcurrentSessions": 1}))
         .await;
-    let mut poem = session("poem", json!({"prompt": "p"}));
-    poem.metadata.labels = Some([(QUEUE.to_owned(), "night".to_owned())].into());
-    world.sessions().create(&PostParams::default(), &poem).await.unwrap();
-    world
-        .status_when("poem", |s| s.reason.as_deref() == Some("Queued"))
-        .await;
+    create_queued(&world, &[(QUEUE, "night")]).await;
     world.create("first", json!({"prompt": "p"})).await;
     let first = world.pod("first", 1).await;
     world.start(&first).await;

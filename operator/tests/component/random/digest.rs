@@ -139,7 +139,7 @@ fn members(map: Map<String, Value>, namespace: &str, uid: &str) -> Map<String, V
         .collect()
 }
 
-/// `poem-job-3-x7k2p` is `poem-job`, and `attempt 3` is `attempt N`.
+/// `poem-job-3-x7k2p` is `poem-job`, `attempt 3` is `attempt N`, and a time is any time.
 fn words(text: &str) -> String {
     let mut words: Vec<String> = text.split(' ').map(str::to_owned).collect();
     for at in 0..words.len() {
@@ -152,6 +152,9 @@ fn words(text: &str) -> String {
         }
         if at > 0 && words[at - 1].to_lowercase() == "attempt" {
             words[at] = words[at].replace(|c: char| c.is_ascii_digit(), "N");
+        }
+        if words[at].trim_end_matches('.').parse::<jiff::Timestamp>().is_ok() {
+            "TIME".clone_into(&mut words[at]);
         }
     }
     words.join(" ")

@@ -175,22 +175,28 @@ impl Scene {
             + std::fmt::Debug
             + serde::de::DeserializeOwned,
     {
-        for object in self.api::<K>().list(&ListParams::default()).await.unwrap().items {
-            let meta = object.meta();
-            let finalizers = meta.finalizers.clone().unwrap_or_default();
-            if finalizers.iter().any(|f| f.starts_with("test.example/")) {
-                let others: Vec<_> = finalizers
-                    .into_iter()
-                    .filter(|f| !f.starts_with("test.example/"))
-                    .collect();
+        // Its controller may be writing it: then the version is another.
+        until("nothing to be held", async || {
+            let mut holds = false;
+            for object in self.api::<K>().list(&ListParams::default()).await.unwrap().items {
+                let meta = object.meta();
+                let (tests, others): (Vec<_>, Vec<_>) = object
+                    .finalizers()
+                    .iter()
+                    .partition(|finalizer| finalizer.starts_with("test.example/"));
+                if tests.is_empty() {
+                    continue;
+                }
+                holds = true;
                 let patch = json!({"metadata": {"finalizers": others, "resourceVersion": meta.resource_version}});
-                let name = meta.name.clone().unwrap_or_default();
                 let _ = self
                     .api::<K>()
-                    .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+                    .patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch))
                     .await;
             }
-        }
+            (!holds).then_some(())
+        })
+        .await;
     }
 
     /// Takes away what is in the way of everybody: quotas, names that are taken, claims that belong to nobody.
