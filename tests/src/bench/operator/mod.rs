@@ -32,9 +32,9 @@ use super::{
 const ABOUT: &str = "\
 The operator as it is shipped on a bare control plane (etcd, API server, controller manager, no scheduler), and a client that makes the same claim
 and Job for each session by itself; both take turns, slice by slice, and are timed by the API server's audit log, from the answer to the session's
-creation to the answer to its Job's. Where pods run, kube-scheduler puts them on four nodes of kwok 0.8.0, which starts them at once and ends them after
-0.5 to 1.5 s with the runner's report; claims stay without volumes, and no container runs. Memory is resident memory; processor time is the process's
-own, all threads.";
+creation to the answer to its Job's. Where pods run, kube-scheduler puts them on nodes of kwok, which starts them at once and ends them after 0.5 to
+1.5 s with the runner's report; claims stay without volumes, and no container runs. Memory is resident memory; processor time is the process's own, all
+threads.";
 
 /// How long anything may take that should come by itself.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -96,7 +96,8 @@ pub async fn run(options: Options) -> Result<()> {
         admit::measure(&options, &mut table).await?;
     }
     println!(
-        "\n{ABOUT}\n\n{machine} before the run; Kubernetes {version}; {}.\n\n{}",
+        "\n{ABOUT}\n\n{machine} before the run; Kubernetes {version}, {}; {}.\n\n{}",
+        nodes::about()?,
         jiff::Timestamp::now().strftime("%Y-%m-%d"),
         table.markdown()
     );

@@ -17,6 +17,19 @@ use super::plane::{NAMESPACE, Plane};
 
 const NODES: usize = 4;
 const STAGES: &str = include_str!("stages.yaml");
+/// Pins kwok.
+const MODULE: &str = include_str!("../../../../cluster/tools/kwok/go.mod");
+
+/// What the nodes are, for whoever reads the numbers.
+pub fn about() -> Result<String> {
+    let mut lines = MODULE.lines();
+    let required = lines.find_map(|line| line.trim().strip_prefix("sigs.k8s.io/kwok v"));
+    let version = required.and_then(|rest| rest.split(' ').next());
+    Ok(format!(
+        "{NODES} nodes of kwok v{}",
+        version.context("kwok's go.mod does not require it")?
+    ))
+}
 
 /// Whose pods end by themselves.
 #[derive(Clone, Copy, Debug)]
