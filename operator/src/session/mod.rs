@@ -11,6 +11,7 @@ mod deadline;
 mod decide;
 mod drain;
 mod gate;
+mod job;
 mod lean;
 mod mcp;
 mod memory;
