@@ -257,8 +257,9 @@ async fn an_agent_whose_first_process_is_killed_for_memory_goes_on_in_the_same_p
 async fn an_agent_that_runs_out_of_memory_is_started_again_and_goes_on() -> Result<()> {
     scene("memory", Keys::Good, async |scene| {
         let (mock, marker) = (Mock::reach().await?, marker());
-        // Many small eaters, so that the largest process, which the kernel takes, is the CLI.
-        let eaters = "for i in $(seq 30); do head -c 40M /dev/zero | tail >/dev/null & done; wait";
+        // Many small eaters, so that the largest process, which the kernel takes, is the CLI. Each stays until all are there.
+        let eater = "{ head -c 40M /dev/zero; sleep 20; } | tail >/dev/null";
+        let eaters = format!("for i in $(seq 30); do {eater} & done; wait");
         let eat = format!("if [ ! -e eaten ]; then touch eaten; {eaters}; fi");
         let steps: Value = json!([
             { "text": "First.", "tools": [{ "name": "Bash", "input": { "command": "echo one >> runs.txt", "description": "t" } }] },
