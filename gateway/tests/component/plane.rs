@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use xtask::cluster::ControlPlane;
 
 use crate::support::{
-    Served, records,
+    DEADLINE, Served, records,
     runner::{Runner, hello},
     soon,
     sse::http,
@@ -51,7 +51,12 @@ fn plane() -> &'static ControlPlane {
             "crd/agenticsessions.vteam.ambient-code",
             "--timeout=30s",
         ];
-        kubectl(&plane, &established, "");
+        // kubectl fails at once on a definition that has no conditions yet.
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while let Err(said) = try_kubectl(&plane, &established, "") {
+            assert!(std::time::Instant::now() < deadline, "{said}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
         for rule in INSTALLED
             .split("\n---")
             .filter(|document| document.contains("\nkind: ClusterRole"))
@@ -67,6 +72,11 @@ fn apply(plane: &ControlPlane, manifest: &str) {
 }
 
 fn kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) -> String {
+    try_kubectl(plane, arguments, input).unwrap_or_else(|said| panic!("kubectl {arguments:?}: {said}\n{input}"))
+}
+
+/// What it says on stdout, or on stderr if it fails.
+fn try_kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) -> Result<String, String> {
     let mut kubectl = plane.kubectl().unwrap();
     let kubectl = kubectl
         .args(arguments)
@@ -76,9 +86,13 @@ fn kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) -> String {
     let mut child = kubectl.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "kubectl {arguments:?}: {said}\n{input}");
-    String::from_utf8(output.stdout).unwrap()
+    let said = if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(output.stderr)
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    said.map(text).map_err(text)
 }
 
 async fn client(user: Option<&str>) -> Client {
@@ -111,6 +125,22 @@ fn namespace(name: &str) -> String {
          subjects: [{{kind: ServiceAccount, name: client, namespace: {name}}}]}}\n"
     );
     apply(plane(), &manifest);
+    // The API server judges by what it has heard of roles and bindings, which is a moment later.
+    let account = format!("system:serviceaccount:{name}:client");
+    let may = [
+        "auth",
+        "can-i",
+        "delete",
+        "agenticsessions",
+        "-n",
+        name,
+        "--as",
+        &account,
+    ];
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while let Err(said) = try_kubectl(plane(), &may, "") {
+        assert!(std::time::Instant::now() < deadline, "{said}");
+    }
     kubectl(plane(), &["create", "token", "client", "-n", name], "")
         .trim()
         .to_owned()

@@ -327,7 +327,8 @@ async fn a_caller_who_asks_too_often_is_told_when_to_ask_again_and_others_are_no
     }
     let refused = ask("again").await;
     assert_eq!(refused.status(), 429, "two tokens of one account");
-    assert_eq!(refused.headers()["retry-after"], "20");
+    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=20).contains(&wait), "{wait}");
     assert_eq!(ask("other").await.status(), 200);
 }
 

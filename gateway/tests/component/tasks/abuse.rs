@@ -25,10 +25,14 @@ async fn what_is_created_for_clients_that_went_away_is_counted_and_sent_again_is
     };
     let served = Served::serving(settings).await;
     served.cluster.hold_creates("team-a");
-    for n in 0..6 {
+    let first = json!({"task_id": "t0", "prompt": "p"});
+    tokio::select! {
+        _ = ask(served.address, "POST", "/api/v1/tasks", Some(&first)) => panic!("nothing is created yet"),
+        () = soon("a create", served.cluster.creates_are_held(1)) => {}
+    }
+    for n in 1..6 {
         gives_up(&served, &json!({"task_id": format!("t{n}"), "prompt": "p"})).await;
     }
-    soon("a create", served.cluster.creates_are_held(1)).await;
     served.cluster.release_creates();
     let answer = submit(&served, json!({"task_id": "t0", "prompt": "p"})).await;
     assert_eq!(answer["status"], "running");
