@@ -193,7 +193,8 @@ async fn a_run_without_a_final_report_is_drained_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_delivered_in_time_is_lost_with_both_numbers() {
     let timing = TimingSettings {
-        drain_bound: 4,
+        // Long enough for the first drain to come to its end.
+        drain_bound: 20,
         ..quick()
     };
     let world = world("lost", timing).await;

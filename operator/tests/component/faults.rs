@@ -22,6 +22,7 @@ use kube::{
 use protocol::Outcome;
 use rstest::rstest;
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::{
     plane::{jobs_created, operator_config},
@@ -59,8 +60,8 @@ struct Faulty {
 struct State {
     broken: AtomicBool,
     met: AtomicUsize,
-    /// Ends the watches that are open.
-    cut: tokio::sync::Notify,
+    /// Changes when the watches are cut that were asked for before.
+    cut: watch::Sender<()>,
     /// First answers to lists for the caches, by address, as a stale server would give them again.
     lists: Mutex<HashMap<String, (http::HeaderMap, bytes::Bytes)>>,
     /// Remember the lists, or give the remembered ones, each once.
@@ -81,12 +82,12 @@ impl Faulty {
 
     fn break_it(&self) {
         self.state.broken.store(true, Ordering::SeqCst);
-        self.state.cut.notify_waiters();
+        self.state.cut.send_replace(());
     }
 
     fn repair(&self) {
         self.state.broken.store(false, Ordering::SeqCst);
-        self.state.cut.notify_waiters();
+        self.state.cut.send_replace(());
     }
 
     fn met(&self) -> usize {
@@ -94,12 +95,11 @@ impl Faulty {
     }
 
     /// The body ends when watches are cut; what `silent` says is whether anything of it arrives.
-    fn cut(&self, silent: bool) -> Fate {
-        let state = self.state.clone();
+    fn cut(mut cut: watch::Receiver<()>, silent: bool) -> Fate {
         Fate::Through(Box::new(move |answer| {
             let (head, body) = answer.into_parts();
             let frames = body.into_data_stream().map(|bytes| bytes.map(hyper_frame));
-            let told = async move { state.cut.notified().await };
+            let told = async move { cut.changed().await };
             let body: Box<DynBody> = if silent {
                 let nothing = futures::stream::pending().take_until(Box::pin(told));
                 Box::new(StreamBody::new(nothing))
@@ -188,6 +188,8 @@ impl Wire for Faulty {
         if let Some(fate) = self.stale(request) {
             return fate;
         }
+        // From before it is decided, so that a watch whose answer is still on its way is cut, too.
+        let cut = self.state.cut.subscribe();
         // Without its lease an operator ends, which is another story.
         let lease = request.uri().path().contains("/leases");
         let broken = self.state.broken.load(Ordering::SeqCst) && !lease;
@@ -200,7 +202,7 @@ impl Wire for Faulty {
             Fault::Blind => broken && for_cache,
         };
         if !met {
-            return if watch { self.cut(false) } else { Fate::Pass };
+            return if watch { Self::cut(cut, false) } else { Fate::Pass };
         }
         self.state.met.fetch_add(1, Ordering::SeqCst);
         match self.fault {
@@ -208,7 +210,7 @@ impl Wire for Faulty {
             Fault::Reset => Fate::Reset { sent: false },
             Fault::ResetAfter => Fate::Reset { sent: true },
             Fault::Gone => Fate::Instead(refusal(410)),
-            Fault::Silent => self.cut(true),
+            Fault::Silent => Self::cut(cut, true),
             Fault::Blind => Fate::Instead(refusal(503)),
         }
     }

@@ -265,7 +265,7 @@ async fn hinder(world: &World, hindrance: Hindrance, said: &str, pod: Option<&Po
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_a_pod_from_starting_is_final_when_the_time_to_start_is_over() {
     let world = World::without_operator("start-timeout").await;
-    world.settle(json!({"startTimeout": 4})).await;
+    world.settle(json!({"startTimeout": START})).await;
     let mut world = world;
     world.start_operator().await;
     let _kubelet = world.kubelet();
@@ -303,7 +303,7 @@ async fn a_pod_that_a_limit_range_refuses_is_explained_and_heals_or_is_final() {
         let range = serde_json::from_value(range).unwrap();
         ranges.create(&PostParams::default(), &range).await.unwrap();
         world
-            .settle(json!({"startTimeout": if heals { 3_600 } else { 6 }}))
+            .settle(json!({"startTimeout": if heals { 3_600 } else { START }}))
             .await;
         let mut world = world;
         world.start_operator().await;

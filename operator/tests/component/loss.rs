@@ -52,7 +52,11 @@ async fn world(name: &str) -> World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_on_a_lost_node_is_ended_and_another_follows_free_of_charge() {
-    let world = world("node-lost").await;
+    let mut world = World::without_operator("node-lost").await;
+    world.timing.node_loss = 2;
+    // What is said of the end is said until the next attempt begins.
+    world.timing.retry_first_wait = 10;
+    world.start_operator().await;
     let node = TheNode::new(&world).await;
     world.create("elegy", json!({"prompt": "write"})).await;
     let pod = world.pod("elegy", 1).await;

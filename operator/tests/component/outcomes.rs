@@ -1,21 +1,27 @@
 //! Every way that an attempt ends × the operator up, down at that moment, and restarted in the middle.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use crds::{AgenticSessionStatus, Phase};
-use futures::future::join_all;
+use futures::{TryStreamExt as _, future::join_all};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams},
+    runtime::{WatchStreamExt as _, watcher},
 };
 use operator::TimingSettings;
 use protocol::{Outcome, Report, names::REPORT_FINALIZER};
 use serde_json::json;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     plane::jobs_created,
-    world::{World, report, until},
+    world::{PATIENCE, World, report, until},
 };
 
 /// What happens to an attempt.
@@ -202,8 +208,58 @@ async fn each_outcome_is_recorded_as_what_it_is_when_the_operator_restarts_in_th
     matrix("outcomes-restarted", Operator::Restarted).await;
 }
 
+/// What a session has said.
+#[derive(Clone, Default)]
+struct Told {
+    last: AgenticSessionStatus,
+    /// Of ends that another attempt follows.
+    retrying: String,
+}
+
+/// What all sessions have said, by a watch: what is said until the next attempt begins may be missed by who looks now and then.
+struct Listener {
+    told: Arc<Mutex<BTreeMap<String, Told>>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Listener {
+    fn new(world: &World) -> Self {
+        let told: Arc<Mutex<BTreeMap<String, Told>>> = Arc::default();
+        let (sessions, all) = (world.sessions(), told.clone());
+        let task = tokio::spawn(async move {
+            let changes = watcher(sessions, watcher::Config::default())
+                .default_backoff()
+                .applied_objects();
+            let mut changes = std::pin::pin!(changes);
+            loop {
+                let session = match changes.try_next().await {
+                    Ok(Some(session)) => session,
+                    Ok(None) => return,
+                    // It is begun anew.
+                    Err(_) => continue,
+                };
+                let mut told = all.lock().unwrap();
+                let told = told.entry(session.name_any()).or_default();
+                told.last = session.status.unwrap_or_default();
+                if told.last.reason.as_deref() == Some("Retrying") {
+                    told.retrying += told.last.message.as_deref().unwrap_or_default();
+                }
+            }
+        });
+        Self {
+            told,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+
+    fn told(&self, session: &str) -> Told {
+        self.told.lock().unwrap().get(session).cloned().unwrap_or_default()
+    }
+}
+
 async fn matrix(namespace: &str, operator: Operator) {
     let mut world = World::without_operator(namespace).await;
+    let listener = Listener::new(&world);
     world.timing = TimingSettings {
         container_grace: 3,
         retry_first_wait: 2,
@@ -226,7 +282,7 @@ async fn matrix(namespace: &str, operator: Operator) {
     if operator == Operator::Down {
         world.start_operator().await;
     }
-    let wrong: Vec<_> = join_all(rows().map(|(row, pod)| judged(&world, row, pod)))
+    let wrong: Vec<_> = join_all(rows().map(|(row, pod)| judged(&world, &listener, row, pod)))
         .await
         .into_iter()
         .flatten()
@@ -353,39 +409,31 @@ async fn second_half(world: &World, _: &str, event: Event, pod: &Pod) {
 }
 
 /// What is wrong with what the operator made of it, if anything.
-async fn judged(world: &World, (name, event, follows): &(&str, Event, Follows), pod: &Pod) -> Option<String> {
+async fn judged(
+    world: &World,
+    listener: &Listener,
+    (name, event, follows): &(&str, Event, Follows),
+    pod: &Pod,
+) -> Option<String> {
     let is = |status: &AgenticSessionStatus| match *follows {
         Over(phase, reason) => {
             status.phase == phase && status.reason.as_deref() == Some(reason) && status.attempt == Some(1)
         }
         Counts(_) | Free(_) | Waits => status.attempt == Some(2),
     };
-    let last = std::sync::Mutex::new(AgenticSessionStatus::default());
-    let seen = tokio::time::timeout(Duration::from_mins(2), async {
-        // What is said of an end that another attempt follows is said only until that begins.
-        let mut said = String::new();
-        loop {
-            let status = world.status(name).await;
-            if status.reason.as_deref() == Some("Retrying") {
-                let message = status.message.clone().unwrap_or_default();
-                if !said.ends_with(&message) {
-                    said += &message;
-                }
-            }
-            *last.lock().unwrap() = status.clone();
-            if is(&status) {
-                return (status, said);
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+    let seen = tokio::time::timeout(PATIENCE / 10 * 9, async {
+        while !is(&listener.told(name).last) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
-    let Ok((status, said)) = seen else {
-        return Some(format!(
-            "{name}: {event:?} {follows:?}: stays {:#?}",
-            last.lock().unwrap()
-        ));
-    };
+    let Told {
+        last: status,
+        retrying: said,
+    } = listener.told(name);
+    if seen.is_err() {
+        return Some(format!("{name}: {event:?} {follows:?}: stays {status:#?}"));
+    }
     let free = status.free_retries.unwrap_or(0);
     let right = match *follows {
         Over(..) => status.completion_time.is_some(),

@@ -1,7 +1,13 @@
 //! The chart's pre-delete hook, with the rights that the chart gives it.
 
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod, networking::v1::NetworkPolicy};
-use kube::{Api, Client, ResourceExt as _, api::ListParams};
+use k8s_openapi::api::{
+    apps::v1::Deployment, authorization::v1::SelfSubjectAccessReview, batch::v1::Job, core::v1::Pod,
+    networking::v1::NetworkPolicy,
+};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{ListParams, PostParams},
+};
 use operator::uninstall::{self, Args};
 use protocol::{Outcome, names::REPORT_FINALIZER};
 use serde_json::json;
@@ -49,7 +55,23 @@ async fn hook() -> (Client, Args) {
         watch_namespace: Some(NAMESPACE.to_owned()),
         timeout_seconds: 60,
     };
-    (Client::try_from(config).unwrap(), args)
+    let client = Client::try_from(config).unwrap();
+    // The API server judges by what it has heard of roles and bindings, which is a moment later.
+    let rights = [
+        json!({"group": "apps", "resource": "deployments", "subresource": "scale", "name": "agentic-operator", "verb": "patch"}),
+        json!({"group": "batch", "resource": "jobs", "verb": "delete"}),
+    ];
+    for mut right in rights {
+        right["namespace"] = json!(NAMESPACE);
+        let review = json!({"spec": {"resourceAttributes": right}});
+        let review: SelfSubjectAccessReview = serde_json::from_value(review).unwrap();
+        until("the hook's rights", async || {
+            let judged = Api::all(client.clone()).create(&PostParams::default(), &review).await;
+            judged.unwrap().status?.allowed.then_some(())
+        })
+        .await;
+    }
+    (client, args)
 }
 
 #[tokio::test(flavor = "multi_thread")]

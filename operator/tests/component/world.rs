@@ -2,7 +2,12 @@
 
 mod kubelet;
 
-use std::{fmt::Debug, net::TcpListener, time::Duration};
+use std::{
+    fmt::Debug,
+    net::{SocketAddr, TcpListener},
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 
 use crds::{AgenticSession, AgenticSessionStatus, Phase};
 use k8s_openapi::api::{
@@ -70,11 +75,10 @@ impl World {
             accounts.get_opt("default").await.unwrap()
         })
         .await;
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         Self {
             client,
             namespace: name.to_owned(),
-            metrics: port,
+            metrics: free_address(),
             timing: TimingSettings::default(),
             egress: None,
             operator: None,
@@ -110,9 +114,9 @@ impl World {
     }
 
     pub fn start_operator_with(&mut self, client: impl Into<operator::Counted> + Send + 'static) {
-        // One that was free a while ago may be somebody's by now.
+        // One that was killed may still have its own.
         if self.metrics.port() != 0 {
-            self.metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            self.metrics = free_address();
         }
         let stop = CancellationToken::new();
         let (settings, token) = (self.settings(), stop.clone());
@@ -267,6 +271,20 @@ impl Drop for World {
     fn drop(&mut self) {
         if let Some((task, _)) = &self.operator {
             task.abort();
+        }
+    }
+}
+
+/// Where an operator can serve. No other test is given the same, and the kernel gives none of these to connections: it has its own from
+/// 32768 on.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let number = std::process::id() + u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 20_000 + (number % 10_000) as u16;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
         }
     }
 }

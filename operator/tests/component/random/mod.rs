@@ -41,6 +41,8 @@ const TELL: usize = 250;
 const DRAWN: usize = 160;
 const DRAWN_BY: u64 = 1_795_253_975;
 const DRAWN_FOR: Duration = Duration::from_secs(45);
+/// How long anything may take: less than others wait, so that what is in the way is told.
+const PATIENCE: Duration = Duration::from_mins(2);
 /// Tries to make a failing sequence shorter.
 const SHORTER: usize = 16;
 

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use crds::Phase;
@@ -12,6 +11,7 @@ use protocol::Reason;
 use serde_json::{Value, json};
 
 use super::{
+    PATIENCE,
     digest::{self, digest},
     operation::{Operation, Vocabulary},
     rest::{comes_to_rest, finish},
@@ -310,7 +310,7 @@ async fn leaves_nothing(scene: &Scene) {
 async fn or_say(wait: impl Future<Output = ()>, say: impl Fn() -> String) {
     tokio::select! {
         () = wait => {}
-        () = tokio::time::sleep(Duration::from_secs(50)) => panic!("not as on a clean namespace, {}", say()),
+        () = tokio::time::sleep(PATIENCE) => panic!("not as on a clean namespace, {}", say()),
     }
 }
 

@@ -1,7 +1,5 @@
 //! Sessions whose sequence is over are brought to rest, and to their end.
 
-use std::time::Duration;
-
 use crds::Phase;
 use kube::{
     ResourceExt as _,
@@ -11,6 +9,7 @@ use protocol::{Outcome, names::label};
 use serde_json::{Value, json};
 
 use super::{
+    PATIENCE,
     oracle::is_ephemeral,
     scene::{NAME, Scene},
 };
@@ -79,7 +78,7 @@ pub async fn comes_to_rest(scene: &Scene, round: u64) {
     });
     tokio::select! {
         () = rests => {}
-        () = tokio::time::sleep(Duration::from_secs(55)) => {
+        () = tokio::time::sleep(PATIENCE) => {
             panic!("does not come to rest: {:?}\n{}", scene.world.status(NAME).await, scene.inventory().await)
         }
     }

@@ -14,7 +14,7 @@ use protocol::names::{REPORT_FINALIZER, label};
 use serde_json::json;
 
 use super::{
-    super::{operation::Propagation, values::CLAIM},
+    super::{PATIENCE, operation::Propagation, values::CLAIM},
     Scene,
 };
 use crate::world::until;
@@ -89,7 +89,7 @@ impl Scene {
         });
         tokio::select! {
             () = nothing => {}
-            () = tokio::time::sleep(Duration::from_secs(55)) => {
+            () = tokio::time::sleep(PATIENCE) => {
                 let inventory = self.inventory().await;
                 panic!("left behind: {:?}\n{inventory}", last.lock().unwrap());
             },
