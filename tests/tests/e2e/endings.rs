@@ -118,8 +118,9 @@ async fn a_pod_ends_soon_after_its_runner() -> Result<()> {
             containers[SESSIONS / 2] <= Duration::from_secs(2),
             "the median: {containers:?}"
         );
+        // One of them may have met with a busy moment; what is wrong is a minute.
         ensure!(
-            containers[SESSIONS - 1] <= Duration::from_secs(4),
+            containers[SESSIONS - 1] <= Duration::from_secs(15),
             "the longest: {containers:?}"
         );
         // Whole seconds of the runner's end and what any pod takes are in these. A sidecar that ignores SIGTERM would make
