@@ -149,10 +149,19 @@ impl Drain {
     /// Takes lock and lease, and closes the attempt that could not.
     async fn begin(config: &DrainConfig) -> Result<Self, DrainError> {
         state::prepare(&config.state)?;
-        let guard = Guard::take(&config.state, config.attempt, &config.pod_uid).await?;
-        let keeper = guard.keep();
+        let mut guard = Guard::take(&config.state, config.attempt, &config.pod_uid).await?;
         let mut history = History::default();
-        let spool = Spool::open(&config.state.join("spool"), |record| history.observe(record))?;
+        let mut held = Ok(());
+        let spool = Spool::open(&config.state.join("spool"), |record| {
+            history.observe(record);
+            // A long session's spool takes longer on a slow volume than the lease holds.
+            if held.is_ok() {
+                held = guard.renew_in_time();
+            }
+        })?;
+        held?;
+        guard.renew_in_time()?;
+        let keeper = guard.keep();
         spool.write_while(keeper.holding());
         let (last, ended) = spool.last_attempt();
         if last > config.attempt {

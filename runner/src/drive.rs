@@ -140,6 +140,8 @@ impl Attempt {
             .ok()
             .map(Arc::new);
         let mut journal = open_journal(config, &mut guard)?;
+        // What came behind the last record may have taken long, too.
+        guard.renew_in_time()?;
         let keeper = guard.keep();
         journal.spool().write_while(keeper.holding());
         let uplink = config.gateway.as_ref().map(|gateway| {

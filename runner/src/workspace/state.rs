@@ -228,10 +228,12 @@ enum Held {
 impl Guard {
     /// Has the lease renewed from now on.
     pub fn keep(self) -> Keeper {
-        let (held, lost) = watch::channel(Held::Since(Instant::now()));
+        // Not since now: what was done under it until here may have taken long.
+        let renewed = self.renewed;
+        let (held, lost) = watch::channel(Held::Since(renewed));
         let guard = Arc::new(Mutex::new(Some(self)));
         let check = Arc::new(Notify::new());
-        let task = tokio::spawn(renew(Arc::clone(&guard), held, Arc::clone(&check)));
+        let task = tokio::spawn(renew(Arc::clone(&guard), held, Arc::clone(&check), renewed));
         Keeper {
             lost,
             guard,
@@ -241,8 +243,12 @@ impl Guard {
     }
 }
 
-async fn renew(guard: Arc<Mutex<Option<Guard>>>, held: watch::Sender<Held>, check: Arc<Notify>) {
-    let mut renewed_at = Instant::now();
+async fn renew(
+    guard: Arc<Mutex<Option<Guard>>>,
+    held: watch::Sender<Held>,
+    check: Arc<Notify>,
+    mut renewed_at: Instant,
+) {
     loop {
         tokio::select! {
             () = sleep(RENEW) => {}

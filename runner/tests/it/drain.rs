@@ -187,6 +187,41 @@ async fn a_gateway_that_does_not_answer_leaves_the_records_for_the_next_drain() 
     assert_eq!(kept.lock().unwrap().records.len(), 6);
 }
 
+/// As many as a volume gives in a minute that is slower than the lease is long.
+#[tokio::test]
+async fn records_that_take_longer_to_read_than_the_lease_holds_are_delivered_all_the_same() {
+    let claim = Claim::new();
+    left_behind(&claim.state(), 2, 12);
+    let spool = claim.state().join("spool");
+    let (segment, read) = (spool.join(format!("{:020}.spool", 1)), spool.join("read"));
+    std::fs::rename(&segment, &read).unwrap();
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&segment)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let slow = std::thread::spawn(move || {
+        let bytes = std::fs::read(&read).unwrap();
+        let mut pipe = std::fs::File::options().write(true).open(&segment).unwrap();
+        // Whoever writes to the spool next finds a file.
+        std::fs::rename(&read, &segment).unwrap();
+        for piece in bytes.chunks(bytes.len() / 12) {
+            std::io::Write::write_all(&mut pipe, piece).unwrap();
+            std::thread::sleep(Duration::from_secs(3));
+        }
+    });
+    let (gateway, kept) = gateway(u64::MAX).await;
+    let config = DrainConfig {
+        patience: Duration::from_mins(2),
+        ..claim.config(gateway)
+    };
+    assert_eq!(claim.drain(config).await, Outcome::Succeeded);
+    slow.join().unwrap();
+    assert_eq!(kept.lock().unwrap().records.len(), 13);
+}
+
 #[tokio::test]
 async fn a_claim_with_a_newer_attempt_is_left_alone() {
     let claim = Claim::new();

@@ -77,6 +77,16 @@ async fn who_reads_for_long_renews_the_lease_when_it_is_time_and_learns_who_has_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_that_ran_out_before_it_was_kept_is_not_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let guard = Guard::take(dir.path(), 1, "pod-a").await.unwrap();
+    tokio::time::advance(EXPIRE).await;
+    let mut keeper = guard.keep();
+    assert!(!keeper.holding().is_held());
+    assert!(matches!(keeper.lost().await, StateError::Expired));
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_runners_of_one_node_do_not_both_get_in() {
     let dir = tempfile::tempdir().unwrap();
     let first = Guard::take(dir.path(), 1, "pod-a").await.unwrap();
