@@ -56,7 +56,7 @@ pub async fn clone(repos: &Repos, repo: &Repo) -> Result<Cloned, GitError> {
     cloned.placed = Placed { branch, commit };
     room(&store).await?;
     let work = Work::make(&store, &remote, &cloned.placed).await?;
-    if !work.place()? {
+    if !work.place().await? {
         cloned.notes.push(format!(
             "The workspace has a folder {} already; it stays as it is.",
             repo.name
@@ -189,19 +189,24 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     async fn make(store: &'a Store<'a>, remote: &Remote, placed: &Placed) -> Result<Self, GitError> {
         let path = store.repos.folder.join(format!(".{}.work", store.repo.name));
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(GitError::io("remove", &path)(error)),
-            _ => {}
-        }
         let work = Self { store, path };
-        fs::create_dir(&work.path).map_err(GitError::io("create", &work.path))?;
+        aside(&work.path, |path| {
+            match fs::remove_dir_all(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(GitError::io("remove", path)(error));
+                }
+                _ => {}
+            }
+            fs::create_dir(path).map_err(GitError::io("create", path))
+        })
+        .await?;
         let first = format!("--initial-branch={}", placed.branch);
         work.git()
             .args(["init", "--quiet", "--template=", &first])
             .run()
             .await?;
         if !placed.commit.is_empty() {
-            work.copy()?;
+            work.copy().await?;
             let (local, theirs) = (
                 format!("refs/heads/{}", placed.branch),
                 format!("refs/remotes/origin/{}", placed.branch),
@@ -225,14 +230,17 @@ impl<'a> Work<'a> {
     }
 
     /// Byte by byte: an object that both had would be the agent's to change.
-    fn copy(&self) -> Result<(), GitError> {
-        let (from, to) = (self.store.dir.join("objects"), self.path.join(".git/objects"));
-        copy_folder(&from, &to).map_err(GitError::io("copy", &from))?;
-        let shallow = self.store.dir.join("shallow");
-        if shallow.exists() {
-            fs::copy(&shallow, self.path.join(".git/shallow")).map_err(GitError::io("copy", &shallow))?;
-        }
-        Ok(())
+    async fn copy(&self) -> Result<(), GitError> {
+        let to = self.path.join(".git");
+        aside(&self.store.dir, move |store| {
+            let (from, shallow) = (store.join("objects"), store.join("shallow"));
+            copy_folder(&from, &to.join("objects")).map_err(GitError::io("copy", &from))?;
+            if shallow.exists() {
+                fs::copy(&shallow, to.join("shallow")).map_err(GitError::io("copy", &shallow))?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// What a clone has, and who commits.
@@ -262,33 +270,43 @@ impl<'a> Work<'a> {
     }
 
     /// Moves it into the workspace as a whole; false: there is something of its name.
-    fn place(self) -> Result<bool, GitError> {
-        let repos = self.store.repos;
-        let open = |path: &Path| beneath::root(path).map_err(GitError::io("open", path));
-        let (ours, theirs): (OwnedFd, OwnedFd) = (open(&repos.folder)?, open(&repos.workspace)?);
-        // All of it is on disk before it has its name.
-        syncfs(&ours).map_err(|error| GitError::io("sync", &repos.folder)(error.into()))?;
-        crate::kill_point::pass("copied");
-        let from = self.path.file_name().unwrap_or_default();
-        let moved = renameat_with(
-            &ours,
-            from,
-            &theirs,
-            self.store.repo.name.as_str(),
-            RenameFlags::NOREPLACE,
-        );
-        let placed = match moved {
-            Ok(()) => true,
-            Err(rustix::io::Errno::EXIST) => {
-                fs::remove_dir_all(&self.path).map_err(GitError::io("remove", &self.path))?;
-                false
-            }
-            Err(error) => return Err(GitError::io("move into the workspace", &self.path)(error.into())),
-        };
-        crate::kill_point::pass("moved");
-        syncfs(&theirs).map_err(|error| GitError::io("sync", &repos.workspace)(error.into()))?;
-        crate::kill_point::pass("placed");
-        Ok(placed)
+    async fn place(self) -> Result<bool, GitError> {
+        let (folder, workspace) = (self.store.repos.folder.clone(), self.store.repos.workspace.clone());
+        let name = self.store.repo.name.clone();
+        aside(&self.path, move |path| place(path, &folder, &workspace, &name)).await
+    }
+}
+
+fn place(path: &Path, folder: &Path, workspace: &Path, name: &str) -> Result<bool, GitError> {
+    let open = |path: &Path| beneath::root(path).map_err(GitError::io("open", path));
+    let (ours, theirs): (OwnedFd, OwnedFd) = (open(folder)?, open(workspace)?);
+    // All of it is on disk before it has its name.
+    syncfs(&ours).map_err(|error| GitError::io("sync", folder)(error.into()))?;
+    crate::kill_point::pass("copied");
+    let from = path.file_name().unwrap_or_default();
+    let placed = match renameat_with(&ours, from, &theirs, name, RenameFlags::NOREPLACE) {
+        Ok(()) => true,
+        Err(rustix::io::Errno::EXIST) => {
+            fs::remove_dir_all(path).map_err(GitError::io("remove", path))?;
+            false
+        }
+        Err(error) => return Err(GitError::io("move into the workspace", path)(error.into())),
+    };
+    crate::kill_point::pass("moved");
+    syncfs(&theirs).map_err(|error| GitError::io("sync", workspace)(error.into()))?;
+    crate::kill_point::pass("placed");
+    Ok(placed)
+}
+
+/// Does what may wait for the volume for long on a thread of its own: the lease is renewed, and orders are heard, meanwhile.
+async fn aside<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce(&Path) -> Result<T, GitError> + Send + 'static,
+) -> Result<T, GitError> {
+    let own = path.to_owned();
+    match tokio::task::spawn_blocking(move || work(&own)).await {
+        Ok(done) => done,
+        Err(error) => Err(GitError::io("work in", path)(io::Error::other(error))),
     }
 }
 

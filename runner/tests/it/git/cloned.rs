@@ -1,6 +1,6 @@
 //! What is cloned, from where, and what it leaves behind.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use protocol::spec::{Repo, RepoOutput};
@@ -9,7 +9,7 @@ use runner::workspace::git::{Fault, Repos, clone, push};
 use tests::git::GitServer;
 
 use super::{Scene, TOKEN, refused};
-use crate::common::assert_nowhere;
+use crate::common::{DEADLINE, assert_nowhere, eventually};
 
 #[tokio::test]
 async fn nothing_of_the_credential_is_in_the_agents_copy_or_in_the_runners_repository() {
@@ -44,6 +44,42 @@ async fn no_object_is_shared_between_the_two_copies() {
         assert_eq!(entry.metadata().unwrap().nlink(), 1);
     }
     assert!(!scene.work("one").join(".git/objects/info/alternates").exists());
+}
+
+/// Its lease would run out, and it would be taken for one that stands still.
+#[tokio::test]
+async fn a_runner_goes_on_while_a_copy_waits_for_the_volume() {
+    let scene = Scene::new().await;
+    let repo = scene.cloned("one").await;
+    std::fs::remove_file(scene.path("git/.one.placed")).unwrap();
+    std::fs::remove_dir_all(scene.work("one")).unwrap();
+    // In the place of a file that comes slowly.
+    let slow = scene.path("git/one/objects/slow");
+    let made = std::process::Command::new("mkfifo").arg(&slow).status().unwrap();
+    assert!(made.success());
+    let (goes_on, told) = std::sync::mpsc::channel();
+    let comes = |slow: &Path| {
+        let mut pipe = std::fs::File::options();
+        // Fails unless somebody waits at the other end.
+        let pipe = pipe
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+        pipe.open(slow).is_ok()
+    };
+    let file = slow.clone();
+    let waiting = std::thread::spawn(move || {
+        let went_on = told.recv_timeout(DEADLINE).is_ok();
+        went_on || !comes(&file)
+    });
+    let repos = scene.repos();
+    let others = async {
+        eventually("the copy waits", || comes(&slow)).await;
+        let _ = goes_on.send(());
+    };
+    let (cloned, ()) = tokio::join!(clone::clone(&repos, &repo), others);
+    assert!(waiting.join().unwrap(), "nothing else was done until the file came");
+    let error = cloned.unwrap_err().to_string();
+    assert!(error.contains("failed to copy"), "{error}");
 }
 
 #[tokio::test]
