@@ -147,6 +147,9 @@ async fn answer(
     if uri.path() == "/team/elsewhere" {
         return (StatusCode::TEMPORARY_REDIRECT, [("location", "/team/mcp")]).into_response();
     }
+    if uri.path() == "/team/silent" {
+        return std::future::pending().await;
+    }
     if method != Method::POST {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }

@@ -5,7 +5,7 @@ use std::{io::Read as _, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use jiff::Timestamp;
 use protocol::price::Prices;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -77,7 +77,7 @@ pub async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Response
         return response;
     }
     let (parts, body) = request.into_parts();
-    let (body, room) = match shared.read(&parts.headers, body).await {
+    let (body, room) = match shared.read(body).await {
         Ok(read) => read,
         Err(response) => return response,
     };
@@ -121,10 +121,9 @@ impl Shared {
             .then(|| answer::error(StatusCode::SERVICE_UNAVAILABLE, "the session is ending"))
     }
 
-    async fn read(&self, headers: &HeaderMap, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Response<Body>> {
-        let told = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    async fn read(&self, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Response<Body>> {
+        // Where there is no body, nothing is what is told.
+        let told = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
         let too_large = || {
             answer::error(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -258,7 +257,7 @@ async fn tools(shared: &Shared, server: Option<Arc<Server>>, request: Request<In
         return answer::error(StatusCode::NOT_FOUND, "the session names no MCP server like that");
     };
     let (parts, body) = request.into_parts();
-    match shared.read(&parts.headers, body).await {
+    match shared.read(body).await {
         Ok((body, _room)) => {
             server
                 .call(&parts.method, &parts.headers, body, shared.cut.clone())

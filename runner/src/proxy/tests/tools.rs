@@ -51,14 +51,14 @@ impl Tools {
         Self { mock, proxy, folder }
     }
 
+    fn client() -> reqwest::Client {
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+        client.build().unwrap()
+    }
+
     fn ask(&self, name: &str, token: &str) -> reqwest::RequestBuilder {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .tls_certs_only([])
-            .build()
-            .unwrap();
         let call = serde_json::json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "arguments": { "text": "hi" } } });
-        client
+        Self::client()
             .post(format!("http://{}/mcp/{name}", self.proxy.addr()))
             .header("x-api-key", token)
             .timeout(DEADLINE)
@@ -122,6 +122,31 @@ async fn a_redirect_is_not_followed() {
     let answer = tools.ask("far", TOKEN).send().await.unwrap();
     assert_eq!(answer.status(), 502);
     assert_eq!(tools.mock.asked().len(), 1);
+}
+
+/// The CLI asks each server for its news with a request that has no body, and that a server may let wait.
+#[tokio::test]
+async fn requests_that_wait_for_an_answer_and_have_no_body_take_no_room_from_others() {
+    const WAITING: usize = 8;
+    let tools = Tools::new("silent").await;
+    let url = format!("http://{}/mcp/far", tools.proxy.addr());
+    let _waiting: Vec<_> = (0..WAITING)
+        .map(|_| {
+            let asked = Tools::client().get(&url).header("x-api-key", TOKEN).send();
+            tokio::spawn(asked)
+        })
+        .collect();
+    let all = async {
+        while tools.mock.asked().len() < WAITING {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, all)
+        .await
+        .expect("all of them are asked");
+    let call = Tools::client().post(format!("http://{}/v1/messages", tools.proxy.addr()));
+    let call = call.header("x-api-key", TOKEN).timeout(DEADLINE).body("{}");
+    assert_eq!(call.send().await.unwrap().status(), 502, "the model API is asked");
 }
 
 #[tokio::test]
