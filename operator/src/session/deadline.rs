@@ -8,7 +8,7 @@ use protocol::Reason;
 use super::{
     observed::{Observed, PodSeen, Resolved, RunnerSeen, Trouble},
     pod::Grace,
-    resolve,
+    resolve, transition,
     validate::{DEFAULT_TIMEOUT, Invalid, Request},
 };
 
@@ -42,15 +42,16 @@ pub fn passed(
             )
         });
     }
+    // One that has started may have ended, while its pod has not yet. What it left is judged when that has.
+    if pod.is_some_and(|pod| pod.runner != RunnerSeen::Waiting) {
+        return None;
+    }
     if let Some(trouble) = trouble
-        && trouble_ends(trouble, seen, request).is_some_and(|end| now >= end)
+        && trouble_ends(trouble, seen, request, now).is_some_and(|end| now >= end)
     {
         return Some((trouble.reason, trouble.message.clone()));
     }
     let start = start_deadline(seen, request).filter(|end| now >= *end)?;
-    if matches!(pod.map(|p| &p.runner), Some(RunnerSeen::Running { .. })) {
-        return None;
-    }
     Some(match trouble {
         Some(trouble) => (trouble.reason, trouble.message.clone()),
         None => (
@@ -66,26 +67,35 @@ pub fn next(
     pod: Option<&PodSeen>,
     trouble: Option<&Trouble>,
     request: &Result<Request, Invalid>,
+    now: Timestamp,
 ) -> Option<Timestamp> {
     match pod.map(|pod| &pod.runner) {
         Some(RunnerSeen::Running { since }) => {
             let used = seen.session.status.running_seconds.unwrap_or(0);
             since.map(|since| backstop(since, terms(seen, request).timeout(), used))
         }
-        Some(RunnerSeen::Waiting | RunnerSeen::Ended { .. }) | None => {
-            let trouble = trouble.and_then(|trouble| trouble_ends(trouble, seen, request));
+        Some(RunnerSeen::Ended { .. }) => None,
+        Some(RunnerSeen::Waiting) | None => {
+            let trouble = trouble.and_then(|trouble| trouble_ends(trouble, seen, request, now));
             trouble.into_iter().chain(start_deadline(seen, request)).min()
         }
     }
 }
 
-fn trouble_ends(trouble: &Trouble, seen: &Observed, request: &Result<Request, Invalid>) -> Option<Timestamp> {
+fn trouble_ends(
+    trouble: &Trouble,
+    seen: &Observed,
+    request: &Result<Request, Invalid>,
+    now: Timestamp,
+) -> Option<Timestamp> {
     match trouble.grace {
         // A start's own deadline is looked at beside.
         Grace::Start => start_deadline(seen, request),
         Grace::Container => {
             let since = trouble.since.or(seen.job.ours().and_then(|job| job.created))?;
-            Some(after(since, u64::from(seen.policy.timing.container_grace)))
+            // That is when it could have begun. A pull that takes long and then fails has just failed.
+            let told = transition::hindered_since(&seen.session.status, trouble.reason).unwrap_or(now);
+            Some(after(since.max(told), u64::from(seen.policy.timing.container_grace)))
         }
     }
 }

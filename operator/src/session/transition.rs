@@ -128,6 +128,10 @@ pub fn progress(
         }
     } else if let Some(trouble) = trouble {
         next = says(&next, next.phase, trouble.reason, &trouble.message);
+        // Since when, the condition keeps.
+        if hindered_since(&next, trouble.reason).is_none() {
+            conditions::remove(&mut next, &[condition::RUNNER_STARTED]);
+        }
         conditions::set(
             &mut next,
             condition::RUNNER_STARTED,
@@ -295,6 +299,15 @@ pub fn hindered(status: &AgenticSessionStatus, reason: Reason, message: &str, no
     }
     conditions::set(&mut next, condition::RUNNER_STARTED, "False", reason, message, now);
     next
+}
+
+/// Since when this keeps the runner from starting, if it was said.
+pub fn hindered_since(status: &AgenticSessionStatus, reason: Reason) -> Option<Timestamp> {
+    let said = status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == condition::RUNNER_STARTED)?;
+    (said.status == "False" && said.reason == reason.as_str()).then_some(said.last_transition_time.0)
 }
 
 /// Since when no runner started though nothing but the cluster kept it from starting, if that was said.

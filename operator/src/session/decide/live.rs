@@ -90,7 +90,7 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
     plan.status = transition::progress(&plan.status, pod, held.as_ref().or(trouble), seen.claim, now);
     plan.status = transition::admitted(plan.status, held.as_ref(), now);
     plan.tune = tuned(seen, pod, request);
-    plan.wake = deadline::next(seen, pod, trouble, request).map(|at| at.duration_since(now));
+    plan.wake = deadline::next(seen, pod, trouble, request, now).map(|at| at.duration_since(now));
     // Why a Job has no pod, or what a pod waits for, may be said in Events alone, which nobody watches.
     let (least, since) = match pod {
         // What holds it back shows on the Job, which is watched.

@@ -87,6 +87,62 @@ fn a_workspace_that_went_with_its_pod_does_not_come_back_after_a_stop() {
     assert_eq!(model.made, vec![1]);
 }
 
+#[rstest]
+#[case::by_itself(None, None)]
+#[case::by_an_eviction(Some(Outcome::Stopped), Some(1))]
+fn a_runner_that_ends_after_the_time_to_start_has_started(#[case] outcome: Option<Outcome>, #[case] free: Option<u32>) {
+    let mut model = running();
+    model.happen(Happening::TimeoutChanged(7_200));
+    model.look(true);
+    model.happen(Happening::Time(3_700));
+    if free.is_some() {
+        model.happen(Happening::PodEvicted);
+    }
+    model.end_runner(outcome);
+    // The kubelet tells of the runner's end before that of the pod: the agent is still being stopped.
+    let plan = model.look(true);
+    assert_eq!(
+        (model.status.phase, plan.wake),
+        (Phase::Running, None),
+        "{:?}",
+        model.status.message
+    );
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    model.look(true);
+    let says = (
+        model.status.phase,
+        model.status.reason.as_deref(),
+        model.status.free_retries,
+    );
+    assert_eq!(
+        says,
+        (Phase::Pending, Some("Retrying"), free),
+        "{:?}",
+        model.status.message
+    );
+}
+
+#[test]
+fn an_image_whose_long_pull_fails_once_is_pulled_again() {
+    let mut model = brought_to(Phase::Creating);
+    model.happen(Happening::JobController);
+    model.look(true);
+    let since = Some(model.now);
+    model.happen(Happening::Time(900));
+    model.happen(Happening::PodHindered);
+    // All that the kubelet tells is when the pod's sandbox was ready.
+    model.pods[0].trouble.as_mut().unwrap().since = since;
+    model.look(true);
+    let says = |model: &Model| (model.status.phase, model.status.reason.clone().unwrap());
+    assert_eq!(says(&model), (Phase::Creating, "ImagePullFailed".into()));
+    model.happen(Happening::Time(299));
+    model.look(true);
+    model.happen(Happening::RunnerStarts);
+    model.look(true);
+    assert_eq!(says(&model), (Phase::Running, "Running".into()));
+}
+
 #[test]
 fn an_image_that_cannot_be_pulled_fails_the_session_after_five_minutes() {
     let mut model = Model::new();
