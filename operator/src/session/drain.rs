@@ -7,7 +7,7 @@ use crds::AgenticSessionStatus;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    build,
+    build, conditions,
     decide::{Hindrance, next_attempt},
     observed::{ClaimSeen, Observed, OurJob, PodSeen, RunnerSeen},
     plan::{Drain, Plan, Target},
@@ -87,6 +87,9 @@ fn follow(plan: &mut Plan, seen: &Observed, now: Timestamp) {
     if !over {
         let name = plan.status.drain_job_name.clone().unwrap_or_default();
         plan.status = transition::draining(&plan.status, number, &name, pod);
+        if let (None, Some(job)) = (pod, job.filter(|job| job.suspended)) {
+            hold(plan, seen, job, now);
+        }
         return;
     }
     plan.status = transition::drained(&plan.status, pod.and_then(report), now);
@@ -96,6 +99,21 @@ fn follow(plan: &mut Plan, seen: &Observed, now: Timestamp) {
             .unwrap_or(Timestamp::MAX);
         plan.status.next_drain_time = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
         plan.wake = plan.wake.into_iter().chain([at.duration_since(now)]).min();
+    }
+}
+
+/// A drain whose Job somebody suspends has no pod, and no deadline but that of all drains.
+fn hold(plan: &mut Plan, seen: &Observed, job: &OurJob, now: Timestamp) {
+    let why = format!(
+        "Job {}, which delivers the rest, is suspended by whoever admits Jobs",
+        job.name
+    );
+    conditions::held_up(&mut plan.status, &why, now);
+    let rest = seconds(seen.policy.timing.drain_bound) - ended_for(&plan.status, now);
+    if rest.is_positive() || !seen.policy.clock_is_sure {
+        plan.wake_in(rest);
+    } else {
+        plan.delete.extend(unless_deleting(job));
     }
 }
 
@@ -114,7 +132,8 @@ fn ended_for(status: &AgenticSessionStatus, now: Timestamp) -> SignedDuration {
 fn begin(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, now: Timestamp) {
     if matches!(
         seen.claim,
-        ClaimSeen::Missing | ClaimSeen::Absent | ClaimSeen::Ephemeral
+        // What has its name by now is somebody else's.
+        ClaimSeen::Missing | ClaimSeen::Absent | ClaimSeen::Foreign | ClaimSeen::Ephemeral
     ) {
         plan.status = transition::lost(&plan.status, "the session's volume is gone", now);
         return;

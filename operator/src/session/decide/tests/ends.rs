@@ -1,6 +1,6 @@
 //! What ends a session, and when it is deleted.
 
-use crds::Phase;
+use crds::{Phase, condition};
 use protocol::{Outcome, Report};
 use rstest::rstest;
 
@@ -8,7 +8,8 @@ use super::{brought_to, running};
 use crate::session::{
     decide::{decide, refused},
     model::{Happening, Model, drain_report},
-    observed::RunnerSeen,
+    observed::{ClaimSeen, RunnerSeen},
+    plan::Target,
     validate::Invalid,
 };
 
@@ -72,6 +73,63 @@ fn a_session_is_deleted_when_its_time_is_over_and_its_records_are_delivered_and_
     assert!(!model.expired, "what it delivered is recorded first");
     model.look(true);
     assert!(model.expired, "{:#?}", model.status);
+}
+
+/// A run has ended without a final report, and there is a gateway.
+fn undelivered() -> Model {
+    let mut model = Model {
+        gateway: true,
+        ..running()
+    };
+    model.end_runner(None);
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    // It counts as a try: suspended, it ends.
+    model.happen(Happening::Suspend(true));
+    model.look(true);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Stopped);
+    model
+}
+
+fn delivered(model: &Model) -> (&str, &str) {
+    let mut conditions = model.status.conditions.iter();
+    let found = conditions.find(|c| c.type_ == condition::EVENTS_DELIVERED).unwrap();
+    (&found.reason, &found.message)
+}
+
+#[test]
+fn nothing_is_delivered_from_a_claim_that_is_somebody_elses() {
+    let mut model = undelivered();
+    model.claim = ClaimSeen::Foreign;
+    let plan = model.look(true);
+    assert_eq!(plan.create_drain, None);
+    let (reason, message) = delivered(&model);
+    assert_eq!(reason, "Lost");
+    assert!(message.contains("volume is gone"), "{message}");
+}
+
+#[test]
+fn a_drain_that_somebody_holds_back_is_given_up_with_the_rest() {
+    let mut model = undelivered();
+    model.look(true);
+    model.drains[0].1.suspended = true;
+    let says = |model: &Model| {
+        delivered(model)
+            .1
+            .contains("Job write-poem-drain-1, which delivers the rest, is suspended")
+    };
+    model.look(true);
+    assert!(says(&model), "{:?}", delivered(&model));
+    model.happen(Happening::Time(24 * 3_600 - 1));
+    let job = Target::Job("write-poem-drain-1".into(), "drain-1".into());
+    assert!(!model.look(true).delete.contains(&job));
+    model.happen(Happening::Time(1));
+    assert_eq!(model.look(true).delete, [job]);
+    model.look(true);
+    model.look(true);
+    assert_eq!(delivered(&model).0, "Lost", "{:#?}", model.status);
+    assert_eq!((&model.status.drain_job_name, model.status.drains), (&None, Some(1)));
 }
 
 #[rstest]
