@@ -20,7 +20,7 @@ use protocol::Reason;
 
 use super::{
     apply::Refusal,
-    conditions, deadline,
+    conditions, deadline, drain,
     observed::{Observed, Trouble},
     plan::{Attempt, Plan, Target},
     pod::Grace,
@@ -64,9 +64,7 @@ pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestam
         Phase::Completed | Phase::Failed | Phase::Stopped => ended::decide(plan, seen, request, now),
     };
     clean_up(&mut plan, seen, now);
-    if !plan.takes_away() {
-        conditions::remove(&mut plan.status, &[condition::CLEANED_UP]);
-    }
+    tidy(&mut plan);
     if !seen.policy.clock_is_sure {
         // What is due by then is not done.
         plan.wake = plan.wake.map(|wake| wake.max(LOOK_LATER));
@@ -81,7 +79,8 @@ fn clean_up(plan: &mut Plan, seen: &Observed, now: Timestamp) {
     let judged = seen.job.ours().filter(|_| !live);
     let ended = seen.earlier.iter().chain(judged);
     let mut ended: Vec<_> = ended.filter(|job| job.finished && !job.deleting).collect();
-    ended.sort_by_key(|job| Reverse(job.created));
+    // Of those of one second the longer name, and then the greater, is of the later attempt.
+    ended.sort_by_key(|job| Reverse((job.created, job.name.len(), job.name.clone())));
     for (newer, job) in ended.into_iter().enumerate() {
         // Without a time it was finished by somebody who gave none; then it is not kept.
         let end = job.finished_at.map_or(Some(now), |at| at.saturating_add(kept).ok());
@@ -134,13 +133,13 @@ pub fn refused(
         Reason::ConfigError
     };
     let message = format!("The API server refuses {kind} {name}: {said}");
-    let mut plan = Plan::nothing(seen.session.status.clone());
-    plan.status.observed_generation = seen.session.generation;
     let who = request.as_ref().map_or("", |request| &*request.uid);
     // Recorded, or the write of these very words would have it tried again at once: they may be others each time.
     let at = |wait| Some(Time(now.saturating_add(wait).unwrap_or(Timestamp::MAX)));
     if seen.session.status.phase != Phase::Pending {
         // A drain's: it has time, and the session's end stays as it is.
+        let mut plan = Plan::nothing(seen.session.status.clone());
+        plan.status.observed_generation = seen.session.generation;
         let ended = seen.session.status.completion_time.as_ref().map_or(now, |time| time.0);
         let wait = deadline::patience(now.duration_since(ended), (LOOK_LATER, LOOK_SELDOM), who, now);
         plan.wake = Some(wait);
@@ -148,16 +147,14 @@ pub fn refused(
         conditions::held_up(&mut plan.status, &message, now);
         return plan;
     }
-    if plan.status.run.is_none() {
-        plan.status = transition::first_run(plan.status, &seen.session);
-    }
+    let mut plan = waits(seen, request.as_ref().err(), now);
     let hindered = Hindered::by(seen, request, &plan.status, (reason, &message), now);
     if hindered.is_over() {
         plan.status = transition::finish(&plan.status, Phase::Failed, reason, &message, now);
         return plan;
     }
     let wait = hindered.patience((LOOK_LATER, LOOK_SELDOM), who, now);
-    plan.wake = Some(wait);
+    plan.wake_in(wait);
     plan.status = hindered.status;
     plan.status.next_attempt_time = at(wait);
     plan
@@ -240,14 +237,34 @@ impl Hindered {
     }
 }
 
-/// What is left to do for a session that has no place yet: to say so.
-pub fn queued(seen: &Observed, message: &str, now: Timestamp) -> Plan {
+/// All that is done about a session that could begin, and does not yet.
+fn waits(seen: &Observed, invalid: Option<&Invalid>, now: Timestamp) -> Plan {
     let mut plan = Plan::nothing(seen.session.status.clone());
     plan.status.observed_generation = seen.session.generation;
     plan.release = recorded_pods(seen);
+    let why_not = invalid.map(ToString::to_string);
+    transition::accepted(&mut plan.status, why_not.as_deref(), now);
     if plan.status.run.is_none() {
         plan.status = transition::first_run(plan.status, &seen.session);
     }
+    plan.status = transition::note_start_request(plan.status, &seen.session);
+    // It was allowed to begin: no drain is in its way, and what is left of the last one goes.
+    drain::hindrance(&mut plan, seen, now);
+    clean_up(&mut plan, seen, now);
+    tidy(&mut plan);
+    plan
+}
+
+/// What may not go is no longer said when there is nothing that should.
+fn tidy(plan: &mut Plan) {
+    if !plan.takes_away() {
+        conditions::remove(&mut plan.status, &[condition::CLEANED_UP]);
+    }
+}
+
+/// What is left to do for a session that has no place yet: to say so.
+pub fn queued(seen: &Observed, message: &str, now: Timestamp) -> Plan {
+    let mut plan = waits(seen, None, now);
     plan.status = transition::waiting(&plan.status, Reason::Queued, message);
     conditions::set(
         &mut plan.status,

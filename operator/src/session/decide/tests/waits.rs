@@ -7,10 +7,11 @@ use rstest::rstest;
 
 use super::{brought_to, running};
 use crate::session::{
-    decide::{decide, refused},
-    model::{Happening, Model},
+    decide::{decide, queued, refused},
+    model::{Happening, Model, drain_report},
     observed::{ClaimSeen, InQueue},
-    plan::{Plan, Tuned},
+    plan::{Plan, Target, Tuned},
+    validate::Invalid,
 };
 
 /// Looks whenever it said that it would, for so long; answers how long the waits were.
@@ -122,6 +123,84 @@ fn what_was_refused_is_tried_again_later_or_when_the_session_is_changed() {
     }
     assert!(tries < 25, "{tries} in an hour");
     assert_eq!(model.status.phase, Phase::Failed);
+}
+
+/// What a session says that waits for a place, or for what was refused.
+#[derive(Clone, Copy)]
+enum For {
+    APlace,
+    WhatWasRefused,
+}
+
+fn wait(model: &mut Model, what: For) -> Plan {
+    match what {
+        For::WhatWasRefused => refuse(model),
+        For::APlace => {
+            let plan = queued(&model.observed(), "Waits for one of the places", model.now);
+            model.status = plan.status.clone();
+            plan
+        }
+    }
+}
+
+#[rstest]
+fn one_that_waits_says_no_more_what_it_could_not_have_before(#[values(For::APlace, For::WhatWasRefused)] what: For) {
+    let mut model = Model::new();
+    let request = model.request.clone();
+    model.request = Err(Invalid::Settings("odd".into()));
+    model.look(true);
+    let refused = |model: &Model| {
+        let mut conditions = model.status.conditions.iter();
+        conditions.any(|c| c.type_ == condition::SPEC_ACCEPTED)
+    };
+    assert!(refused(&model));
+    model.request = request;
+    wait(&mut model, what);
+    assert!(!refused(&model), "{:#?}", model.status);
+}
+
+#[rstest]
+fn a_start_request_of_one_that_waits_is_answered(#[values(For::APlace, For::WhatWasRefused)] what: For) {
+    let mut model = Model::new();
+    wait(&mut model, what);
+    model.happen(Happening::StartRequested(7));
+    wait(&mut model, what);
+    assert_eq!(model.status.handled_start_request.as_deref(), Some("7"));
+}
+
+#[rstest]
+fn what_the_last_run_left_is_recorded_and_goes_while_the_next_waits(
+    #[values(For::APlace, For::WhatWasRefused)] what: For,
+) {
+    let mut model = Model {
+        gateway: true,
+        ..running()
+    };
+    model.end_runner(None);
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    model.happen(Happening::Suspend(true));
+    for _ in 0..3 {
+        model.look(true);
+    }
+    model.happen(Happening::Suspend(false));
+    model.happen(Happening::JobController);
+    model.end_drain(Some(&drain_report(Outcome::Succeeded)));
+    model.happen(Happening::JobController);
+    model.look(true);
+    assert_eq!((model.status.phase, model.status.run), (Phase::Pending, Some(2)));
+    wait(&mut model, what);
+    let mut conditions = model.status.conditions.iter();
+    let delivered = conditions.find(|c| c.type_ == condition::EVENTS_DELIVERED);
+    assert_eq!(delivered.map(|c| &*c.reason), Some("Delivered"), "{:#?}", model.status);
+    model.happen(Happening::Time(3_700));
+    if let For::APlace = what {
+        let plan = wait(&mut model, what);
+        let job = |name: &str, uid: &str| Target::Job(name.into(), uid.into());
+        let left = [job("write-poem-drain-1", "drain-1"), job("write-poem-job", "job-1")];
+        assert_eq!(plan.delete, left);
+        assert_eq!(plan.release.len(), 1, "{:?}", plan.release);
+    }
 }
 
 #[test]
