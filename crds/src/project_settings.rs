@@ -153,7 +153,7 @@ pub struct ProjectSettingsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
 
-    /// `ttlSecondsAfterFinished` of sessions that name none.
+    /// `ttlSecondsAfterFinished` of sessions that name none, those that have ended already among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<u32>,

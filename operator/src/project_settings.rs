@@ -106,6 +106,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         for namespace in concerned {
             let limit = context.projects.limit(&namespace);
             context.gate.settings_changed(&namespace, limit);
+            // How long they are kept may be another time now, and nothing else would have them looked at.
+            context.gate.look_at(&namespace, context.memory.ended(&namespace));
         }
     }
 }

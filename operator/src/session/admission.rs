@@ -192,6 +192,15 @@ impl Ledger {
         queue.waiting.iter().take(free).map(|(_, name)| name.clone()).collect()
     }
 
+    /// The first of those whose turn it is.
+    pub fn first(&self, namespace: &str, limit: usize) -> Option<String> {
+        let Some(Namespace::Known(queue)) = self.namespaces.get(namespace) else {
+            return None;
+        };
+        let is_free = queue.holders.len() < self.left_of(namespace, limit);
+        queue.waiting.front().filter(|_| is_free).map(|(_, name)| name.clone())
+    }
+
     /// Those who wait for their admin.
     pub fn refused(&self, namespace: &str) -> Vec<String> {
         let refused = self.refused.iter().filter(|(of, _)| of == namespace);

@@ -127,18 +127,23 @@ impl Gate {
             *known = limit;
         }
         let ledger = held(&self.ledger);
-        let (refused, next, mut later) = (
+        let (refused, next, later) = (
             ledger.refused(namespace),
             ledger.next(namespace, limit),
             ledger.later(namespace, limit),
         );
         drop(ledger);
-        let mut to_tell = held(&self.to_tell);
-        later.retain(|name| to_tell.insert((namespace.to_owned(), name.clone())));
-        drop(to_tell);
         nudge(&self.now, namespace, next);
         nudge(&self.now, namespace, refused);
-        nudge(&self.later, namespace, later);
+        self.look_at(namespace, later);
+    }
+
+    /// These are looked at, one after another, behind those whose turn it is.
+    pub fn look_at(&self, namespace: &str, mut names: Vec<String>) {
+        let mut to_tell = held(&self.to_tell);
+        names.retain(|name| to_tell.insert((namespace.to_owned(), name.clone())));
+        drop(to_tell);
+        nudge(&self.later, namespace, names);
     }
 
     /// Namespaces in which some may wait for what the admin decides.
@@ -178,6 +183,19 @@ impl Gate {
         }
     }
 
+    /// Asks for a place among `limit`. Those before it should have come, if there is one for them: the first is looked at, and has it or
+    /// waits no more.
+    fn ask(&self, namespace: &str, name: &str, created: Timestamp, limit: usize) -> Answer {
+        let mut ledger = held(&self.ledger);
+        let answer = ledger.ask(namespace, name, created, limit);
+        let first = ledger.first(namespace, limit);
+        drop(ledger);
+        if let Answer::Wait(_) = answer {
+            nudge(&self.now, namespace, first);
+        }
+        answer
+    }
+
     fn change(&self, namespace: &str, name: &str, created: Timestamp, place: Place) {
         let change = Change {
             name: name.to_owned(),
@@ -199,7 +217,7 @@ impl Gate {
     }
 }
 
-fn nudge(sender: &mpsc::UnboundedSender<Key>, namespace: &str, names: Vec<String>) {
+fn nudge(sender: &mpsc::UnboundedSender<Key>, namespace: &str, names: impl IntoIterator<Item = String>) {
     for name in names {
         // Nobody listens any more when the operator is stopping.
         let _ = sender.send((namespace.to_owned(), name));
@@ -237,12 +255,13 @@ pub async fn pass(
     gate.remains(&context.memory);
     let created = session.creation_timestamp().map_or(now, |time| time.0);
     loop {
-        let answer = held(&gate.ledger).ask(&request.namespace, &request.name, created, limit);
-        match answer {
+        match gate.ask(&request.namespace, &request.name, created, limit) {
             Answer::Admitted => return Ok(Some(plan)),
             Answer::Wait(before) => {
                 let mut plan = queued(observed, &message(before, limit), now);
-                plan.wake = (before < EXACT).then_some(TELL);
+                if before < EXACT {
+                    plan.wake_in(TELL);
+                }
                 return Ok(Some(plan));
             }
             Answer::Unknown if held(&gate.ledger).begin(&request.namespace) => {
@@ -340,12 +359,23 @@ struct SlimSpec {
     suspend: bool,
 }
 
+/// Words, whatever they are: one session that says something odd must not keep a namespace from being read.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 struct SlimStatus {
     #[serde(default)]
-    phase: Phase,
+    phase: Option<String>,
     #[serde(default)]
     reason: Option<String>,
+}
+
+impl SlimStatus {
+    /// `None` for a phase that is none of ours.
+    fn phase(&self) -> Option<Phase> {
+        match self.phase.as_deref() {
+            None => Some(Phase::default()),
+            Some(said) => Phase::ALL.into_iter().find(|phase| phase.as_str() == said),
+        }
+    }
 }
 
 /// Who holds a place and who waited for one, as a predecessor left it.
@@ -361,15 +391,15 @@ async fn read(client: &Client, namespace: &str) -> kube::Result<Vec<Change>> {
             let status = session.status.unwrap_or_default();
             let reason = status.reason.as_deref();
             let waited = reason.is_none() || reason == Some(Reason::Queued.as_str());
-            let place = match status.phase {
+            let place = match status.phase() {
                 // As status has it: whoever admits Jobs has not let it begin.
-                Phase::Creating if reason == Some(Reason::Queued.as_str()) => {
+                Some(Phase::Creating) if reason == Some(Reason::Queued.as_str()) => {
                     held_back.insert(name.clone());
                     Place::None
                 }
-                Phase::Creating | Phase::Running | Phase::Stopping => Place::Holds,
-                Phase::Pending if waited && !session.spec.suspend => Place::Waits,
-                Phase::Pending | Phase::Completed | Phase::Failed | Phase::Stopped => Place::None,
+                Some(Phase::Creating | Phase::Running | Phase::Stopping) => Place::Holds,
+                Some(Phase::Pending) if waited && !session.spec.suspend => Place::Waits,
+                Some(Phase::Pending | Phase::Completed | Phase::Failed | Phase::Stopped) | None => Place::None,
             };
             found.push(Change {
                 name,

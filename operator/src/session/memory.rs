@@ -342,6 +342,14 @@ impl Memory {
         phases
     }
 
+    /// Names of the sessions of a namespace whose run is over.
+    pub fn ended(&self, namespace: &str) -> Vec<String> {
+        let inner = self.locked();
+        let ended = inner.sessions.iter();
+        let ended = ended.filter(|((of, _), kept)| of == namespace && kept.phase.is_terminal());
+        ended.map(|((_, name), _)| name.clone()).collect()
+    }
+
     /// Whether a session is known by its name.
     pub fn has(&self, namespace: &str, name: &str) -> bool {
         let key = (namespace.to_owned(), name.to_owned());

@@ -161,7 +161,11 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             context.gate.gone(namespace, name);
             return Ok(Settled::Gone);
         }
-        Found::Unreadable(why) => return Ok(Settled::Unreadable(why)),
+        Found::Unreadable(why) => {
+            // As a list has it, it may wait for a place.
+            context.gate.stumbled(namespace, name);
+            return Ok(Settled::Unreadable(why));
+        }
         Found::Live(session) => session,
     };
     let policy = observed::Policy::of(&context.settings, &context.clock);

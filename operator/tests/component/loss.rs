@@ -262,14 +262,7 @@ async fn a_session_that_cannot_be_read_holds_its_pod_for_a_while_and_stops_no_ot
     world.start(&pod).await;
     world.phase("cipher", Phase::Running).await;
     world.stop_operator().await;
-    // What the schema takes and no operator of this version has written.
-    let odd = Patch::Merge(json!({"status": {"usage": {"inputTokens": -1}}}));
-    let sessions: Api<kube::core::PartialObjectMeta<crds::AgenticSession>> =
-        Api::namespaced(world.client.clone(), &world.namespace);
-    sessions
-        .patch_status("cipher", &PatchParams::default(), &odd)
-        .await
-        .unwrap();
+    make_unreadable(&world, "cipher").await;
     world
         .pods()
         .delete(&pod.name_any(), &DeleteParams::default().grace_period(1))
@@ -295,6 +288,45 @@ async fn a_session_that_cannot_be_read_holds_its_pod_for_a_while_and_stops_no_ot
     world.start(&other).await;
     world.end(&other, 1, Some(&report(Outcome::Succeeded, 1))).await;
     world.phase("clear", Phase::Completed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_cannot_be_read_keeps_nobody_from_a_place() {
+    let mut world = World::without_operator("unreadable-first").await;
+    world
+        .settings_of_the_namespace(json!({"maxConcurrentSessions": 1}))
+        .await;
+    world.create("cipher", json!({"prompt": "write"})).await;
+    make_unreadable(&world, "cipher").await;
+    // Creation times have whole seconds; equal ones go by name.
+    world.create("clear", json!({"prompt": "write"})).await;
+    world.create("next", json!({"prompt": "write"})).await;
+    world.start_operator().await;
+    let pod = world.pod("clear", 1).await;
+    let waits = world
+        .status_when("next", |s| {
+            s.message.as_ref().is_some_and(|m| m.contains("number 1 in the queue"))
+        })
+        .await;
+    assert_eq!(waits.reason.as_deref(), Some("Queued"));
+    // Nor does one that becomes so while it waits.
+    make_unreadable(&world, "next").await;
+    world.create("other", json!({"prompt": "write"})).await;
+    world.start(&pod).await;
+    world.end(&pod, 1, Some(&report(Outcome::Succeeded, 1))).await;
+    world.phase("clear", Phase::Completed).await;
+    world.pod("other", 1).await;
+}
+
+/// Puts into its status what the schema takes and no operator of this version has written.
+async fn make_unreadable(world: &World, name: &str) {
+    let odd = Patch::Merge(json!({"status": {"usage": {"inputTokens": -1}}}));
+    let sessions: Api<kube::core::PartialObjectMeta<crds::AgenticSession>> =
+        Api::namespaced(world.client.clone(), &world.namespace);
+    sessions
+        .patch_status(name, &PatchParams::default(), &odd)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

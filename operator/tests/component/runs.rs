@@ -298,6 +298,29 @@ async fn an_ended_session_stays_ended_whatever_phase_is_written_over_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_time_to_live_that_a_namespace_gets_counts_for_sessions_that_have_ended() {
+    let world = World::new("late-default").await;
+    for (name, spec) in [
+        ("poem", json!({"prompt": "p"})),
+        ("kept", json!({"prompt": "p", "ttlSecondsAfterFinished": 9_000})),
+    ] {
+        world.create(name, spec).await;
+        succeed(&world, name, 1).await;
+    }
+    world
+        .settings_of_the_namespace(json!({"ttlSecondsAfterFinished": 0}))
+        .await;
+    until("the session to go", async || {
+        world.sessions().get_opt("poem").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    assert!(
+        world.sessions().get_opt("kept").await.unwrap().is_some(),
+        "its own counts more"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_time_to_live_that_is_given_to_a_session_that_has_ended_counts() {
     let world = World::new("late-time-to-live").await;
     world.create("poem", json!({"prompt": "p"})).await;

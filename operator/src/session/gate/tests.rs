@@ -138,6 +138,66 @@ fn a_place_that_becomes_free_is_told_to_the_next_however_it_does() {
     assert_eq!((gate.namespaces(), told()), (vec![], vec![]));
 }
 
+/// An API server that has these sessions, and no Job.
+fn client(sessions: &serde_json::Value) -> Client {
+    let list = json!({"metadata": {}, "items": sessions});
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let is_jobs = request.uri().path().ends_with("/jobs");
+        let answer = if is_jobs {
+            json!({"metadata": {}, "items": []})
+        } else {
+            list.clone()
+        };
+        let body = kube::client::Body::from(serde_json::to_vec(&answer).unwrap());
+        std::future::ready(Ok::<_, kube::Error>(http::Response::new(body)))
+    });
+    Client::new(service, "poets")
+}
+
+#[tokio::test]
+async fn a_session_of_another_system_keeps_no_namespace_from_being_read() {
+    let session = |name: &str, status: &serde_json::Value| json!({"metadata": {"name": name, "creationTimestamp": "2026-01-02T03:04:05Z"}, "spec": {"prompt": "p"}, "status": status});
+    let sessions = json!([
+        // As the Ambient platform wrote it.
+        session("of-old", &json!({"phase": "Error"})),
+        session("runs", &json!({"phase": "Running", "reason": "Running"})),
+        session("new", &json!({})),
+        session("queued", &json!({"phase": "Pending", "reason": "Queued"})),
+    ]);
+    let found = read(&client(&sessions), "poets").await.unwrap();
+    let found: Vec<_> = found.iter().map(|change| (&*change.name, change.place)).collect();
+    let expected = [
+        ("of-old", Place::None),
+        ("runs", Place::Holds),
+        ("new", Place::Waits),
+        ("queued", Place::Waits),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn one_that_waits_has_those_looked_at_that_are_before_it_and_do_not_come() {
+    let gate = Arc::new(Gate::default());
+    held(&gate.limits).insert("poets".to_owned(), 1);
+    held(&gate.ledger).begin("poets");
+    let waits = |n: i64| Change {
+        name: format!("s{n}"),
+        created: Timestamp::from_second(n).unwrap(),
+        place: Place::Waits,
+    };
+    // Of the first nobody knows that it cannot be read: it is in the list as it is.
+    held(&gate.ledger).load("poets", (0..2).map(waits));
+    let mut nudges = Box::pin(gate.nudges());
+    let mut told = || nudges.next().now_or_never().flatten().map(|(_, name)| name);
+    let second = |gate: &Gate| gate.ask("poets", "s1", Timestamp::from_second(1).unwrap(), 1);
+    assert_eq!((second(&gate), told()), (Answer::Wait(1), Some("s0".into())));
+    gate.stumbled("poets", "s0");
+    assert_eq!(
+        (told(), second(&gate), told()),
+        (Some("s1".into()), Answer::Admitted, None)
+    );
+}
+
 #[rstest]
 #[case::that_works(Phase::Running, "Running", false, Place::Holds)]
 #[case::that_begins(Phase::Creating, "Creating", false, Place::Holds)]
