@@ -3,6 +3,7 @@
 mod backoff;
 mod calls;
 mod clock;
+mod connection;
 mod context;
 mod events;
 mod lease;
@@ -24,6 +25,7 @@ mod writes;
 
 pub use calls::{Counted, Writes};
 pub use clock::Clock;
+pub use connection::bounded;
 pub use network::Egress;
 pub use run::{Error, run};
 pub use settings::{LeaseSettings, PodSettings, PullPolicy, RunAs, Settings, TimingSettings};

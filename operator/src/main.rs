@@ -45,7 +45,8 @@ async fn main() -> anyhow::Result<()> {
     let config = kube::Config::infer()
         .await
         .context("failed to find the cluster: give a kubeconfig or run in a pod")?;
-    let client = ClientBuilder::try_from(config).context("failed to make a client for the cluster")?;
+    let client =
+        ClientBuilder::try_from(operator::bounded(config)).context("failed to make a client for the cluster")?;
     match command {
         Command::Run(settings) => {
             tracing::info!(
