@@ -14,15 +14,17 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
+    core::{ObjectMeta, PartialObjectMeta},
 };
 use protocol::names::{REPORT_FINALIZER, label};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::network;
+use crate::{context::PAGE, network};
 
-/// How often pods are looked at while they end.
+/// How often pods are looked at while they end: at first, and at last.
 const POLL: Duration = Duration::from_millis(500);
+const LONGEST_POLL: Duration = Duration::from_secs(5);
 
 /// What to uninstall.
 #[derive(clap::Args, Clone, Debug)]
@@ -126,16 +128,15 @@ async fn stop_operator(client: &Client, args: &Args, deadline: Instant) -> Resul
     let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
     let ours = ListParams::default().labels(&args.selector);
     loop {
-        let running: Vec<_> = list(&pods, &ours, "the operator's pods")
-            .await?
-            .into_iter()
-            .filter(|p| !is_over(p))
-            .collect();
+        let running = list(&pods, &ours, "the operator's pods", |pod| {
+            (!is_over(&pod)).then(|| pod.name_any())
+        });
+        let running = running.await?;
         if running.is_empty() {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            let pods = running.iter().map(Pod::name_any).collect::<Vec<_>>().join(", ");
+            let pods = running.join(", ");
             return Err(Error::OperatorRuns { pods });
         }
         tokio::time::sleep(POLL).await;
@@ -150,15 +151,15 @@ async fn delete_unfinished_jobs(client: &Client, scope: Option<&str>) -> Result<
         label::MANAGER,
         label::SESSION_UID
     ));
-    for job in list(&api::<Job>(client, scope), &ours, "Jobs of sessions").await? {
-        if is_finished(&job) || job.metadata.deletion_timestamp.is_some() {
-            continue;
-        }
-        let namespace = job.namespace().unwrap_or_default();
-        let name = job.name_any();
+    let jobs = api::<Job>(client, scope);
+    let unfinished = list(&jobs, &ours, "Jobs of sessions", |job| {
+        let live = !is_finished(&job) && job.metadata.deletion_timestamp.is_none();
+        live.then(|| (job.namespace().unwrap_or_default(), job.name_any(), job.uid()))
+    });
+    for (namespace, name, uid) in unfinished.await? {
         let this_one = DeleteParams {
             preconditions: Some(Preconditions {
-                uid: job.uid(),
+                uid,
                 resource_version: None,
             }),
             ..DeleteParams::background()
@@ -181,47 +182,88 @@ async fn delete_unfinished_jobs(client: &Client, scope: Option<&str>) -> Result<
     Ok(())
 }
 
+/// A pod that our finalizer holds. Of sessions there may be many, and each pod of one is some hundred KiB: no more of it is kept.
+struct Held {
+    namespace: String,
+    name: String,
+    meta: ObjectMeta,
+    over: bool,
+}
+
+impl Held {
+    fn of(pod: &Pod) -> Option<Self> {
+        finalizers_without_ours(&pod.metadata).map(|others| Self {
+            namespace: pod.namespace().unwrap_or_default(),
+            name: pod.name_any(),
+            meta: ObjectMeta {
+                uid: pod.uid(),
+                resource_version: pod.resource_version(),
+                finalizers: Some(others),
+                ..ObjectMeta::default()
+            },
+            over: is_over(pod),
+        })
+    }
+}
+
 /// Frees each pod of a session when it has ended, and whatever is left at the deadline.
 async fn free_pods(client: &Client, args: &Args, deadline: Instant) -> Result<(), Error> {
+    let labelled = ListParams::default().labels(label::SESSION_UID);
+    free_these(client, &api(client, args.scope()), &labelled, deadline).await?;
+    // Somebody may have taken the label off: the finalizer is what holds a pod. All pods of a cluster are read once, and in part.
+    let everything: Api<PartialObjectMeta<Pod>> = api(client, args.scope());
+    let all = ListParams::default().limit(METADATA_PAGE);
+    let held = list(&everything, &all, "pods", |pod| {
+        finalizers_without_ours(&pod.metadata)?;
+        Some((pod.namespace().unwrap_or_default(), pod.name_any()))
+    });
+    for (namespace, name) in held.await? {
+        let this_one = ListParams::default().fields(&format!("metadata.name={name}"));
+        let pods = Api::namespaced(client.clone(), &namespace);
+        free_these(client, &pods, &this_one, deadline).await?;
+    }
+    Ok(())
+}
+
+async fn free_these(client: &Client, pods: &Api<Pod>, which: &ListParams, deadline: Instant) -> Result<(), Error> {
+    let mut poll = POLL;
     loop {
         let late = Instant::now() >= deadline;
         let mut waiting = 0_usize;
-        // Not by a label, which somebody may have taken off: the finalizer is what holds a pod.
-        let pods = list(&api::<Pod>(client, args.scope()), &ListParams::default(), "pods").await?;
-        for pod in pods.into_iter().filter(|pod| finalizers_without_ours(pod).is_some()) {
-            let over = is_over(&pod);
-            if !over && late {
-                let (namespace, pod) = (pod.namespace().unwrap_or_default(), pod.name_any());
-                tracing::warn!(namespace, pod, "still not ended; its node may be lost");
+        for pod in list(pods, which, "pods", |pod| Held::of(&pod)).await? {
+            if !pod.over && late {
+                tracing::warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    "still not ended; its node may be lost"
+                );
             }
-            let free = (over || late) && free(client, &pod).await?;
+            let free = (pod.over || late) && free(client, &pod).await?;
             waiting += usize::from(!free);
         }
         if waiting == 0 {
             return Ok(());
         }
         tracing::info!(waiting, "pods of sessions are ending");
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(poll).await;
+        poll = (poll * 2).min(LONGEST_POLL);
     }
 }
 
 /// Takes our finalizer off. `false`: the pod has changed meanwhile, look again.
-async fn free(client: &Client, pod: &Pod) -> Result<bool, Error> {
-    let Some(finalizers) = finalizers_without_ours(pod) else {
-        return Ok(true);
-    };
-    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+async fn free(client: &Client, pod: &Held) -> Result<bool, Error> {
     // With its version, so that a finalizer that somebody adds at this moment is not lost.
-    let patch = json!({"metadata": {
-        "uid": pod.uid(), "resourceVersion": pod.resource_version(), "finalizers": finalizers,
-    }});
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    match pods.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+    let patch = json!({"metadata": pod.meta});
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    match pods
+        .patch_metadata(&pod.name, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+    {
         Ok(_) => Ok(true),
         Err(error) if is_not_found(&error) => Ok(true),
         Err(error) if is_conflict(&error) => Ok(false),
         Err(source) => Err(Error::Free {
-            pod: format!("{namespace}/{name}"),
+            pod: format!("{}/{}", pod.namespace, pod.name),
             source,
         }),
     }
@@ -234,6 +276,7 @@ async fn delete_policies(client: &Client, scope: Option<&str>) -> Result<(), Err
         &api::<NetworkPolicy>(client, scope),
         &of_our_name,
         "NetworkPolicies of sessions",
+        Some,
     )
     .await?;
     for policy in policies.iter().filter(|policy| network::is_ours(policy)) {
@@ -281,24 +324,31 @@ where
     }
 }
 
-/// Objects a page. A session's pod may have some hundred KiB.
-const PAGE: u32 = 100;
+/// Objects a page of which metadata alone is read.
+const METADATA_PAGE: u32 = 500;
 
-async fn list<K>(api: &Api<K>, parameters: &ListParams, what: &'static str) -> Result<Vec<K>, Error>
+/// What `take` keeps of objects, page by page: their templates hold prompts, and all of them together would not fit the memory.
+async fn list<K, T>(
+    api: &Api<K>,
+    parameters: &ListParams,
+    what: &'static str,
+    take: impl Fn(K) -> Option<T>,
+) -> Result<Vec<T>, Error>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    let mut parameters = parameters.clone().limit(PAGE);
-    let mut items = Vec::new();
+    let mut parameters = parameters.clone();
+    parameters.limit.get_or_insert(PAGE);
+    let mut taken = Vec::new();
     loop {
         let page = api
             .list(&parameters)
             .await
             .map_err(|source| Error::List { what, source })?;
-        items.extend(page.items);
+        taken.extend(page.items.into_iter().filter_map(&take));
         parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
         if parameters.continue_token.is_none() {
-            return Ok(items);
+            return Ok(taken);
         }
     }
 }
@@ -319,12 +369,9 @@ fn is_finished(job: &Job) -> bool {
 }
 
 /// The finalizers that a pod keeps. `None`: ours is not among them.
-fn finalizers_without_ours(pod: &Pod) -> Option<Vec<String>> {
-    let (ours, others): (Vec<_>, Vec<_>) = pod
-        .finalizers()
-        .iter()
-        .cloned()
-        .partition(|finalizer| finalizer == REPORT_FINALIZER);
+fn finalizers_without_ours(pod: &ObjectMeta) -> Option<Vec<String>> {
+    let finalizers = pod.finalizers.iter().flatten().cloned();
+    let (ours, others): (Vec<_>, Vec<_>) = finalizers.partition(|finalizer| finalizer == REPORT_FINALIZER);
     (!ours.is_empty()).then_some(others)
 }
 

@@ -15,12 +15,14 @@ use super::*;
 #[derive(Default)]
 struct Cluster {
     asked: Vec<String>,
+    /// How often all pods of all namespaces were asked for, in part and whole.
+    all_pods: (usize, usize),
     patches: BTreeMap<String, Value>,
     lists_until_ended: usize,
 }
 
 impl Cluster {
-    fn answer(&mut self, method: &Method, uri: &http::Uri, body: &[u8]) -> (StatusCode, Value) {
+    fn answer(&mut self, method: &Method, uri: &http::Uri, in_part: bool, body: &[u8]) -> (StatusCode, Value) {
         let (path, query) = (uri.path(), uri.query().unwrap_or_default());
         self.asked.push(format!("{method} {path}"));
         if method == Method::PATCH {
@@ -47,6 +49,29 @@ impl Cluster {
                 StatusCode::OK,
                 list_of(&[job("live-job", &json!([])), job("done-job", &complete())]),
             ),
+            "/api/v1/pods" if !query.contains("session-uid") => {
+                if in_part {
+                    self.all_pods.0 += 1;
+                } else {
+                    self.all_pods.1 += 1;
+                }
+                let mut somebody_elses = pod("somebody-elses", "Running");
+                somebody_elses["metadata"]["finalizers"] = json!(["other/finalizer"]);
+                let freed = |pod: &Value| {
+                    let path = format!(
+                        "/api/v1/namespaces/team/pods/{}",
+                        pod["metadata"]["name"].as_str().unwrap()
+                    );
+                    self.patches.contains_key(&path)
+                };
+                let mut all = vec![pod("live", "Failed"), pod("done", "Succeeded"), pod("stray", "Failed")];
+                all.retain(|pod| !freed(pod));
+                all.push(somebody_elses);
+                (StatusCode::OK, list_of(&all))
+            }
+            "/api/v1/namespaces/team/pods" if query.contains("metadata.name%3Dstray") => {
+                (StatusCode::OK, list_of(&[pod("stray", "Failed")]))
+            }
             "/api/v1/pods" => {
                 let phase = if self.lists_until_ended == 0 {
                     "Failed"
@@ -93,7 +118,12 @@ fn client(cluster: &Arc<Mutex<Cluster>>) -> Client {
         async move {
             let (parts, body) = request.into_parts();
             let body = body.collect_bytes().await?;
-            let (status, answer) = cluster.lock().unwrap().answer(&parts.method, &parts.uri, &body);
+            let accepts = parts.headers.get("accept").and_then(|accepts| accepts.to_str().ok());
+            let in_part = accepts.is_some_and(|accepts| accepts.contains("as=PartialObjectMetadataList"));
+            let (status, answer) = cluster
+                .lock()
+                .unwrap()
+                .answer(&parts.method, &parts.uri, in_part, &body);
             let answer = Body::from(serde_json::to_vec(&answer).unwrap());
             Ok::<_, kube::Error>(Response::builder().status(status).body(answer).unwrap())
         }
@@ -148,6 +178,23 @@ async fn the_operator_stops_before_jobs_go_and_a_pod_is_freed_only_when_it_has_e
     );
     assert_eq!(cluster.patches[FREE_LIVE]["metadata"]["resourceVersion"], "7");
     assert!(cluster.patches.contains_key(FREE_DONE));
+}
+
+#[tokio::test]
+async fn a_pod_whose_label_was_taken_off_is_freed_and_all_pods_of_a_cluster_are_read_once_and_in_part() {
+    let cluster = Arc::new(Mutex::new(Cluster {
+        lists_until_ended: 2,
+        ..Cluster::default()
+    }));
+    run(client(&cluster), args(60)).await.unwrap();
+    let cluster = cluster.lock().unwrap();
+    assert!(cluster.patches.contains_key("/api/v1/namespaces/team/pods/stray"));
+    assert!(
+        !cluster
+            .patches
+            .contains_key("/api/v1/namespaces/team/pods/somebody-elses")
+    );
+    assert_eq!(cluster.all_pods, (1, 0), "there may be a hundred thousand");
 }
 
 #[tokio::test]
