@@ -120,7 +120,7 @@ fn with_a_watched_namespace_sessions_elsewhere_are_out_of_the_operators_reach() 
         // Nodes are in no namespace.
         let expected = [
             "customresourcedefinitions",
-            "agentic-operator | everywhere | /nodes | get list watch",
+            "agentic-operator | everywhere | /nodes | list watch",
             "agentic-gateway | everywhere |",
         ];
         assert!(expected.iter().any(|what| line.contains(what)), "{line}");
