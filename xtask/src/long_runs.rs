@@ -158,6 +158,13 @@ pub fn kubernetes_versions() -> Result<()> {
     Ok(())
 }
 
+/// The operator beside Kueue itself.
+pub fn kueue() -> Result<()> {
+    component_tests("running sessions through Kueue", "kueue::", |cargo| {
+        cargo.arg("--ignored");
+    })
+}
+
 fn component_tests(step: &str, filter: &str, prepare: impl FnOnce(&mut Command)) -> Result<()> {
     progress::step(step, || {
         let mut cargo = Command::new(env_cargo());

@@ -85,6 +85,8 @@ enum Command {
     },
     /// Run the operator's component tests on the oldest and the newest Kubernetes that can be built; builds both the first time.
     KubernetesVersions,
+    /// Run sessions through the queues of a real Kueue; builds it the first time.
+    Kueue,
     /// Change sessions, their namespace and their children at random, and compare what comes of it with a clean namespace.
     RandomOperations {
         /// Operations at least.
@@ -154,6 +156,7 @@ fn run() -> Result<()> {
         Command::KillPoints { seed } => long_runs::kill_points(seed),
         Command::Fuzz { times, seed } => long_runs::fuzz(times, seed),
         Command::KubernetesVersions => long_runs::kubernetes_versions(),
+        Command::Kueue => long_runs::kueue(),
         Command::RandomOperations { operations, seed } => long_runs::random_operations(operations, seed),
         Command::Mutants { shard, file } => long_runs::mutants(shard.as_deref(), file.as_deref()),
         Command::FileRaces { tries } => long_runs::file_races(tries),

@@ -15,8 +15,8 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use self::pins::{
-    CHART, CONTROL_PLANE, COREDNS, ETCD, HELM, KUBERNETES, KWOK, LOCAL_PATH, Module, NEWEST_KUBERNETES, NODE,
-    OLDEST_KUBERNETES, PODS, PRETENDED_NODES, SCHEDULER, Tool,
+    ADMISSION, CHART, CONTROL_PLANE, COREDNS, ETCD, HELM, KUBERNETES, KUEUE, KWOK, LOCAL_PATH, Module,
+    NEWEST_KUBERNETES, NODE, OLDEST_KUBERNETES, PODS, PRETENDED_NODES, SCHEDULER, Tool,
 };
 use crate::{command, paths, progress};
 
@@ -29,6 +29,8 @@ pub enum Group {
     Node,
     /// Scheduler and kwok: nodes that only a benchmark takes for nodes, beside a control plane.
     PretendedNodes,
+    /// Kueue, which admits Jobs.
+    Admission,
     /// helm.
     Chart,
     /// cargo-deny.
@@ -64,12 +66,13 @@ pub fn ensure(group: Group) -> Result<()> {
         Group::ControlPlane => &[CONTROL_PLANE],
         Group::Node => &[CONTROL_PLANE, SCHEDULER, NODE],
         Group::PretendedNodes => &[SCHEDULER, PRETENDED_NODES],
+        Group::Admission => &[ADMISSION],
         Group::Chart => &[CHART],
         Group::Checks => &[],
-        Group::All => &[CONTROL_PLANE, SCHEDULER, NODE, PRETENDED_NODES, CHART],
+        Group::All => &[CONTROL_PLANE, SCHEDULER, NODE, PRETENDED_NODES, ADMISSION, CHART],
     };
     let wanted: Vec<&Tool> = lists.iter().copied().flatten().collect();
-    for module in [&ETCD, kubernetes(), &COREDNS, &LOCAL_PATH, &PODS, &KWOK, &HELM] {
+    for module in [&ETCD, kubernetes(), &COREDNS, &LOCAL_PATH, &PODS, &KWOK, &KUEUE, &HELM] {
         let of_module: Vec<&Tool> = wanted
             .iter()
             .copied()
@@ -85,12 +88,34 @@ pub fn ensure(group: Group) -> Result<()> {
 
 /// Where a tool is once [`ensure`] has built its group.
 pub fn path(name: &str) -> Result<PathBuf> {
-    let tool = [CONTROL_PLANE, SCHEDULER, NODE, PRETENDED_NODES, CHART]
+    let tool = tool(name)?;
+    Ok(place(tool.name, &pin_of(tool.module())?)?.join(tool.name))
+}
+
+/// Where the source of a tool lies, at its pinned version: what a cluster needs of it beside the program. Fetched when it is missing.
+pub(crate) fn source(name: &str) -> Result<PathBuf> {
+    #[derive(serde::Deserialize)]
+    struct Downloaded {
+        #[serde(rename = "Dir")]
+        folder: PathBuf,
+    }
+    let tool = tool(name)?;
+    // Commands are in the module's folder `cmd`.
+    let (module, _) = tool.package.split_once("/cmd/").context("the tool is no command")?;
+    let mut go = Command::new("go");
+    go.current_dir(module_folder(tool.module()))
+        .args(["mod", "download", "-json", module]);
+    let said = command::output(&mut go).with_context(|| format!("failed to find the source of {name}"))?;
+    let downloaded: Downloaded = serde_json::from_str(&said)?;
+    Ok(downloaded.folder)
+}
+
+fn tool(name: &str) -> Result<&'static Tool> {
+    [CONTROL_PLANE, SCHEDULER, NODE, PRETENDED_NODES, ADMISSION, CHART]
         .into_iter()
         .flatten()
         .find(|tool| tool.name == name)
-        .with_context(|| format!("no tool is called {name}"))?;
-    Ok(place(tool.name, &pin_of(tool.module())?)?.join(tool.name))
+        .with_context(|| format!("no tool is called {name}"))
 }
 
 fn place(name: &str, pin: &str) -> Result<PathBuf> {

@@ -15,6 +15,7 @@ mod drains;
 mod end;
 mod faults;
 mod hindered;
+mod kueue;
 mod life;
 mod loss;
 mod metrics;

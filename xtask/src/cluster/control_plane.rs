@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::{
     certificates::Certificates,
-    kubeconfig,
+    kubeconfig, kueue,
     processes::{self, Processes},
     servers::{self, Addresses, Shape},
 };
@@ -50,6 +50,7 @@ pub struct ControlPlane {
 enum Request {
     StopApiServer(mpsc::Sender<Result<()>>),
     StartApiServer(mpsc::Sender<Result<()>>),
+    StartKueue(mpsc::Sender<Result<()>>),
 }
 
 impl ControlPlane {
@@ -107,6 +108,12 @@ impl ControlPlane {
         self.ask(Request::StartApiServer)
     }
 
+    /// Installs Kueue with its webhooks, and starts its manager on loopback; it ends with the control plane. Builds it when it is missing.
+    pub fn start_kueue(&self) -> Result<()> {
+        tools::ensure(tools::Group::Admission)?;
+        self.ask(Request::StartKueue)
+    }
+
     fn ask(&self, request: impl FnOnce(mpsc::Sender<Result<()>>) -> Request) -> Result<()> {
         let (reply, answer) = mpsc::channel();
         let keep = self.keep.as_ref().context("the control plane is stopping")?;
@@ -144,6 +151,7 @@ fn keep_running(state: &Path, requests: &mpsc::Receiver<Request>, started: &mpsc
         let (reply, result) = match request {
             Request::StopApiServer(reply) => (reply, running.processes.kill("kube-apiserver")),
             Request::StartApiServer(reply) => (reply, running.start_api_server(state)),
+            Request::StartKueue(reply) => (reply, kueue::start(&running.processes, state, &kubeconfig_of(state))),
         };
         let _ = reply.send(result);
     }

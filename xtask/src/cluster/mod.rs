@@ -7,6 +7,7 @@ mod cleanup;
 mod control_plane;
 mod forwarder;
 mod kubeconfig;
+mod kueue;
 mod named;
 mod network;
 mod node;

@@ -69,6 +69,11 @@ pub(super) const KWOK: Module = Module {
     linker_flags: "-s -w",
     tags: "",
 };
+pub(super) const KUEUE: Module = Module {
+    folder: "kueue",
+    linker_flags: "-s -w",
+    tags: "",
+};
 pub(super) const HELM: Module = Module {
     folder: "helm",
     linker_flags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
@@ -147,4 +152,10 @@ pub(super) const PRETENDED_NODES: &[Tool] = &[Tool {
     name: "kwok",
     module: &KWOK,
     package: "sigs.k8s.io/kwok/cmd/kwok",
+}];
+
+pub(super) const ADMISSION: &[Tool] = &[Tool {
+    name: "kueue",
+    module: &KUEUE,
+    package: "sigs.k8s.io/kueue/cmd/kueue",
 }];

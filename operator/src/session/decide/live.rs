@@ -133,17 +133,18 @@ fn tuned(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Inval
 }
 
 /// To where a Job is moved that waits in another queue than the session has by now. One that may run stays in its own: what it runs on is
-/// taken from there.
+/// taken from there. A priority stays until the next attempt when the session has none any more: Kueue's webhook lets it be changed, but
+/// not removed ("`WorkloadPriorityClass` cannot be removed from a workload"), and would refuse the other queue with it.
 fn moved(seen: &Observed, pod: Option<&PodSeen>, request: &Result<Request, Invalid>) -> Option<Tuned> {
     let job = seen.job.ours()?;
     let request = request.as_ref().ok()?;
+    let there = job.queue.as_deref();
     let queue = InQueue {
         name: request.queue.clone()?,
-        priority: request.queue_priority.clone(),
+        priority: request.queue_priority.clone().or_else(|| there?.priority.clone()),
     };
     let waits = job.suspended && !job.deleting && !job.finished && pod.is_none();
-    let is_there = job.queue.as_deref() == Some(&queue);
-    (waits && !is_there).then(|| Tuned::Queue(job.name.clone(), job.uid.clone(), queue))
+    (waits && there != Some(&queue)).then(|| Tuned::Queue(job.name.clone(), job.uid.clone(), queue))
 }
 
 fn has_report(pod: &PodSeen) -> bool {

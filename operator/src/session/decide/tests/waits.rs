@@ -386,9 +386,16 @@ fn a_job_that_waits_is_moved_to_the_queue_that_its_session_names_by_now_and_one_
     };
     names(&mut model, "night", None);
     assert_eq!(model.look(true).tune, [], "it is there");
-    for (name, priority) in [("day", None), ("day", Some("low")), ("day", None)] {
+    let (low, high) = (Some("low"), Some("high"));
+    // Kueue lets nobody remove a priority.
+    for (name, priority, then) in [
+        ("day", None, None),
+        ("day", low, low),
+        ("day", high, high),
+        ("dusk", None, high),
+    ] {
         names(&mut model, name, priority);
-        let moved = Tuned::Queue("write-poem-job".into(), "job-1".into(), queue(name, priority));
+        let moved = Tuned::Queue("write-poem-job".into(), "job-1".into(), queue(name, then));
         assert_eq!(model.look(true).tune, [moved]);
         assert_eq!(model.look(true).tune, [], "once");
     }
