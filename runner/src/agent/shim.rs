@@ -309,6 +309,7 @@ fn start(spawn: &Spawn, output: &mpsc::Sender<FromShim>) -> io::Result<Process> 
     let oom_kills_before = memory::oom_kills();
     // The agent may have removed it, or moved it elsewhere; the CLI needs one to go on in.
     let _ = std::fs::create_dir_all(&spawn.cwd);
+    remove_pipe(spawn);
     // Not tokio's: everything is waited for in one place, and its reaper would race with ours.
     let mut child = Command::new(program)
         .args(arguments)
@@ -335,6 +336,17 @@ fn start(spawn: &Spawn, output: &mpsc::Sender<FromShim>) -> io::Result<Process> 
         pumps,
         oom_kills_before,
     })
+}
+
+/// The CLI reads a file of its own before it does anything, and would wait for ever for what a pipe in its place has to say.
+fn remove_pipe(spawn: &Spawn) {
+    let Some((_, folder)) = spawn.env.iter().find(|(name, _)| name == "CLAUDE_CONFIG_DIR") else {
+        return;
+    };
+    let file = Path::new(folder).join(".claude.json");
+    if file.metadata().is_ok_and(|found| !found.is_file()) {
+        let _ = std::fs::remove_file(file);
+    }
 }
 
 /// Carries a stream to the runner, which is slower only when its disk is.

@@ -194,6 +194,17 @@ async fn a_cli_that_cannot_read_its_configuration_goes_on_without_it(#[case] the
 }
 
 #[tokio::test]
+async fn a_cli_goes_on_though_there_is_a_pipe_in_the_place_of_its_configuration() {
+    let session = Session::new().await;
+    let file = "\"$CLAUDE_CONFIG_DIR/.claude.json\"";
+    let lay = format!("[ -e laid ] || {{ touch laid; rm -f {file}; mkfifo {file}; kill -9 $PPID; sleep 100; }}");
+    let prompt = script("MARK", &[bash(&lay), text("Done."), text("Done.")]);
+    let ended = session.run(&prompt, &["--timeout", "40"]).await;
+    assert_eq!(ended.code, Some(0), "{}", session.report().message);
+    session.assert_prompt_once("MARK");
+}
+
+#[tokio::test]
 async fn told_to_stop_it_leaves_a_report_and_goes_on_the_next_time() {
     let session = Session::new().await;
     // The interrupt itself counts as an answer for the mock.
