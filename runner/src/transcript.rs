@@ -7,7 +7,7 @@ use protocol::{Kind, NanoUsd, Outcome, Record};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cli::wire::is_light;
+use crate::cli::wire::{is_light, or_default};
 use crate::outlet::Outlet;
 
 /// Longest part of a tool's arguments or answer that is shown, characters.
@@ -160,13 +160,17 @@ fn parse<'a, T: Deserialize<'a>, R: Default>(body: &'a str, then: impl FnOnce(T)
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Line {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "or_default")]
     kind: String,
+    #[serde(deserialize_with = "or_default")]
     message: Message,
+    #[serde(deserialize_with = "or_default")]
     is_error: bool,
     terminal_reason: Option<String>,
+    #[serde(deserialize_with = "or_default")]
     duration_ms: u64,
     result: Option<String>,
+    #[serde(deserialize_with = "or_default")]
     errors: Vec<String>,
 }
 
@@ -202,12 +206,15 @@ impl Content {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Block {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "or_default")]
     kind: String,
+    #[serde(deserialize_with = "or_default")]
     text: String,
+    #[serde(deserialize_with = "or_default")]
     name: String,
     input: Value,
     content: Value,
+    #[serde(deserialize_with = "or_default")]
     is_error: bool,
 }
 
@@ -360,6 +367,8 @@ mod tests {
     #[case::a_replay_is_not_shown_twice(Kind::Cli, json!({"type": "user", "message": {"content": "do it"}, "isReplay": true}), "")]
     #[case(Kind::Cli, json!({"type": "result", "num_turns": 2, "duration_ms": 1250, "is_error": false}), "= done: 2 rounds in 1.2 s, $0.00\n")]
     #[case(Kind::Cli, json!({"type": "result", "num_turns": 1, "is_error": true, "result": "API Error"}), "= failed: 2 rounds in 0.0 s, $0.00\n  API Error\n")]
+    #[case::null_is_absent(Kind::Cli, json!({"type": "result", "message": null, "duration_ms": null, "is_error": null, "errors": null}), "= done: 2 rounds in 0.0 s, $0.00\n")]
+    #[case::null_is_absent(Kind::Cli, json!({"type": "assistant", "message": {"content": [{"type": "text", "text": "Hello", "name": null, "is_error": null}]}}), "Hello\n")]
     #[case::a_terminal_obeys_nothing(Kind::Cli, json!({"type": "assistant", "message": {"content": [{"type": "text", "text": "\u{1b}[2Jx\r\u{9b}y\tz"}]}}), "\\u{1b}[2Jx\\u{d}\\u{9b}y\tz\n")]
     #[case(Kind::Gap, json!({"from": 3, "to": 5}), "! records 3 to 5 are missing\n")]
     fn a_record_reads_like_a_transcript(#[case] kind: Kind, #[case] body: Value, #[case] expected: &str) {

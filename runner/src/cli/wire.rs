@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -80,8 +80,10 @@ pub enum Event {
 #[serde(default)]
 pub struct ResultLine {
     /// `success`, `error_max_turns`, …
+    #[serde(deserialize_with = "or_default")]
     pub subtype: String,
     /// It is not what was asked for.
+    #[serde(deserialize_with = "or_default")]
     pub is_error: bool,
     /// `completed`, `api_error`, `aborted_tools`, …
     pub terminal_reason: Option<String>,
@@ -90,19 +92,30 @@ pub struct ResultLine {
     /// The last text.
     pub result: Option<String>,
     /// In place of `result` for the error subtypes.
+    #[serde(deserialize_with = "or_default")]
     pub errors: Vec<String>,
     /// Messages that wait to be taken up.
+    #[serde(deserialize_with = "or_default")]
     pub queued_turn_count: u64,
     /// Rounds of the turn.
+    #[serde(deserialize_with = "or_default")]
     pub num_turns: u64,
     /// Messages that the turn answered.
+    #[serde(deserialize_with = "or_default")]
     pub user_message_uuids: Vec<Uuid>,
     /// Set when the CLI could not start.
     pub startup_failure_reason: Option<String>,
     /// The CLI's own figure, US dollars of the conversation.
+    #[serde(deserialize_with = "or_default")]
     pub total_cost_usd: f64,
     /// Milliseconds of the turn.
+    #[serde(deserialize_with = "or_default")]
     pub duration_ms: u64,
+}
+
+/// Reads null as what is absent: a `result` that could not be read for it would never end its turn.
+pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// Most values in a line that is made a tree of: each takes a hundred bytes and more, where the line may have two for it.
@@ -216,7 +229,7 @@ enum Content {
 
 #[derive(Deserialize)]
 struct Block {
-    #[serde(rename = "type", default)]
+    #[serde(rename = "type", default, deserialize_with = "or_default")]
     kind: String,
 }
 
@@ -234,7 +247,7 @@ fn assistant(line: &str) -> Option<Event> {
     struct Assistant {
         message: Message,
         parent_tool_use_id: Option<serde::de::IgnoredAny>,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
         user_message_uuids: Vec<Uuid>,
     }
     #[derive(Deserialize)]
@@ -304,7 +317,7 @@ fn control_request(line: &str) -> Option<Event> {
     #[derive(Deserialize)]
     struct Request {
         subtype: String,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
         tool_name: String,
     }
     let Envelope { request_id, request } = serde_json::from_str(line).ok()?;
@@ -346,6 +359,10 @@ mod tests {
     #[case(r#"{"type":"user","message":{"content":"hello"}}"#, Event::Other)]
     #[case(r#"{"type":"control_cancel_request","request_id":"r"}"#, Event::Withdrawn("r".into()))]
     #[case(r#"{"type":"control_request","request_id":"r","request":{"subtype":"can_use_tool","tool_name":"Bash","input":{}}}"#, Event::ControlRequest { request_id: "r".into(), subtype: "can_use_tool".into(), tool: "Bash".into() })]
+    #[case::null_is_absent(r#"{"type":"result","subtype":"success","is_error":null,"terminal_reason":null,"api_error_status":null,"result":null,"errors":null,"queued_turn_count":null,"num_turns":null,"user_message_uuids":null,"startup_failure_reason":null,"total_cost_usd":null,"duration_ms":null}"#, Event::Result(Box::new(ResultLine { subtype: "success".into(), ..ResultLine::default() })))]
+    #[case::null_is_absent(r#"{"type":"result","subtype":null}"#, Event::Result(Box::default()))]
+    #[case::null_is_absent(r#"{"type":"assistant","message":{"id":null,"model":null,"content":[{"type":null},{"type":"tool_use"}],"usage":null},"parent_tool_use_id":null,"user_message_uuids":null}"#, Event::Assistant { message_id: None, main: true, calls: 1, answers: vec![] })]
+    #[case::null_is_absent(r#"{"type":"control_request","request_id":"r","request":{"subtype":"initialize","tool_name":null}}"#, Event::ControlRequest { request_id: "r".into(), subtype: "initialize".into(), tool: String::new() })]
     #[case(r#"{"type":"stream_event","event":{}}"#, Event::Live)]
     #[case(r#"{"type":"news","state":{"of":"tomorrow"}}"#, Event::Other)]
     #[case(r#"{"type":{"not":"text"}}"#, Event::Other)]

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
+use crate::cli::wire::or_default;
+
 /// A line of the CLI.
 #[expect(clippy::struct_excessive_bools, reason = "the CLI's own fields")]
 #[derive(Debug, Deserialize)]
@@ -18,10 +20,10 @@ pub struct Line<'a> {
     /// The tool call in which a sub-agent speaks.
     pub parent_tool_use_id: Option<String>,
     /// A message of ours, shown again.
-    #[serde(default, rename = "isReplay")]
+    #[serde(default, rename = "isReplay", deserialize_with = "or_default")]
     pub is_replay: bool,
     /// The message stands for an error of the API.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub is_api_error_message: bool,
     /// Tool call that a task belongs to.
     pub tool_use_id: Option<String>,
@@ -32,7 +34,7 @@ pub struct Line<'a> {
     /// What kind of sub-agent.
     pub subagent_type: Option<String>,
     /// The task goes on while the conversation does.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub is_backgrounded: bool,
     /// How a task ended.
     pub status: Option<String>,
@@ -43,7 +45,7 @@ pub struct Line<'a> {
     /// What went wrong, in a result without an answer.
     pub errors: Option<Value>,
     /// Whether the turn failed.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub is_error: bool,
     /// Rounds of the turn.
     pub num_turns: Option<Value>,
@@ -65,10 +67,10 @@ pub struct Line<'a> {
 #[derive(Debug, Deserialize)]
 pub struct Message {
     /// The API's id.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub id: String,
     /// The model.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub model: String,
     /// Text or blocks.
     #[serde(default)]
@@ -79,5 +81,25 @@ impl Line<'_> {
     /// The line's message.
     pub fn message(&self) -> Option<Message> {
         serde_json::from_str(self.message?.get()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_absent() {
+        let line = r#"{"type":"assistant","message":{"id":null,"model":null,"content":null},"isReplay":null,"is_api_error_message":null,"is_backgrounded":null,"is_error":null}"#;
+        let line: Line<'_> = serde_json::from_str(line).unwrap();
+        let bools = [
+            line.is_replay,
+            line.is_api_error_message,
+            line.is_backgrounded,
+            line.is_error,
+        ];
+        assert!(bools.iter().all(|set| !set));
+        let message = line.message().unwrap();
+        assert_eq!((message.id.as_str(), message.model.as_str()), ("", ""));
     }
 }
