@@ -17,6 +17,7 @@ use crate::agent::Place;
 use crate::cli::options::{Options, OptionsError};
 use crate::langfuse::{self, LangfuseConfig};
 use crate::last_word::LastWord;
+use crate::outlet::Outlet;
 use crate::proxy::Upstream;
 use crate::proxy::mcp::Around;
 use crate::redact::{Held, Vault};
@@ -94,6 +95,8 @@ pub struct Config {
     pub folders: Folders,
     /// What stdout is for.
     pub format: Format,
+    /// stdout, for all who write to it; absent: nobody does.
+    pub stdout: Option<Arc<Outlet>>,
     /// Values that nobody may see.
     pub secrets: Vec<Held>,
     /// Told of those that are read later.
@@ -199,12 +202,16 @@ impl Config {
         let secrets = Path::new(path::SECRETS);
         let upstream = model::upstream(secrets, &vault, var)?;
         let authorities = upstream.as_ref().and_then(|upstream| upstream.authorities.clone());
+        let base = session.with(agent, folders, var);
         Ok(Self {
             mcp: Around::in_pod(repos.allowed.clone(), authorities, vault.clone()),
-            repos,
+            repos: Repos {
+                progress: base.stdout.clone().filter(|_| base.format == Format::Text),
+                ..repos
+            },
             upstream,
             vault,
-            ..session.with(agent, folders, var)
+            ..base
         })
     }
 
@@ -233,15 +240,17 @@ struct Session {
 
 impl Session {
     fn with(self, agent: AgentConfig, folders: Folders, var: Lookup<'_>) -> Config {
+        let format = match var(env::LOG_FORMAT).as_deref() {
+            Some("json") => Format::Json,
+            _ => Format::Text,
+        };
         Config {
             upstream: None,
             mcp: Around::default(),
             gateway: gateway(var),
             langfuse: langfuse(&self, var),
-            format: match var(env::LOG_FORMAT).as_deref() {
-                Some("json") => Format::Json,
-                _ => Format::Text,
-            },
+            stdout: format.open(),
+            format,
             secrets: held::secrets(var),
             vault: Vault::default(),
             name: self.name,

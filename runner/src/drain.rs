@@ -168,7 +168,7 @@ impl Drain {
             return Err(StateError::Superseded { attempt: last }.into());
         }
         let vault = Vault::default();
-        let quiet = Transcript::new(Format::Quiet);
+        let quiet = Transcript::new(Format::Quiet, None);
         let mut journal = Journal::new(spool, history, vault, None, quiet, last);
         if last > 0 && !ended {
             let seq = journal.end(Outcome::Lost)?;

@@ -307,7 +307,7 @@ fn open_journal(config: &Config, guard: &mut Guard) -> Result<Journal, End> {
         history,
         config.vault.clone(),
         exporter,
-        Transcript::new(config.format),
+        Transcript::new(config.format, config.stdout.clone()),
         attempt,
     );
     if last > 0 && last < attempt && !ended {

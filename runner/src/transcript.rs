@@ -1,6 +1,7 @@
 //! stdout: a transcript for people (`kubectl logs -f`), or the records themselves for machines.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use protocol::record::{GapBody, LogBody, LogLevel, SessionBody, UsageBody, UserBody};
 use protocol::{Kind, NanoUsd, Outcome, Record};
@@ -27,12 +28,25 @@ pub enum Format {
     Quiet,
 }
 
+impl Format {
+    /// Opens stdout; says in its own words what of it is not shown.
+    pub fn open(self) -> Option<Arc<Outlet>> {
+        let missing = match self {
+            Self::Json => |lines| format!("{{\"notShown\":{lines}}}\n"),
+            Self::Text => {
+                |lines| format!("! {lines} lines are not shown: nobody read them in time; the records are complete\n")
+            }
+            Self::Quiet => return None,
+        };
+        Some(Arc::new(Outlet::to(std::io::stdout(), missing)))
+    }
+}
+
 /// Writes records to stdout.
 #[derive(Default)]
 pub struct Transcript {
     format: Format,
-    /// Opened with the first line.
-    stdout: Option<Outlet>,
+    stdout: Option<Arc<Outlet>>,
     cost: NanoUsd,
     unpriced: bool,
     /// Rounds of the session of which results have told.
@@ -41,9 +55,10 @@ pub struct Transcript {
 
 impl Transcript {
     /// A transcript in `format`.
-    pub fn new(format: Format) -> Self {
+    pub fn new(format: Format, stdout: Option<Arc<Outlet>>) -> Self {
         Self {
             format,
+            stdout,
             ..Self::default()
         }
     }
@@ -56,6 +71,7 @@ impl Transcript {
     /// Shows a record, with which the session has had so many `rounds`; never waits for whoever reads. What is not read is
     /// nobody's loss: the records are in the spool.
     pub fn show(&mut self, record: &Record, rounds: u64) {
+        let Some(stdout) = self.stdout.clone() else { return };
         let text = match self.format {
             Format::Json => serde_json::to_string(record)
                 .map(|line| line + "\n")
@@ -64,15 +80,7 @@ impl Transcript {
             Format::Quiet => return,
         };
         if !text.is_empty() {
-            let missing = match self.format {
-                Format::Json => |lines| format!("{{\"notShown\":{lines}}}\n"),
-                Format::Text | Format::Quiet => |lines| {
-                    format!("! {lines} lines are not shown: nobody read them in time; the records are complete\n")
-                },
-            };
-            self.stdout
-                .get_or_insert_with(|| Outlet::to(std::io::stdout(), missing))
-                .say(text.as_bytes());
+            stdout.say(text.as_bytes());
         }
     }
 

@@ -47,6 +47,6 @@ pub(super) fn repos(
         author: Identity::of(spec.user.as_ref()),
         branch: format!("sessions/{name}-{}", uid.chars().take(8).collect::<String>()),
         session: format!("{namespace}/{name}"),
-        progress: var(env::LOG_FORMAT).as_deref() != Some("json"),
+        progress: None,
     })
 }

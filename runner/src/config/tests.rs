@@ -39,6 +39,16 @@ fn a_pod_is_read_from_its_environment() {
 }
 
 #[test]
+fn progress_is_shown_where_the_transcript_is_and_not_among_records() {
+    let mut vars = pod();
+    let text = config(&vars).unwrap();
+    assert!(Arc::ptr_eq(&text.stdout.unwrap(), &text.repos.progress.unwrap()));
+    vars.insert(env::LOG_FORMAT, "json");
+    let json = config(&vars).unwrap();
+    assert!(json.stdout.is_some() && json.repos.progress.is_none());
+}
+
+#[test]
 fn a_key_comes_before_a_token_and_an_empty_one_is_none() {
     let mut vars = pod();
     vars.insert(env::ANTHROPIC_API_KEY, "");

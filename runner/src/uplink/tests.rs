@@ -47,7 +47,7 @@ fn runner(url: &str, records: u32) -> Runner {
     std::fs::write(&token_file, "fake-token\n").unwrap();
     let spool = Spool::open(&dir.path().join("spool"), |_| ()).unwrap();
     let vault = Vault::default();
-    let quiet = Transcript::new(Format::Quiet);
+    let quiet = Transcript::new(Format::Quiet, None);
     let mut journal = Journal::new(spool, History::default(), vault, None, quiet, 1);
     let gateway = Gateway {
         url: url.to_owned(),

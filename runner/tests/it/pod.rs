@@ -85,6 +85,7 @@ pub fn config_at(state: PathBuf, workspace: &Path, model: String, prompt: &str) 
             state,
         },
         format: Format::Quiet,
+        stdout: None,
         secrets: Vec::new(),
         vault: runner::redact::Vault::default(),
         repos: runner::workspace::git::Repos::default(),

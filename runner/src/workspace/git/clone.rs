@@ -97,12 +97,11 @@ async fn fetch(store: &Store<'_>, remote: &Remote) -> Result<String, GitError> {
         .args(["symbolic-ref", "HEAD", &format!("refs/heads/{branch}")])
         .run()
         .await?;
-    let name = store.repos.progress.then_some(store.repo.name.as_str());
     store
         .git("clone")
         .args(["fetch", DEPTH, "--no-tags", "--no-write-fetch-head", "--progress", "--"])
         .args([remote.url.as_str(), &format!("+refs/heads/{branch}:{BASE}")])
-        .progress(name)
+        .progress(store.repos, &store.repo.name)
         .to(&pinned, credentials)?
         .run()
         .await?;

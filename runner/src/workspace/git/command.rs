@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use secrecy::ExposeSecret as _;
@@ -11,7 +12,8 @@ use tokio::process::{Child, Command};
 use tokio::time::{Duration, Instant};
 
 use super::remote::{Pinned, Scheme};
-use super::{Credentials, Fault, GitError};
+use super::{Credentials, Fault, GitError, Repos};
+use crate::outlet::Outlet;
 
 /// Longest part of what git said that is repeated.
 const MAX_SAID: usize = 400;
@@ -25,9 +27,15 @@ pub(super) struct Git {
     command: Command,
     configuration: Vec<(String, String)>,
     action: String,
-    progress: Option<String>,
+    progress: Option<Progress>,
     /// What is added to which words of git's.
     advice: Vec<(&'static [&'static str], String)>,
+}
+
+/// Where progress is shown, and behind which name.
+struct Progress {
+    to: Arc<Outlet>,
+    name: String,
 }
 
 /// What a command wrote to its stdout.
@@ -109,9 +117,12 @@ impl Git {
         self
     }
 
-    /// Shows progress on stdout, behind a name.
-    pub(super) fn progress(mut self, name: Option<&str>) -> Self {
-        self.progress = name.map(str::to_owned);
+    /// Shows progress behind a name.
+    pub(super) fn progress(mut self, repos: &Repos, name: &str) -> Self {
+        self.progress = repos.progress.clone().map(|to| Progress {
+            to,
+            name: name.to_owned(),
+        });
         self
     }
 
@@ -189,7 +200,7 @@ impl Git {
                 let _ = tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await;
             }
         };
-        let ((), said) = tokio::join!(reading, listen(stderr, self.progress.as_deref()));
+        let ((), said) = tokio::join!(reading, listen(stderr, self.progress.as_ref()));
         let status = group.0.wait().await.map_err(|error| failed(error.to_string()))?;
         if status.success() {
             return Ok(());
@@ -224,7 +235,7 @@ impl Drop for Group {
 }
 
 /// Reads what git says: progress is shown, the rest is kept.
-async fn listen(stderr: Option<impl AsyncRead + Unpin>, progress: Option<&str>) -> String {
+async fn listen(stderr: Option<impl AsyncRead + Unpin>, progress: Option<&Progress>) -> String {
     let Some(mut stderr) = stderr else { return String::new() };
     let mut said = Said::default();
     let mut shown = Instant::now();
@@ -235,11 +246,11 @@ async fn listen(stderr: Option<impl AsyncRead + Unpin>, progress: Option<&str>) 
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
         for byte in &buffer[..count] {
             if std::mem::replace(&mut back, *byte == b'\r') && *byte != b'\n' {
-                if let Some(name) = progress
+                if let Some(progress) = progress
                     && shown.elapsed() >= SHOWN
                 {
                     shown = Instant::now();
-                    show(name, &String::from_utf8_lossy(&line));
+                    progress.show(&String::from_utf8_lossy(&line));
                 }
                 line.clear();
             }
@@ -247,10 +258,10 @@ async fn listen(stderr: Option<impl AsyncRead + Unpin>, progress: Option<&str>) 
                 b'\r' => {}
                 b'\n' => {
                     let text = String::from_utf8_lossy(&line).into_owned();
-                    if let Some(name) = progress
+                    if let Some(progress) = progress
                         && text.ends_with("done.")
                     {
-                        show(name, &text);
+                        progress.show(&text);
                     }
                     said.take(&text);
                     line.clear();
@@ -264,11 +275,12 @@ async fn listen(stderr: Option<impl AsyncRead + Unpin>, progress: Option<&str>) 
     said.text()
 }
 
-fn show(name: &str, line: &str) {
-    use std::io::Write as _;
-    let line: String = line.chars().filter(|c| !c.is_control()).collect();
-    let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "  {name}: {}", line.trim_start_matches("remote: "));
+impl Progress {
+    fn show(&self, line: &str) {
+        let line: String = line.chars().filter(|c| !c.is_control()).collect();
+        let line = format!("  {}: {}\n", self.name, line.trim_start_matches("remote: "));
+        self.to.say(line.as_bytes());
+    }
 }
 
 /// The lines that explain a failure; of those the last ones.
@@ -432,6 +444,22 @@ mod tests {
             "Receiving objects:  10%\rReceiving objects:  20%\rgit@h: Permission denied (publickey).\r\nfatal: x\n";
         let said = listen(Some(said.as_bytes()), None).await;
         assert_eq!(said, "git@h: Permission denied (publickey).; fatal: x");
+    }
+
+    #[tokio::test]
+    async fn progress_that_nobody_reads_holds_up_nothing_and_is_there_for_who_reads_later() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let progress = Progress {
+            to: Arc::new(Outlet::to(writer, |lines| format!("{lines} missing\n"))),
+            name: "one".to_owned(),
+        };
+        // More than a pipe holds.
+        let said = "remote: Counting objects: 100% (3/3), done.\n".repeat(3_000);
+        assert_eq!(listen(Some(said.as_bytes()), Some(&progress)).await, "");
+        let read = std::thread::spawn(move || std::io::read_to_string(reader));
+        drop(progress);
+        let shown = read.join().unwrap().unwrap();
+        assert_eq!(shown, "  one: Counting objects: 100% (3/3), done.\n".repeat(3_000));
     }
 
     #[test]

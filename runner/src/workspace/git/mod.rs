@@ -14,11 +14,13 @@ pub mod save;
 mod store;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use protocol::Outcome;
 use protocol::spec::{Repo, User};
 
 use crate::address::{AddressError, Allowed};
+use crate::outlet::Outlet;
 
 pub use credentials::Credentials;
 
@@ -41,8 +43,8 @@ pub struct Repos {
     pub branch: String,
     /// `<namespace>/<name>` of the session.
     pub session: String,
-    /// Whether progress is shown on stdout.
-    pub progress: bool,
+    /// Where progress is shown, if it is.
+    pub progress: Option<Arc<Outlet>>,
 }
 
 /// Name and address of a commit's author.

@@ -54,7 +54,7 @@ pub async fn push(repos: &Repos, repo: &Repo, commit: &str) -> Result<(), GitErr
         &remote.url,
         &format!("{commit}:{name}"),
     ])
-    .progress(repos.progress.then_some(repo.name.as_str()))
+    .progress(repos, &repo.name)
     .to(&pinned, &repos.credentials)?
     .run()
     .await?;

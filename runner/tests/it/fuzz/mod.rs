@@ -143,7 +143,7 @@ async fn lines_of_the_cli_are_kept_whatever_is_in_them() {
 
 /// A journal whose first turn has begun.
 pub fn journal(spool: Spool) -> Journal {
-    let quiet = Transcript::new(Format::Quiet);
+    let quiet = Transcript::new(Format::Quiet, None);
     let mut journal = Journal::new(spool, History::default(), Vault::default(), None, quiet, 1);
     let started = SessionBody::AttemptStarted {
         run: 1,
