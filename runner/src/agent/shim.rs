@@ -208,10 +208,7 @@ impl Shim {
             }
             ToShim::Spawn(spawn) => match start(&spawn, &self.output) {
                 Ok(process) => self.process = Some(process),
-                Err(error) => {
-                    let program = spawn.argv.first().map_or("nothing", String::as_str);
-                    self.answer(FromShim::SpawnFailed(format!("failed to start {program}: {error}")));
-                }
+                Err(why) => self.answer(FromShim::SpawnFailed(why)),
             },
             ToShim::Stdin(bytes) => self.feed(bytes),
             ToShim::CloseStdin => {
@@ -298,7 +295,18 @@ async fn write(mut sink: SplitSink<Frames, Bytes>, mut queue: mpsc::Receiver<Fro
     }
 }
 
-fn start(spawn: &Spawn, output: &mpsc::Sender<FromShim>) -> io::Result<Process> {
+/// Starts it in its folder, or says why not.
+fn start(spawn: &Spawn, output: &mpsc::Sender<FromShim>) -> Result<Process, String> {
+    // The agent may have removed it, or moved it elsewhere; the CLI needs one to go on in.
+    std::fs::create_dir_all(&spawn.cwd)
+        .map_err(|error| format!("failed to make the working folder {}: {error}", spawn.cwd))?;
+    started(spawn, output).map_err(|error| {
+        let program = spawn.argv.first().map_or("nothing", String::as_str);
+        format!("failed to start {program}: {error}")
+    })
+}
+
+fn started(spawn: &Spawn, output: &mpsc::Sender<FromShim>) -> io::Result<Process> {
     let Some((program, arguments)) = spawn.argv.split_first() else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -307,8 +315,6 @@ fn start(spawn: &Spawn, output: &mpsc::Sender<FromShim>) -> io::Result<Process> 
         .iter()
         .filter(|(name, _)| std::env::var_os(name).is_none());
     let oom_kills_before = memory::oom_kills();
-    // The agent may have removed it, or moved it elsewhere; the CLI needs one to go on in.
-    let _ = std::fs::create_dir_all(&spawn.cwd);
     remove_pipe(spawn);
     // Not tokio's: everything is waited for in one place, and its reaper would race with ours.
     let mut child = Command::new(program)

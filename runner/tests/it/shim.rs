@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::common::{eventually, signal};
+use rstest::rstest;
 use runner::agent::{Agent, FromShim, Place, Spawn, ToShim};
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
@@ -279,4 +280,27 @@ async fn what_cannot_be_started_is_said() {
         panic!("a refusal")
     };
     assert!(why.contains("/nowhere/claude"), "{why}");
+}
+
+#[rstest]
+#[case::a_file_is_there("file")]
+#[case::it_cannot_be_made("file/folder")]
+#[tokio::test]
+async fn a_working_folder_that_there_cannot_be_is_named(#[case] folder: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let cwd = dir.path().join(folder).display().to_string();
+    let container = Container::start();
+    let mut agent = container.connect().await;
+    let spawn = Spawn {
+        argv: vec!["true".into()],
+        env: vec![],
+        env_default: vec![],
+        cwd: cwd.clone(),
+    };
+    agent.send(&ToShim::Spawn(spawn)).unwrap();
+    let FromShim::SpawnFailed(why) = agent.next().await.unwrap() else {
+        panic!("a refusal")
+    };
+    assert!(why.contains(&format!("folder {cwd}: ")), "{why}");
 }
