@@ -126,12 +126,15 @@ enum End {
 pub async fn pass(
     shared: &Shared,
     (mut response, used): (reqwest::Response, Authorization),
-    meter: Meter,
-    permit: Permit,
+    mut meter: Meter,
+    mut permit: Permit,
     head: oneshot::Sender<Response<Body>>,
 ) {
     let Ok(encoding) = encoding(response.headers()) else {
         let message = "the model API's gateway compresses its answers in a way that cannot be metered; turn that off";
+        // The API charges for it all the same, and the next attempt must know.
+        meter.given_up();
+        close(shared, &meter, &mut permit).await;
         let _ = head.send(answer::error(StatusCode::BAD_GATEWAY, message));
         return;
     };

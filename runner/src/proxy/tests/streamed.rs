@@ -271,12 +271,17 @@ async fn a_compressed_stream_is_passed_on_and_metered_all_the_same() {
 }
 
 #[tokio::test]
-async fn an_encoding_that_cannot_be_metered_is_refused() {
-    let rig = Rig::new(|_| async {
+async fn an_encoding_that_cannot_be_metered_is_refused_and_has_cost_its_prompt() {
+    let mut rig = Rig::new(|_| async {
         let mut response = fine();
         response.headers_mut().insert("content-encoding", "br".parse().unwrap());
         response
     })
     .await;
     assert_eq!(rig.call().send().await.unwrap().status(), 502);
+    let closing = rig.event().await.body;
+    assert!(
+        closing.estimated && !closing.open && closing.usage.input_tokens > 0,
+        "{closing:?}"
+    );
 }
