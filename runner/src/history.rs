@@ -300,14 +300,40 @@ fn beginning(mut answer: String) -> String {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Counted {
-    model_usage: HashMap<String, Usage>,
+    model_usage: HashMap<String, Option<Counts>>,
+}
+
+/// What a result says of one model.
+#[expect(clippy::struct_field_names, reason = "the CLI's own fields")]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Counts {
+    #[serde(deserialize_with = "wire::or_default")]
+    input_tokens: u64,
+    #[serde(deserialize_with = "wire::or_default")]
+    output_tokens: u64,
+    #[serde(deserialize_with = "wire::or_default")]
+    cache_read_input_tokens: u64,
+    #[serde(deserialize_with = "wire::or_default")]
+    cache_creation_input_tokens: u64,
 }
 
 impl Counted {
     fn total(&self) -> Usage {
         let mut total = Usage::default();
-        for usage in self.model_usage.values() {
-            total += *usage;
+        for counts in self.model_usage.values().flatten() {
+            let Counts {
+                input_tokens,
+                output_tokens,
+                cache_read_input_tokens,
+                cache_creation_input_tokens,
+            } = *counts;
+            total += Usage {
+                input_tokens,
+                output_tokens,
+                cache_read_input_tokens,
+                cache_creation_input_tokens,
+            };
         }
         total
     }
@@ -409,7 +435,7 @@ mod tests {
     fn tokens_of_a_conversation_are_cumulative_and_those_of_the_next_one_come_on_top() {
         let result = |tokens: u64| {
             let line = format!(
-                r#"{{"type":"result","subtype":"success","is_error":false,"modelUsage":{{"a":{{"inputTokens":{tokens}}},"b":{{"outputTokens":1}}}}}}"#
+                r#"{{"type":"result","subtype":"success","is_error":false,"modelUsage":{{"a":{{"inputTokens":{tokens},"cacheReadInputTokens":null}},"c":null,"b":{{"outputTokens":1}}}}}}"#
             );
             (Kind::Cli, line)
         };
