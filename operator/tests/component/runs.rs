@@ -1,12 +1,15 @@
 //! Runs: which a start request begins, and what of a run may be changed.
 
+use std::time::Duration;
+
 use crds::Phase;
 use kube::{
     ResourceExt as _,
-    api::{Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
 use protocol::Outcome;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     plane::jobs_created,
@@ -299,14 +302,30 @@ async fn an_ended_session_stays_ended_whatever_phase_is_written_over_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_to_live_that_a_namespace_gets_counts_for_sessions_that_have_ended() {
-    let world = World::new("late-default").await;
-    for (name, spec) in [
-        ("poem", json!({"prompt": "p"})),
-        ("kept", json!({"prompt": "p", "ttlSecondsAfterFinished": 9_000})),
-    ] {
+    let mut world = World::without_operator("late-default").await;
+    world.timing.job_retention = 1;
+    world.start_operator().await;
+    let _kubelet = world.kubelet();
+    let long = json!({"prompt": "p", "ttlSecondsAfterFinished": 9_000});
+    for (name, spec) in [("poem", json!({"prompt": "p"})), ("kept", long)] {
         world.create(name, spec).await;
         succeed(&world, name, 1).await;
     }
+    until("Jobs and pods to go", async || {
+        let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+        let pods = world.pods().list(&ListParams::default()).await.unwrap().items;
+        (jobs.is_empty() && pods.is_empty()).then_some(())
+    })
+    .await;
+    let mut looks = (0, Instant::now());
+    until("nothing to be heard of them any more", async || {
+        let now = world.looks().await;
+        if now != looks.0 {
+            looks = (now, Instant::now());
+        }
+        (looks.1.elapsed() > Duration::from_secs(3)).then_some(())
+    })
+    .await;
     world
         .settings_of_the_namespace(json!({"ttlSecondsAfterFinished": 0}))
         .await;
@@ -314,10 +333,8 @@ async fn a_time_to_live_that_a_namespace_gets_counts_for_sessions_that_have_ende
         world.sessions().get_opt("poem").await.unwrap().is_none().then_some(())
     })
     .await;
-    assert!(
-        world.sessions().get_opt("kept").await.unwrap().is_some(),
-        "its own counts more"
-    );
+    let kept = world.sessions().get_opt("kept").await.unwrap();
+    assert!(kept.is_some(), "its own counts more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,6 @@
 use crate::common::{Session, bash, eventually, script, signal, text};
 use futures::StreamExt as _;
 use protocol::{Kind, Outcome};
-use rstest::rstest;
 use rustix::process::Signal;
 use serde_json::json;
 use tests::model::Logged;
@@ -163,24 +162,29 @@ async fn a_conversation_that_was_never_written_begins_again_at_once() {
     assert!(told);
 }
 
-#[rstest]
-#[case::when_it_was_killed("kill -9 $PPID; sleep 100", 1)]
-#[case::in_the_next_run("true", 2)]
 #[tokio::test]
-async fn a_cli_that_cannot_read_its_configuration_goes_on_without_it(#[case] then: &str, #[case] runs: u32) {
+async fn a_cli_that_was_killed_while_it_wrote_its_configuration_goes_on_without_it() {
     let session = Session::new().await;
-    let tear = format!(r#"[ -e torn ] || {{ touch torn; echo "{{" > "$CLAUDE_CONFIG_DIR/.claude.json"; {then}; }}"#);
-    let prompt = script("MARK", &[bash(&tear), text("Done."), text("Done."), text("Done.")]);
-    let mut conversations = Vec::new();
-    for run in 1..=runs {
-        let ended = session.run(&prompt, &["--run", &run.to_string()]).await;
-        assert_eq!(ended.code, Some(0));
-        conversations.push(session.report().sdk_session_id);
-    }
-    assert!(
-        conversations.iter().all(|id| *id == conversations[0]),
-        "{conversations:?}"
-    );
+    let tear = r#"echo "{" > "$CLAUDE_CONFIG_DIR/.claude.json"; kill -9 $PPID; sleep 100"#;
+    let once = format!("[ -e torn ] || {{ touch torn; {tear}; }}");
+    let prompt = script("MARK", &[bash(&once), text("Done."), text("Done.")]);
+    assert_eq!(session.run(&prompt, &[]).await.code, Some(0));
+    went_on_without_its_configuration(&session);
+}
+
+#[tokio::test]
+async fn the_next_run_goes_on_without_a_configuration_that_is_torn() {
+    let session = Session::new().await;
+    let prompt = script("MARK", &[text("Begun."), text("Done.")]);
+    assert_eq!(session.run(&prompt, &[]).await.code, Some(0));
+    let conversation = session.report().sdk_session_id;
+    std::fs::write(session.state().join("claude/.claude.json"), "{\n").unwrap();
+    assert_eq!(session.run(&prompt, &["--run", "2"]).await.code, Some(0));
+    assert_eq!(session.report().sdk_session_id, conversation);
+    went_on_without_its_configuration(&session);
+}
+
+fn went_on_without_its_configuration(session: &Session) {
     assert_eq!(session.report().result, "Done.");
     session.assert_prompt_once("MARK");
     let logs: Vec<_> = session
