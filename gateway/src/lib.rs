@@ -7,6 +7,7 @@ pub mod body;
 pub mod catalog;
 pub mod commands;
 pub mod compat;
+pub mod connection;
 pub mod files;
 pub mod follow;
 pub mod ingest;

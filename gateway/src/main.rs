@@ -7,8 +7,8 @@ use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use gateway::{
-    Gateway, compat::keeper, log_format::Flat, metrics, origin::Origins, retention, server, store, tls::Certificate,
-    waiting,
+    Gateway, compat::keeper, connection, log_format::Flat, metrics, origin::Origins, retention, server, store,
+    tls::Certificate, waiting,
 };
 use kube::Client;
 use tokio::{
@@ -44,9 +44,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(Command::Migrate) = args.command {
         return migrate(&args).await;
     }
-    let client = Client::try_default()
+    let config = kube::Config::infer()
         .await
         .context("failed to find the cluster: run in a pod or set KUBECONFIG")?;
+    let client = Client::try_from(connection::bounded(config)).context("failed to make a client for the cluster")?;
     let api = listen(args.listen()).await?;
     let mut stop = pin!(stop_asked()?);
     let log = tokio::select! {

@@ -23,6 +23,8 @@ pub type Seen = Option<View>;
 
 /// Deleted sessions remembered, for readers whose live read is older than what the watch says.
 const REMEMBERED: usize = 256;
+/// Seconds after which the watch is begun anew where it was: less than the API server may be silent for. Bookmarks make it cheap.
+const WATCH: u32 = 60;
 
 /// What is known of all sessions.
 #[derive(Debug, Default)]
@@ -143,9 +145,8 @@ impl Watched {
     pub async fn run(&self, sessions: &Sessions) {
         // Of what the list does not name, only that is gone which was known before the list was asked for.
         let mut unlisted = HashSet::new();
-        let mut events = watcher(sessions.everywhere(), watcher::Config::default().page_size(100))
-            .default_backoff()
-            .boxed();
+        let watching = watcher::Config::default().page_size(100).timeout(WATCH);
+        let mut events = watcher(sessions.everywhere(), watching).default_backoff().boxed();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => unlisted = self.known(),
