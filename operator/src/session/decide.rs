@@ -21,7 +21,7 @@ use protocol::Reason;
 use super::{
     apply::Refusal,
     conditions, deadline, drain,
-    observed::{Observed, Trouble},
+    observed::{Observed, PodSeen, Trouble},
     plan::{Attempt, Plan, Target},
     pod::Grace,
     transition,
@@ -64,6 +64,7 @@ pub fn decide(seen: &Observed, request: &Result<Request, Invalid>, now: Timestam
         Phase::Completed | Phase::Failed | Phase::Stopped => ended::decide(plan, seen, request, now),
     };
     clean_up(&mut plan, seen, now);
+    end_bare(&mut plan, seen);
     tidy(&mut plan);
     if !seen.policy.clock_is_sure {
         // What is due by then is not done.
@@ -94,18 +95,28 @@ fn clean_up(plan: &mut Plan, seen: &Observed, now: Timestamp) {
     }
 }
 
+/// Pods that were left without their Job before status named them go: the next attempt waits for that.
+fn end_bare(plan: &mut Plan, seen: &Observed) {
+    let alive = seen.bare.iter().filter(|pod| !pod.is_over() && !pod.deleting);
+    plan.delete
+        .extend(alive.map(|pod| Target::Pod(pod.name.clone(), pod.uid.clone())));
+}
+
 fn is_live(phase: Phase) -> bool {
     matches!(phase, Phase::Creating | Phase::Running | Phase::Stopping)
 }
 
-/// Pods whose report has been read: of earlier attempts, and of this one when it has been judged.
+/// Pods whose report has been read: of earlier attempts, and of this one when it has been judged. And those whose report nobody reads.
 fn recorded_pods(seen: &Observed) -> Vec<(String, String)> {
     let status = &seen.session.status;
     let judged = !is_live(status.phase);
     let current = status.attempt.unwrap_or(0);
+    let recorded = |pod: &&PodSeen| pod.attempt < current || (judged && pod.attempt == current);
     seen.pods
         .iter()
-        .filter(|pod| pod.held && (pod.attempt < current || (judged && pod.attempt == current)))
+        .filter(recorded)
+        .chain(seen.bare.iter().filter(|pod| pod.is_over()))
+        .filter(|pod| pod.held)
         .map(|pod| (pod.name.clone(), pod.uid.clone()))
         .collect()
 }

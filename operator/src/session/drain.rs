@@ -159,7 +159,8 @@ fn begin(plan: &mut Plan, seen: &Observed, request: &Result<Request, Invalid>, n
         return;
     }
     // One writer: the attempt's pod is over, and of the last drain nothing is left.
-    let alone = seen.drains.is_empty() && seen.pods.iter().chain(&seen.drain_pods).all(PodSeen::is_over);
+    let mut pods = seen.pods.iter().chain(&seen.drain_pods).chain(&seen.bare);
+    let alone = seen.drains.is_empty() && pods.all(PodSeen::is_over);
     let (Ok(request), true) = (request, alone) else {
         // The ends of pods and Jobs are watched, and so is the session; the bound is not.
         plan.wake = plan.wake.into_iter().chain([rest]).min();

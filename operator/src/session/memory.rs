@@ -66,6 +66,8 @@ struct Kept {
     cut: bool,
     /// Seen to be made, and not looked at by anybody yet.
     born: Option<Instant>,
+    /// We have made a Job for it.
+    begun: bool,
     /// Read live the last time.
     checked: Instant,
     /// How often it was asked why something of it is silent, and when the last time.
@@ -98,6 +100,14 @@ impl Own {
 struct Children {
     jobs: Few<KeptJob>,
     pods: Few<KeptPod>,
+    /// Names of pods that nothing controls and that are not done with.
+    bare: Vec<String>,
+}
+
+impl Children {
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.pods.is_empty() && self.bare.is_empty()
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -145,6 +155,8 @@ pub struct Known {
     pub cut: bool,
     /// It was seen to be made, and nobody has done anything about it.
     pub newborn: bool,
+    /// We have made a Job for it, whatever became of that.
+    pub begun: bool,
     /// Its Jobs.
     pub jobs: Vec<OurJob>,
     /// Its pods.
@@ -221,6 +233,9 @@ impl Memory {
             };
         }
         let children = children.get(&key);
+        if children.is_some_and(|children| !children.bare.is_empty()) {
+            return Look::Unknown;
+        }
         let over = kept.phase.is_terminal();
         let Ok(Ok(session)) = kept
             .content
@@ -237,6 +252,7 @@ impl Memory {
         Look::Known(Box::new(Known {
             cut: kept.cut,
             newborn: kept.born.is_some(),
+            begun: kept.begun,
             jobs: jobs
                 .filter(|kept_job| kept_job.owner.as_deref() == Some(&*kept.uid))
                 .map(|kept_job| kept_job.job.clone())
@@ -289,6 +305,9 @@ impl Memory {
             own,
             ..
         } = &mut *inner;
+        if let Some(kept) = sessions.get_mut(&key).filter(|kept| kept.uid == uid) {
+            kept.begun |= !jobs.is_empty();
+        }
         // Watches may be faster than the answer to a write.
         let told = |job: &String| children.get(&key)?.jobs.get(job)?.owner.as_deref();
         jobs.retain(|job| told(job) != Some(uid));

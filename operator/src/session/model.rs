@@ -44,6 +44,8 @@ pub struct Model {
     /// Drain Jobs, and their pods, as those of attempts.
     pub drains: Vec<(u32, OurJob)>,
     pub drain_pods: Vec<PodSeen>,
+    /// Pods whose Job was taken away from above them before status named them.
+    pub bare: Vec<PodSeen>,
     /// The session was deleted by its time to live.
     pub expired: bool,
     /// How often what is under way was told of other limits.
@@ -72,6 +74,7 @@ impl Model {
             gateway: false,
             drains: Vec::new(),
             drain_pods: Vec::new(),
+            bare: Vec::new(),
             expired: false,
             told: 0,
             forced: 0,
@@ -110,6 +113,7 @@ impl Model {
             pods: self.pods.clone(),
             drains: self.drains.clone(),
             drain_pods: self.drain_pods.clone(),
+            bare: self.bare.clone(),
             policy: Policy {
                 gateway: self.gateway,
                 timing: TimingSettings::default(),
@@ -176,6 +180,7 @@ impl Model {
                 .pods
                 .iter_mut()
                 .chain(&mut self.drain_pods)
+                .chain(&mut self.bare)
                 .filter(|pod| pod.deleting)
             {
                 pod.terminal = true;

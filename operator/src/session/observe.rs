@@ -13,8 +13,8 @@ use super::{
     build,
     decide::next_attempt,
     observed::{
-        ClaimSeen, JobFor, JobSeen, Observed, OurJob, PodSeen, Policy, RunnerSeen, SessionSeen, pod_of, pod_of_job,
-        trouble_of,
+        ClaimSeen, JobFor, JobSeen, Observed, OurJob, PodSeen, Policy, RunnerSeen, SessionSeen, bare_pod_of, pod_of,
+        pod_of_job, trouble_of,
     },
 };
 
@@ -89,12 +89,14 @@ pub async fn children(
         get(&claims, claim_name.as_deref())
     )
     .map_err(failed("the Jobs or the claim"))?;
-    let found = self::pods(client, &namespace, &uid).await.map_err(failed("the pods"))?;
-    let mut found: Vec<_> = found.iter().filter_map(|pod| pod_of(pod, &name)).collect();
+    let listed = self::pods(client, &namespace, &uid).await.map_err(failed("the pods"))?;
+    let mut found: Vec<_> = listed.iter().filter_map(|pod| pod_of(pod, &name)).collect();
     let strays = strays(client, &namespace, &name, &jobs, &found).await;
     found.extend(strays.map_err(failed("the pods"))?);
     let deserted = deserted(client, &namespace, &seen, &jobs, &found).await;
     found.extend(deserted.map_err(failed("the pods"))?);
+    let mut bare: Vec<_> = listed.iter().filter_map(|pod| bare_pod_of(pod, &name)).collect();
+    bare.retain(|pod| found.iter().all(|(_, followed)| followed.uid != pod.uid));
     let (pods, drain_pods) = sort_pods(found.into_iter(), &jobs.current, &seen);
     if let Some(job) = jobs.current.ours().filter(|job| !live && !job.finished && !job.counted)
         && pods.iter().all(|pod| pod.job_uid != job.uid)
@@ -126,6 +128,7 @@ pub async fn children(
         unsaid: unsaid.as_ref().and_then(trouble_of),
         pods,
         drain_pods,
+        bare,
         policy,
     })
 }
@@ -159,6 +162,8 @@ pub fn remembered(
         unsaid: None,
         pods,
         drain_pods,
+        // A session that has some is not remembered.
+        bare: Vec::new(),
         policy,
     }
 }

@@ -47,6 +47,9 @@ pub struct Observed {
     pub drains: Vec<(u32, OurJob)>,
     /// Pods of its drain Jobs; the number is in the place of the attempt's.
     pub drain_pods: Vec<PodSeen>,
+    /// Pods with the session's labels that nothing controls: their Job was taken away from above them before status named them, or
+    /// somebody else made them. Nothing that they say is believed, but none works beside an attempt.
+    pub bare: Vec<PodSeen>,
     /// What the operator was told.
     pub policy: Policy,
     /// What keeps the current attempt from starting and stands in no status: in the Events of its Job or pod alone.
@@ -234,6 +237,19 @@ pub fn pod_of(pod: &Pod, session: &str) -> Option<(JobFor, PodSeen)> {
         JobFor::Drain(_) => component::DRAIN,
     };
     (pod.labels().get(label::COMPONENT).map(String::as_str) == Some(part)).then_some((job, seen))
+}
+
+/// Reads a pod that nothing controls and that has the labels of a session's pod.
+pub fn bare_pod_of(pod: &Pod, session: &str) -> Option<PodSeen> {
+    let labels = pod.labels();
+    let is = |name: &str, value: &str| labels.get(name).is_some_and(|is| is == value);
+    let part = is(label::COMPONENT, component::ATTEMPT) || is(label::COMPONENT, component::DRAIN);
+    let ours = part && is(label::MANAGED_BY, label::MANAGER) && is(label::SESSION, session);
+    let controlled = pod
+        .owner_references()
+        .iter()
+        .any(|owner| owner.controller == Some(true));
+    (ours && !controlled).then(|| PodSeen::of(pod, 0, ""))
 }
 
 /// Reads a pod as one of the session's by its Job alone: for those of a Job that is known to be the session's.

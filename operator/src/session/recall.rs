@@ -94,7 +94,7 @@ impl Made {
 }
 
 impl Ground {
-    /// `childless` of a session that has neither Jobs nor pods, `newborn` of one that nobody has done anything about.
+    /// `childless` of a session that has neither Jobs nor pods and had none, `newborn` of one that nobody has done anything about.
     fn of(observed: &Observed, plan: &Plan, (cut, newborn, childless): (bool, bool, bool), now: Timestamp) -> Self {
         let status = &observed.session.status;
         let waits = status.attempt.is_none() && status.reason.as_deref() == Some(Reason::Queued.as_str());
@@ -155,11 +155,13 @@ pub(super) async fn act(context: &Context, known: Known, now: Timestamp) -> Resu
         session,
         cut,
         newborn,
+        begun,
         jobs,
         pods,
     } = known;
     let session = &session;
-    let known = (cut, newborn, jobs.is_empty() && pods.is_empty());
+    // The Job that we made may be gone, and its pod not.
+    let known = (cut, newborn, !begun && jobs.is_empty() && pods.is_empty());
     let observed = observe::remembered(
         session,
         jobs,

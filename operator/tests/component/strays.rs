@@ -1,16 +1,26 @@
 //! Pods that somebody took their session's label off.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use crds::Phase;
+use http::{Method, Request, Response, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams},
+    client::Body,
 };
 use protocol::{Outcome, names::label};
-use serde_json::json;
+use rstest::rstest;
+use serde_json::{Value, json};
 
 use crate::{
-    plane::jobs_created,
+    faults::whole,
+    plane::{jobs_created, operator_config},
+    wire::{self, Fate, Wire},
     world::{World, report, until},
 };
 
@@ -112,15 +122,7 @@ async fn a_pod_whose_job_was_taken_away_from_above_it_is_followed_to_its_end() {
     let world = World::new("strays-bare").await;
     world.create("poem", json!({"prompt": "p"})).await;
     let pod = running(&world, "poem").await;
-    world.jobs().delete("poem-job", &orphaning()).await.unwrap();
-    until("the Job to go", async || {
-        world.jobs().get_opt("poem-job").await.unwrap().is_none().then_some(())
-    })
-    .await;
-    until("the pod without a Job", async || {
-        world.pod_now(&pod).await?.owner_references().is_empty().then_some(())
-    })
-    .await;
+    take_away_the_job(&world, &pod).await;
     // It is looked at while it runs on, and once more when it ends.
     let looks = world.looks().await;
     world
@@ -130,6 +132,84 @@ async fn a_pod_whose_job_was_taken_away_from_above_it_is_followed_to_its_end() {
     world.end(&pod, 3, Some(&report(Outcome::Succeeded, 1))).await;
     world.phase("poem", Phase::Completed).await;
     assert_eq!(jobs_created("strays-bare"), ["poem-job"], "no other beside it");
+}
+
+/// Somebody else is always faster to write a status, while this is set.
+#[derive(Clone, Default)]
+struct TooLate(Arc<AtomicBool>);
+
+impl Wire for TooLate {
+    fn fate(&self, request: &Request<Body>) -> Fate {
+        let writes = request.method() != Method::GET && request.uri().path().ends_with("/status");
+        if !writes || !self.0.load(Ordering::SeqCst) {
+            return Fate::Pass;
+        }
+        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "it was changed", "reason": "Conflict", "code": 409});
+        let mut answer = Response::new(whole(status.to_string()));
+        *answer.status_mut() = StatusCode::CONFLICT;
+        Fate::Instead(answer)
+    }
+}
+
+#[rstest]
+#[case::at_work("strays-early", json!({"ephemeral": true}), false)]
+#[case::and_the_operator_was_down("strays-early-down", json!({}), true)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_lost_its_job_before_status_named_it_ends_before_another_begins(
+    #[case] namespace: &str,
+    #[case] workspace: Value,
+    #[case] down: bool,
+) {
+    let mut world = World::without_operator(namespace).await;
+    let late = TooLate(Arc::new(AtomicBool::new(true)));
+    world.start_operator_with(wire::client(operator_config(namespace).await, late.clone()));
+    world
+        .create("poem", json!({"prompt": "p", "workspace": workspace}))
+        .await;
+    let pod = world.pod("poem", 1).await;
+    world.start(&pod).await;
+    if down {
+        world.kill_operator().await;
+    }
+    take_away_the_job(&world, &pod).await;
+    assert_eq!(world.status("poem").await.pod_uid, None);
+    if down {
+        world.start_operator().await;
+    } else {
+        late.0.store(false, Ordering::SeqCst);
+        world
+            .patch("poem", json!({"metadata": {"annotations": {"look": "now"}}}))
+            .await;
+    }
+    world
+        .status_when("poem", |s| {
+            let said = s.message.as_deref().unwrap_or_default();
+            s.phase == Phase::Pending && said.contains(&format!("Waits for pod {}", pod.name_any()))
+        })
+        .await;
+    assert_eq!(jobs_created(namespace), ["poem-job"], "no other beside it");
+    world.obey_deletion(&pod, None).await;
+    until("the pod to go", async || {
+        world.pod_now(&pod).await.is_none().then_some(())
+    })
+    .await;
+    let next = world.pod("poem", 1).await;
+    world.start(&next).await;
+    world.phase("poem", Phase::Running).await;
+    world.end(&next, 3, Some(&report(Outcome::Succeeded, 1))).await;
+    world.phase("poem", Phase::Completed).await;
+}
+
+async fn take_away_the_job(world: &World, pod: &Pod) {
+    world.jobs().delete("poem-job", &orphaning()).await.unwrap();
+    until("the Job to go", async || {
+        world.jobs().get_opt("poem-job").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    until("the pod without a Job", async || {
+        world.pod_now(pod).await?.owner_references().is_empty().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -59,6 +59,10 @@ pub fn hindrance(seen: &Observed, session: &str) -> Option<Hindrance> {
                 .collect(),
         });
     }
+    if let Some(pod) = seen.bare.iter().find(|pod| !pod.is_over()) {
+        let message = format!("Waits for pod {} to end, whose Job was taken away.", pod.name);
+        return wait(Reason::Retrying, message);
+    }
     match seen.claim {
         ClaimSeen::Missing | ClaimSeen::Ours { .. } | ClaimSeen::Ephemeral => {}
         ClaimSeen::Going => {

@@ -62,6 +62,7 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
             claim: seen.claim,
             born: seen.session.created,
             over: seen.job.ours().and_then(|job| job.finished_at),
+            unfollowed: seen.bare.iter().any(|pod| pod.runner != RunnerSeen::Waiting),
         };
         plan.status = transition::record(&plan.status, verdict, &remains, terms, now);
         if let Some(RunnerSeen::Ended {

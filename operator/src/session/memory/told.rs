@@ -13,7 +13,7 @@ use crate::{
     backoff::jittered,
     session::{
         lean::{self, Lean},
-        observed::{LONGEST_START_REQUEST, OurJob, pod_of},
+        observed::{LONGEST_START_REQUEST, OurJob, bare_pod_of, pod_of},
     },
 };
 
@@ -70,6 +70,12 @@ impl Memory {
         self.child_event(Kind::Pods, event, |children, pod, there| {
             let session = pod.labels().get(label::SESSION).cloned().unwrap_or_default();
             let session_uid = pod.labels().get(label::SESSION_UID).cloned().unwrap_or_default();
+            let name = pod.name_any();
+            children.bare.retain(|bare| *bare != name);
+            let bare = bare_pod_of(pod, &session).filter(|_| there);
+            if bare.is_some_and(|pod| pod.held || !pod.is_over()) {
+                children.bare.push(name);
+            }
             match pod_of(pod, &session).filter(|_| there) {
                 // One whose Job was taken away may be the session's still, which is decided on live reads: whatever it goes through counts.
                 None => children.pods.remove(&pod.name_any()) || (there && controller(&pod.metadata).is_none()),
@@ -119,7 +125,7 @@ impl Memory {
         let key = (namespace, session);
         let children = inner.children.entry(key.clone()).or_default();
         let new = keep(children, &object, there);
-        if children.jobs.is_empty() && children.pods.is_empty() {
+        if children.is_empty() {
             inner.children.remove(&key);
         }
         if new {
@@ -210,6 +216,7 @@ impl Inner {
             phase,
             cut,
             born,
+            begun: before.as_ref().is_some_and(|before| before.begun),
             checked: before.as_ref().map_or_else(first_check, |before| before.checked),
             asked: before.as_ref().map_or((0, None), |before| before.asked),
             content: session.content.map(compact),
@@ -225,14 +232,18 @@ impl Inner {
     fn forget_unlisted(&mut self, kind: Kind, listed: &HashSet<Key>) -> Vec<Key> {
         let mut concerned = Vec::new();
         self.children.retain(|(namespace, session), children| {
-            let before = children.jobs.len() + children.pods.len();
+            let count = |children: &Children| children.jobs.len() + children.pods.len() + children.bare.len();
+            let before = count(children);
             let there = |name: &str| listed.contains(&(namespace.clone(), name.to_owned()));
             match kind {
                 Kind::Jobs => children.jobs.retain(there),
-                Kind::Pods => children.pods.retain(there),
+                Kind::Pods => {
+                    children.pods.retain(there);
+                    children.bare.retain(|name| there(name));
+                }
                 Kind::Sessions => {}
             }
-            let after = children.jobs.len() + children.pods.len();
+            let after = count(children);
             if after < before {
                 concerned.push((namespace.clone(), session.clone()));
             }

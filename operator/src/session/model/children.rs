@@ -13,7 +13,7 @@ use crate::session::{
 
 impl Model {
     pub fn make_job(&mut self, attempt: Attempt) {
-        let living = self.pods.iter().filter(|pod| !pod.is_over()).count();
+        let living = self.pods.iter().chain(&self.bare).filter(|pod| !pod.is_over()).count();
         assert_eq!(living, 0, "attempt {} begins while a pod lives", attempt.number);
         assert!(
             self.drain_pods.iter().all(PodSeen::is_over) && self.drains.iter().all(|(_, job)| job.finished),
@@ -60,7 +60,11 @@ impl Model {
         assert!(self.gateway, "a drain without a gateway");
         assert!(self.status.phase.is_terminal(), "a drain in the middle of a run");
         assert!(
-            self.pods.iter().chain(&self.drain_pods).all(PodSeen::is_over),
+            self.pods
+                .iter()
+                .chain(&self.drain_pods)
+                .chain(&self.bare)
+                .all(PodSeen::is_over),
             "a drain begins while a pod lives"
         );
         assert!(
@@ -78,6 +82,10 @@ impl Model {
 
     pub fn delete(&mut self, target: &Target) {
         match target {
+            Target::Pod(_, uid) if self.bare.iter().any(|pod| pod.uid == *uid) => {
+                let its_own = self.bare.iter_mut().filter(|pod| pod.uid == *uid);
+                its_own.for_each(|pod| pod.deleting = true);
+            }
             Target::Pod(_, uid) => {
                 assert_eq!(
                     self.status.phase,
@@ -170,6 +178,12 @@ impl Model {
             self.sweep();
             return;
         }
+        if let Some(pod) = self.bare.iter_mut().find(|pod| pod.uid == uid) {
+            assert!(pod.is_over(), "a pod that nobody followed is let go while it lives");
+            pod.held = false;
+            self.sweep();
+            return;
+        }
         let judged = !matches!(self.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
         let pod = self.pods.iter_mut().find(|pod| pod.uid == uid).unwrap();
         let current = self.status.attempt.unwrap_or(0);
@@ -191,6 +205,7 @@ impl Model {
         let tracked = |pod: &PodSeen| drains.iter().any(|(n, job)| *n == pod.attempt && !job.finished);
         self.drain_pods
             .retain(|pod| pod.held || tracked(pod) || !(pod.deleting && pod.is_over()));
+        self.bare.retain(|pod| pod.held || !(pod.deleting && pod.is_over()));
         // Of an attempt that was never recorded and of which somebody took Job and pod away, nothing tells any more.
         let (jobs, pods, recorded) = (&self.jobs, &self.pods, self.status.attempt);
         self.made.retain(|made| {

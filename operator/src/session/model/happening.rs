@@ -7,7 +7,7 @@ use protocol::{Outcome, Reason};
 use super::{Model, drain_report};
 use crate::session::{
     observed::{RunnerSeen, Trouble},
-    pod::{Disruption, Grace},
+    pod::{Disruption, Grace, PodSeen},
 };
 
 /// What happens in the world.
@@ -27,6 +27,8 @@ pub enum Happening {
     PodEvicted,
     PodForcedAway,
     JobDeleted,
+    /// Somebody deletes the Job and asks for its pods to be left.
+    JobTakenFromAbove,
     Suspend(bool),
     StartRequested(u8),
     DrainEnds(Option<Outcome>),
@@ -74,6 +76,7 @@ pub fn happenings() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::PodEvicted),
         1 => Just(Happening::PodForcedAway),
         1 => Just(Happening::JobDeleted),
+        1 => Just(Happening::JobTakenFromAbove),
         2 => any::<bool>().prop_map(Happening::Suspend),
         1 => any::<u8>().prop_map(Happening::StartRequested),
         2 => prop::option::of(prop::sample::select(vec![Outcome::Succeeded, Outcome::Undelivered])).prop_map(Happening::DrainEnds),
@@ -153,6 +156,13 @@ impl Model {
                         .iter_mut()
                         .filter(|pod| pod.attempt == number)
                         .for_each(|pod| pod.deleting = true);
+                }
+            }
+            Happening::JobTakenFromAbove => {
+                if let Some((number, _)) = self.jobs.pop() {
+                    let named = self.status.pod_uid.clone();
+                    let left = |pod: &mut PodSeen| pod.attempt == number && Some(&pod.uid) != named.as_ref();
+                    self.bare.extend(self.pods.extract_if(.., left));
                 }
             }
             Happening::Suspend(suspend) => {

@@ -32,6 +32,8 @@ pub struct Remains<'a> {
     pub born: Option<Timestamp>,
     /// When its Job was over.
     pub over: Option<Timestamp>,
+    /// A pod that nobody followed has run, and may have left records.
+    pub unfollowed: bool,
 }
 
 /// The attempt is over: what it left is kept, and the run ends or another attempt follows.
@@ -55,7 +57,9 @@ pub fn record(
     let until = attempt_ran(&mut next, remains, now);
     match &report {
         Some(report) => keep(&mut next, report, gateway, now),
-        None if runner_started(&next).is_some() => conditions::events(&mut next, None, gateway, now),
+        None if remains.unfollowed || runner_started(&next).is_some() => {
+            conditions::events(&mut next, None, gateway, now);
+        }
         None => conditions::no_events(&mut next, gateway, now),
     }
     let (end, reason, message) = match claim {
@@ -197,7 +201,9 @@ fn doubling(first_wait: u64, made: u32) -> u64 {
 
 /// Adds the attempt's running time; answers when it ended.
 fn attempt_ran(next: &mut AgenticSessionStatus, remains: &Remains<'_>, now: Timestamp) -> Timestamp {
-    let Remains { pod, claim, born, over } = *remains;
+    let Remains {
+        pod, claim, born, over, ..
+    } = *remains;
     let (since, until) = match pod.map(|pod| &pod.runner) {
         Some(RunnerSeen::Ended { since, until, .. }) => {
             // By a clock that is ahead it ended later than now.

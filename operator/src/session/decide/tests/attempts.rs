@@ -482,3 +482,39 @@ fn a_session_that_was_restored_long_after_it_ran_goes_on_as_one_that_ran_until_t
         model.status.message
     );
 }
+
+#[rstest]
+fn a_pod_that_lost_its_job_before_status_named_it_ends_before_another_begins(
+    #[values(true, false)] recorded: bool,
+    #[values(ClaimSeen::Missing, ClaimSeen::Ephemeral)] claim: ClaimSeen,
+) {
+    let mut model = Model {
+        claim,
+        gateway: true,
+        ..Model::new()
+    };
+    model.look(recorded);
+    model.happen(Happening::JobController);
+    model.happen(Happening::RunnerStarts);
+    model.happen(Happening::JobTakenFromAbove);
+    model.look(true);
+    if recorded {
+        let delivered = model
+            .status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == condition::EVENTS_DELIVERED);
+        assert_eq!(delivered.map(|c| &*c.status), Some("False"), "it may have left records");
+    }
+    for _ in 0..3 {
+        // The model begins nothing beside a pod that lives.
+        model.look(true);
+        model.happen(Happening::Time(60));
+    }
+    assert!(model.jobs.is_empty() && model.bare[0].deleting, "{:#?}", model.bare);
+    model.settle();
+    assert!(model.bare.is_empty(), "its report is let go: {:?}", model.bare);
+    let lost = recorded && claim == ClaimSeen::Ephemeral;
+    let end = if lost { Phase::Failed } else { Phase::Completed };
+    assert_eq!(model.status.phase, end, "{:#?}", model.status);
+}

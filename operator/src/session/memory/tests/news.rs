@@ -88,6 +88,42 @@ fn a_pod_whose_job_was_taken_away_concerns_its_session_whatever_it_goes_through_
 }
 
 #[test]
+fn a_session_with_a_pod_that_nothing_controls_is_read_live_until_that_is_done_with() {
+    let (world, _, mut pod) = world_with_children();
+    let memory = &world.memory;
+    let size = memory.size();
+    pod["metadata"]["labels"][label::MANAGED_BY] = json!(label::MANAGER);
+    let mut known = |told: Told, at: &str, value: Value| {
+        *pod.pointer_mut(at).unwrap() = value;
+        pod_told(memory, told, Some(pod.clone()));
+        world.look().is_some()
+    };
+    assert!(known(Told::Apply, "/spec", json!({})));
+    assert!(!known(Told::Apply, "/metadata/ownerReferences", json!([])));
+    assert!(known(Told::Apply, "/status", json!({"phase": "Failed"})));
+    assert!(!known(Told::Apply, "/status", json!({})));
+    assert!(known(Told::Delete, "/spec", json!({})));
+    assert_eq!(memory.size(), size);
+    assert!(!known(Told::Apply, "/spec", json!({})));
+    pod_told(memory, Told::Init, None);
+    assert_eq!(pod_told(memory, Told::InitDone, None), [key()]);
+    assert!(world.look().is_some() && memory.size() == size);
+}
+
+#[test]
+fn that_a_job_was_made_is_known_when_it_is_gone() {
+    let (world, job, _) = world_with_children();
+    assert!(!world.look().unwrap().begun);
+    let uid = job["metadata"]["labels"][label::SESSION_UID].as_str().unwrap();
+    world.memory.wrote(NAMESPACE, NAME, uid, None, vec![job_name(1)]);
+    for told in [Told::Apply, Told::Delete] {
+        job_told(&world.memory, told, Some(job.clone()));
+    }
+    let known = world.look().unwrap();
+    assert!(known.begun && known.jobs.is_empty());
+}
+
+#[test]
 fn a_job_of_ours_that_went_before_it_was_shown_is_not_waited_for() {
     let (mut world, job, _) = world_with_children();
     let wait = |world: &World| matches!(world.memory.look(NAMESPACE, NAME), Look::Behind);
