@@ -28,8 +28,16 @@ use crate::{
 /// How often they are looked for, at most.
 const TICK: Duration = Duration::from_secs(5);
 
-/// A pod with a session's label that no Job controls: namespace and name.
-type Place = (String, String);
+/// The longest wait before one is looked at again that stays, or cannot be ended.
+const SELDOM: Duration = Duration::from_mins(5);
+
+/// A pod with a session's label that no Job controls.
+#[derive(Clone)]
+struct Place {
+    namespace: String,
+    name: String,
+    session: String,
+}
 
 /// Pods of sessions that no Job controls any more, by UID.
 #[derive(Default)]
@@ -48,7 +56,11 @@ impl Bare {
                 if controlled || pod.metadata.deletion_timestamp.is_some() {
                     self.held().remove(&uid);
                 } else {
-                    let place = (pod.namespace().unwrap_or_default(), pod.name_any());
+                    let place = Place {
+                        namespace: pod.namespace().unwrap_or_default(),
+                        name: pod.name_any(),
+                        session: pod.labels().get(label::SESSION).cloned().unwrap_or_default(),
+                    };
                     self.held().insert(uid, place);
                 }
             }
@@ -65,10 +77,47 @@ impl Bare {
     }
 }
 
+/// What seems to have outlived its session, by UID.
+struct Suspects {
+    grace: Duration,
+    of: HashMap<String, Suspect>,
+}
+
+struct Suspect {
+    /// UID of the session that has the name.
+    session: Option<String>,
+    due: Instant,
+    wait: Duration,
+}
+
+impl Suspects {
+    /// Whether one is looked at now: after a grace, and then ever more seldom, since what somebody made a session's own may be left as it
+    /// is for as long as it lives. Anew when the session is another.
+    fn is_due(&mut self, uid: &str, session: Option<String>, now: Instant) -> bool {
+        if self.of.get(uid).is_none_or(|suspect| suspect.session != session) {
+            let suspect = Suspect {
+                session,
+                due: now + self.grace,
+                wait: TICK,
+            };
+            self.of.insert(uid.to_owned(), suspect);
+        }
+        let suspect = self.of.get_mut(uid).filter(|suspect| suspect.due <= now);
+        suspect.is_some_and(|suspect| {
+            suspect.due = now + suspect.wait;
+            suspect.wait = (suspect.wait * 2).min(SELDOM);
+            true
+        })
+    }
+}
+
 /// Runs until `stop`.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let grace = Duration::from_secs(context.settings.timing.orphan_grace.into());
-    let mut since: HashMap<String, Instant> = HashMap::new();
+    let mut suspects = Suspects {
+        grace,
+        of: HashMap::new(),
+    };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -81,15 +130,32 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             .map(|job| &job.uid)
             .chain(pods.iter().map(|(uid, _)| uid))
             .collect();
-        since.retain(|uid, _| now.contains(uid));
-        let mut due = |uid: &String| since.entry(uid.clone()).or_insert_with(Instant::now).elapsed() >= grace;
-        for job in jobs.iter().filter(|job| due(&job.uid)) {
+        suspects.of.retain(|uid, _| now.contains(uid));
+        let mut due = |uid: &str, namespace: &str, session: &str| {
+            suspects.is_due(
+                uid,
+                context.memory.uid_of_one_that_stays(namespace, session),
+                Instant::now(),
+            )
+        };
+        for job in &jobs {
+            if !due(&job.uid, &job.namespace, &job.session) {
+                continue;
+            }
             let _under_way = context.under_way.token();
             if let Err(error) = end_job(&context, job).await {
                 tracing::warn!(namespace = job.namespace, job = job.job, %error, "failed to end what outlived its session");
             }
         }
-        for (uid, (namespace, name)) in pods.iter().filter(|(uid, _)| due(uid)) {
+        for (uid, place) in &pods {
+            let Place {
+                namespace,
+                name,
+                session,
+            } = place;
+            if !due(uid, namespace, session) {
+                continue;
+            }
             let _under_way = context.under_way.token();
             if let Err(error) = end_pod(&context, namespace, name, uid).await {
                 tracing::warn!(namespace, pod = name, %error, "failed to end what outlived its session");
@@ -211,7 +277,7 @@ mod tests {
     fn a_pod_is_bare_while_nobody_controls_it_and_nobody_has_deleted_it() {
         let bare = Bare::default();
         let known = || {
-            let mut known: Vec<_> = bare.held().values().map(|(_, name)| name.clone()).collect();
+            let mut known: Vec<_> = bare.held().values().map(|place| place.name.clone()).collect();
             known.sort();
             known
         };
@@ -225,6 +291,21 @@ mod tests {
         bare.see(&Event::Apply(pod("b", None, true)));
         bare.see(&Event::Delete(pod("e", None, false)));
         assert_eq!(known(), [""; 0]);
+    }
+
+    #[test]
+    fn what_stays_is_looked_at_ever_more_seldom_and_anew_when_its_session_is_another() {
+        let mut suspects = Suspects {
+            grace: Duration::from_secs(30),
+            of: HashMap::new(),
+        };
+        let begin = Instant::now();
+        let mut looks = |seconds: std::ops::Range<u64>, session: Option<&str>| -> Vec<u64> {
+            let due = |at: &u64| suspects.is_due("j1", session.map(str::to_owned), begin + Duration::from_secs(*at));
+            seconds.step_by(5).filter(due).collect()
+        };
+        assert_eq!(looks(0..1_000, Some("s1")), [30, 35, 45, 65, 105, 185, 345, 645, 945]);
+        assert_eq!(looks(1_000..1_050, None), [1_030, 1_035, 1_045], "the session is gone");
     }
 
     #[rstest]

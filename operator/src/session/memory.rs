@@ -381,6 +381,14 @@ impl Memory {
         self.locked().sessions.get(&key).map(|kept| kept.uid.clone())
     }
 
+    /// UID of a session that is not being deleted.
+    pub fn uid_of_one_that_stays(&self, namespace: &str, name: &str) -> Option<String> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let inner = self.locked();
+        let kept = inner.sessions.get(&key).filter(|kept| !kept.deleting)?;
+        Some(kept.uid.clone())
+    }
+
     /// How much is kept, of whatever kind.
     #[cfg(test)]
     fn size(&self) -> usize {
