@@ -277,6 +277,7 @@ fn tidy(plan: &mut Plan) {
 pub fn queued(seen: &Observed, message: &str, now: Timestamp) -> Plan {
     let mut plan = waits(seen, None, now);
     plan.status = transition::waiting(&plan.status, Reason::Queued, message);
+    transition::not_tried(&mut plan.status);
     conditions::set(
         &mut plan.status,
         condition::ADMITTED,

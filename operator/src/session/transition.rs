@@ -294,11 +294,27 @@ pub fn hindered(status: &AgenticSessionStatus, reason: Reason, message: &str, no
     if was_held(&next) || (reason == Reason::Retrying && said.is_some()) {
         return next;
     }
-    if said != Some(reason.as_str()) {
+    // Two that take turns are no two starts.
+    let goes_on = said == Some(reason.as_str()) || (is_refused(reason.as_str()) && said.is_some_and(is_refused));
+    if !goes_on {
         conditions::remove(&mut next, &[condition::RUNNER_STARTED]);
     }
     conditions::set(&mut next, condition::RUNNER_STARTED, "False", reason, message, now);
     next
+}
+
+/// Whether this keeps an attempt from beginning only for as long as a start may take.
+fn is_refused(reason: &str) -> bool {
+    [Reason::ConfigError, Reason::QuotaExceeded]
+        .iter()
+        .any(|refused| refused.as_str() == reason)
+}
+
+/// Nothing was tried, and so nothing refused: the time to wait for others, or for a place, is none of a start's.
+pub fn not_tried(status: &mut AgenticSessionStatus) {
+    if conditions::denied(status, condition::RUNNER_STARTED).is_some_and(is_refused) {
+        conditions::remove(status, &[condition::RUNNER_STARTED]);
+    }
 }
 
 /// Since when this keeps the runner from starting, if it was said.

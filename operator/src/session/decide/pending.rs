@@ -56,6 +56,7 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
         // The admin's word, which may change; nothing is held meanwhile.
         Err(invalid) => {
             plan.status = transition::waiting(&plan.status, Reason::ConfigError, &invalid.to_string());
+            transition::not_tried(&mut plan.status);
             return plan;
         }
     };

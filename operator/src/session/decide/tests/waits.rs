@@ -125,6 +125,48 @@ fn what_was_refused_is_tried_again_later_or_when_the_session_is_changed() {
     assert_eq!(model.status.phase, Phase::Failed);
 }
 
+#[test]
+fn hindrances_that_take_turns_have_the_time_of_one() {
+    let mut model = Model::new();
+    let began = model.now;
+    for turn in 0..1_000 {
+        if turn % 2 == 0 {
+            model.claim = ClaimSeen::Missing;
+            refuse(&mut model);
+        } else {
+            model.claim = ClaimSeen::Absent;
+            model.now = model.now.max(model.status.next_attempt_time.clone().unwrap().0);
+            model.look(true);
+        }
+        if model.status.phase != Phase::Pending {
+            break;
+        }
+        model.happen(Happening::Time(60));
+    }
+    assert_eq!(model.status.phase, Phase::Failed);
+    let lasted = model.now.duration_since(began).as_secs();
+    assert!((3_600..4_000).contains(&lasted), "{lasted}");
+}
+
+#[rstest]
+fn the_time_to_wait_for_something_else_is_none_of_a_starts(#[values(true, false)] for_a_place: bool) {
+    let mut model = Model::new();
+    refuse(&mut model);
+    model.happen(Happening::Time(600));
+    if for_a_place {
+        wait(&mut model, For::APlace);
+    } else {
+        let request = model.request.clone();
+        model.request = Err(Invalid::Settings("odd".into()));
+        model.look(true);
+        model.request = request;
+    }
+    model.happen(Happening::Time(9_000));
+    refuse(&mut model);
+    assert_eq!(model.status.phase, Phase::Pending, "{:#?}", model.status);
+    assert_eq!(model.status.reason.as_deref(), Some("QuotaExceeded"));
+}
+
 /// What a session says that waits for a place, or for what was refused.
 #[derive(Clone, Copy)]
 enum For {
