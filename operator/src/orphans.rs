@@ -233,7 +233,7 @@ async fn is_left(context: &Context, namespace: &str, meta: &ObjectMeta) -> Resul
     Ok(match session::find(&context.client, namespace, session).await? {
         Found::Gone => true,
         Found::Live(session) => session.uid().as_ref() != Some(uid),
-        Found::Unreadable(_) => false,
+        Found::Unreadable { .. } => false,
     })
 }
 

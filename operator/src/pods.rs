@@ -141,7 +141,7 @@ async fn reconcile(pod: Arc<Meta>, context: Arc<Context>) -> Result<Action, Erro
         Found::Live(session) if session.uid().as_deref() != Some(uid) => free(&context, &namespace, &pod).await,
         // Its controller reads the report and frees the pod.
         Found::Live(_) => Ok(Action::requeue(jittered(LOOK_AGAIN))),
-        Found::Unreadable(why) => {
+        Found::Unreadable { why, .. } => {
             // The deletion's time is when it ends by: grace is in it.
             let now = context.clock.now();
             let held = now.time.duration_since(deleted.0);

@@ -182,7 +182,9 @@ fn after(context: &Context, namespace: &str, name: &str, settled: Settled) -> Op
     match settled {
         Settled::Gone | Settled::Over => None,
         Settled::Unreadable(why) => {
-            tell_unreadable(context, namespace, name, &why);
+            if context.memory.is_untold(namespace, name) {
+                tell_unreadable(context, namespace, name, &why);
+            }
             None
         }
         Settled::Kept { why, wake } => {

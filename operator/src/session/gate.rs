@@ -271,7 +271,8 @@ pub async fn pass(
                 };
                 // Never closed.
                 let _turn = gate.reading.acquire().await;
-                let found = read(&context.client, &request.namespace).await?;
+                let is_unreadable = |name: &str| context.memory.is_unreadable(&request.namespace, name);
+                let found = read(&context.client, &request.namespace, is_unreadable).await?;
                 reading.done(found);
             }
             Answer::Unknown => return Ok(None),
@@ -379,7 +380,7 @@ impl SlimStatus {
 }
 
 /// Who holds a place and who waited for one, as a predecessor left it.
-async fn read(client: &Client, namespace: &str) -> kube::Result<Vec<Change>> {
+async fn read(client: &Client, namespace: &str, is_unreadable: impl Fn(&str) -> bool) -> kube::Result<Vec<Change>> {
     let kind = ApiResource::erase::<AgenticSession>(&());
     let sessions: Api<Object<SlimSpec, SlimStatus>> = Api::namespaced_with(client.clone(), namespace, &kind);
     let (mut found, mut held_back) = (Vec::new(), HashSet::new());
@@ -394,6 +395,11 @@ async fn read(client: &Client, namespace: &str) -> kube::Result<Vec<Change>> {
             let place = match status.phase() {
                 // As status has it: whoever admits Jobs has not let it begin.
                 Some(Phase::Creating) if reason == Some(Reason::Queued.as_str()) => {
+                    held_back.insert(name.clone());
+                    Place::None
+                }
+                // Nobody will record its end.
+                Some(Phase::Creating | Phase::Running | Phase::Stopping) if is_unreadable(&name) => {
                     held_back.insert(name.clone());
                     Place::None
                 }

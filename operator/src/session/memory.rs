@@ -57,6 +57,7 @@ struct Inner {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not exclude each other")]
 struct Kept {
     uid: String,
     version: u64,
@@ -68,6 +69,8 @@ struct Kept {
     born: Option<Instant>,
     /// We have made a Job for it.
     begun: bool,
+    /// It was told that this version cannot be read.
+    told: bool,
     /// Read live the last time.
     checked: Instant,
     /// How often it was asked why something of it is silent, and when the last time.
@@ -359,6 +362,20 @@ impl Memory {
             *phases.entry(kept.phase.as_str()).or_default() += 1;
         }
         phases
+    }
+
+    /// Whether it was not told so far that this version of a session cannot be read; then it counts as told.
+    pub fn is_untold(&self, namespace: &str, name: &str) -> bool {
+        let mut inner = self.locked();
+        let kept = inner.sessions.get_mut(&(namespace.to_owned(), name.to_owned()));
+        kept.is_none_or(|kept| !std::mem::replace(&mut kept.told, true))
+    }
+
+    /// Whether the watch has told of a session that cannot be read.
+    pub fn is_unreadable(&self, namespace: &str, name: &str) -> bool {
+        let inner = self.locked();
+        let kept = inner.sessions.get(&(namespace.to_owned(), name.to_owned()));
+        kept.is_some_and(|kept| kept.content.is_err())
     }
 
     /// Names of the sessions of a namespace whose run is over.

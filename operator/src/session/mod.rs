@@ -161,9 +161,13 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             context.gate.gone(namespace, name);
             return Ok(Settled::Gone);
         }
-        Found::Unreadable(why) => {
-            // As a list has it, it may wait for a place.
-            context.gate.stumbled(namespace, name);
+        Found::Unreadable { uid, why } => {
+            if observe::works(&context.client, namespace, name, &uid).await? {
+                // As a list has it, it may wait for a place.
+                context.gate.stumbled(namespace, name);
+            } else {
+                context.gate.gone(namespace, name);
+            }
             return Ok(Settled::Unreadable(why));
         }
         Found::Live(session) => session,

@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     core::v1::{Event, PersistentVolumeClaim, Pod},
 };
 use kube::{Api, Client, ResourceExt as _, api::ListParams, core::DeserializeGuard};
-use protocol::names::label;
+use protocol::names::{component, label};
 
 use super::{
     build,
@@ -41,7 +41,12 @@ pub enum Found {
     /// It is gone, or going: its children follow by garbage collection.
     Gone,
     /// It cannot be read as this operator's schema has it.
-    Unreadable(String),
+    Unreadable {
+        /// Its UID.
+        uid: String,
+        /// Why not.
+        why: String,
+    },
     /// It is there.
     Live(Box<AgenticSession>),
 }
@@ -56,10 +61,38 @@ pub async fn session(client: &Client, namespace: &str, name: &str) -> Result<Fou
     })?;
     Ok(match found {
         None => Found::Gone,
-        Some(DeserializeGuard(Err(unreadable))) => Found::Unreadable(unreadable.error),
+        Some(DeserializeGuard(Err(unreadable))) => Found::Unreadable {
+            uid: unreadable.metadata.uid.unwrap_or_default(),
+            why: unreadable.error,
+        },
         Some(DeserializeGuard(Ok(session))) if session.metadata.deletion_timestamp.is_some() => Found::Gone,
         Some(DeserializeGuard(Ok(session))) => Found::Live(Box::new(session)),
     })
+}
+
+/// Whether an attempt of the session of this UID may work: as a Job that is not over, or a pod.
+pub async fn works(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<bool, Error> {
+    let failed = |source| Error {
+        what: "the Jobs or the pods",
+        session: name.to_owned(),
+        source,
+    };
+    let attempts = format!(
+        "{}={uid},{}={}",
+        label::SESSION_UID,
+        label::COMPONENT,
+        component::ATTEMPT
+    );
+    let attempts = ListParams::default().labels(&attempts);
+    let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let jobs = jobs.list(&attempts).await.map_err(failed)?.items;
+    if jobs.iter().map(OurJob::from).any(|job| !job.finished && !job.suspended) {
+        return Ok(true);
+    }
+    // After the Jobs: one that is over then has made its pod.
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let pods = pods.list(&attempts).await.map_err(failed)?.items;
+    Ok(pods.iter().any(|pod| !PodSeen::of(pod, 0, "").is_over()))
 }
 
 /// Reads the children.

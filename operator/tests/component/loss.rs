@@ -7,6 +7,7 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use protocol::{Outcome, names::REPORT_FINALIZER};
+use rstest::rstest;
 use serde_json::json;
 
 use crate::{
@@ -316,6 +317,75 @@ async fn a_session_that_cannot_be_read_keeps_nobody_from_a_place() {
     world.end(&pod, 1, Some(&report(Outcome::Succeeded, 1))).await;
     world.phase("clear", Phase::Completed).await;
     world.pod("other", 1).await;
+}
+
+#[rstest]
+#[case::at_work("unreadable-at-work", false)]
+#[case::and_the_operator_was_down("unreadable-down", true)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_cannot_be_read_has_its_place_for_as_long_as_its_attempt_works(
+    #[case] namespace: &str,
+    #[case] down: bool,
+) {
+    let mut world = World::without_operator(namespace).await;
+    world.timing.hold_unreadable = 1;
+    world
+        .settings_of_the_namespace(json!({"maxConcurrentSessions": 1}))
+        .await;
+    world.start_operator().await;
+    world.create("cipher", json!({"prompt": "write"})).await;
+    let pod = world.pod("cipher", 1).await;
+    world.start(&pod).await;
+    world.phase("cipher", Phase::Running).await;
+    make_unreadable(&world, "cipher").await;
+    world.create("next", json!({"prompt": "write"})).await;
+    world
+        .status_when("next", |s| s.reason.as_deref() == Some("Queued"))
+        .await;
+    // Each of these has it looked at.
+    for number in 0..3 {
+        let looks = world.looks().await;
+        world.set_pod_status(&pod, json!({"message": number.to_string()})).await;
+        until("a look", async || (world.looks().await > looks).then_some(())).await;
+    }
+    let told = of_cipher(&world).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(world.status("next").await.attempt, None, "an agent is at work");
+    if down {
+        world.kill_operator().await;
+    }
+    world
+        .jobs()
+        .delete("cipher-job", &DeleteParams::background())
+        .await
+        .unwrap();
+    world.obey_deletion(&pod, None).await;
+    if down {
+        let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        world
+            .pods()
+            .patch(&pod.name_any(), &PatchParams::default(), &free)
+            .await
+            .unwrap();
+        world.start_operator().await;
+    }
+    world.pod("next", 1).await;
+}
+
+/// What is told of the session that cannot be read.
+async fn of_cipher(world: &World) -> Vec<Option<String>> {
+    let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(world.client.clone(), &world.namespace);
+    until("an Event", async || {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        let found: Vec<_> = all
+            .items
+            .into_iter()
+            .filter(|event| event.reason.as_deref() == Some("ConfigError"))
+            .map(|event| event.note)
+            .collect();
+        (!found.is_empty()).then_some(found)
+    })
+    .await
 }
 
 /// Puts into its status what the schema takes and no operator of this version has written.

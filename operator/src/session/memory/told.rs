@@ -217,6 +217,9 @@ impl Inner {
             cut,
             born,
             begun: before.as_ref().is_some_and(|before| before.begun),
+            told: before
+                .as_ref()
+                .is_some_and(|before| before.told && before.version == version),
             checked: before.as_ref().map_or_else(first_check, |before| before.checked),
             asked: before.as_ref().map_or((0, None), |before| before.asked),
             content: session.content.map(compact),
