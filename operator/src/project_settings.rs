@@ -1,19 +1,19 @@
 //! The settings of the namespaces, as a watch has them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crds::{ProjectSettings, ProjectSettingsSpec, project_settings::NAME};
 use futures::StreamExt as _;
 use kube::{
     Api, Client, ResourceExt as _,
-    core::DeserializeGuard,
+    core::{DeserializeGuard, Status},
     runtime::{
         WatchStreamExt as _,
         reflector::{self, ObjectRef, Store, store::Writer},
         watcher,
     },
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, watching};
@@ -21,12 +21,32 @@ use crate::context::{Context, watching};
 /// Settings that may be ones of another schema.
 type Guarded = DeserializeGuard<ProjectSettings>;
 
+/// How long the first list may fail before sessions are told; a refusal they are told at once.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why the settings of a namespace are not known.
+#[derive(Clone, Debug)]
+pub enum Unknown {
+    /// They cannot be read as this operator's schema has them.
+    Unreadable(String),
+    /// The API server does not give them.
+    Withheld(String),
+}
+
+/// How far the first list has come.
+#[derive(Clone, Debug)]
+enum Listing {
+    UnderWay,
+    Fails(String),
+    Complete,
+}
+
 /// The settings of the namespaces.
 pub struct Projects {
     store: Store<Guarded>,
     writer: std::sync::Mutex<Option<Writer<Guarded>>>,
-    /// The first list is complete. Not the store's own word for it: that wakes one of those who wait, and they may be many.
-    listed: watch::Sender<bool>,
+    /// Not the store's own word for it: that wakes one of those who wait, and they may be many.
+    listing: watch::Sender<Listing>,
 }
 
 impl Default for Projects {
@@ -35,35 +55,77 @@ impl Default for Projects {
         Self {
             store,
             writer: std::sync::Mutex::new(Some(writer)),
-            listed: watch::Sender::new(false),
+            listing: watch::Sender::new(Listing::UnderWay),
         }
     }
 }
 
 impl Projects {
-    /// The settings of a namespace, empty ones where it has none; in words why they cannot be read.
+    /// The settings of a namespace, empty ones where it has none.
     ///
-    /// Waits until the watch has delivered: nothing begins without the admin's word.
-    pub async fn of(&self, namespace: &str) -> Result<Arc<ProjectSettingsSpec>, String> {
-        if self.listed.subscribe().wait_for(|listed| *listed).await.is_err() {
-            return Err("the operator is stopping".to_owned());
+    /// Waits until the watch has delivered, or fails: nothing begins without the admin's word.
+    pub async fn of(&self, namespace: &str) -> Result<Arc<ProjectSettingsSpec>, Unknown> {
+        let mut listing = self.listing.subscribe();
+        let listing = listing.wait_for(|listing| !matches!(listing, Listing::UnderWay)).await;
+        match listing.as_deref() {
+            Err(_) => return Err(Unknown::Withheld("the operator is stopping".to_owned())),
+            Ok(Listing::Fails(why)) => return Err(Unknown::Withheld(why.clone())),
+            Ok(Listing::UnderWay | Listing::Complete) => {}
         }
         match self.store.get(&ObjectRef::new(NAME).within(namespace)).as_deref() {
             None => Ok(Arc::default()),
             Some(DeserializeGuard(Ok(settings))) => Ok(Arc::new(settings.spec.clone())),
-            Some(DeserializeGuard(Err(unreadable))) => Err(unreadable.error.clone()),
+            Some(DeserializeGuard(Err(unreadable))) => Err(Unknown::Unreadable(unreadable.error.clone())),
         }
+    }
+
+    fn fails(&self, error: &watcher::Error) {
+        let why = match refusal(error) {
+            Some(status) => status.message.clone(),
+            None => error.to_string(),
+        };
+        self.listing.send_if_modified(|listing| {
+            let under_way = !matches!(listing, Listing::Complete);
+            if under_way {
+                *listing = Listing::Fails(why);
+            }
+            under_way
+        });
+    }
+
+    /// Answers whether sessions were told that it fails.
+    fn complete(&self) -> bool {
+        matches!(self.listing.send_replace(Listing::Complete), Listing::Fails(_))
     }
 }
 
+fn refusal(error: &watcher::Error) -> Option<&Status> {
+    let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else {
+        return None;
+    };
+    withholds(status).then_some(&**status)
+}
+
+/// A right is missing, or the kind.
+fn withholds(status: &Status) -> bool {
+    matches!(status.code, 401 | 403 | 404)
+}
+
 /// The settings of a namespace as the API server has them now: the watch may be behind the session that was made after them.
-pub async fn read(client: &Client, namespace: &str) -> kube::Result<Result<Arc<ProjectSettingsSpec>, String>> {
+pub async fn read(client: &Client, namespace: &str) -> kube::Result<Result<Arc<ProjectSettingsSpec>, Unknown>> {
     let settings: Api<Guarded> = Api::namespaced(client.clone(), namespace);
-    Ok(match settings.get_opt(NAME).await? {
-        None => Ok(Arc::default()),
-        Some(DeserializeGuard(Ok(settings))) => Ok(Arc::new(settings.spec)),
-        Some(DeserializeGuard(Err(unreadable))) => Err(unreadable.error),
-    })
+    match settings.get(NAME).await {
+        Ok(DeserializeGuard(Ok(settings))) => Ok(Ok(Arc::new(settings.spec))),
+        Ok(DeserializeGuard(Err(unreadable))) => Ok(Err(Unknown::Unreadable(unreadable.error))),
+        Err(kube::Error::Api(status)) if is_not_there(&status) => Ok(Ok(Arc::default())),
+        Err(kube::Error::Api(status)) if withholds(&status) => Ok(Err(Unknown::Withheld(status.message))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Of a kind that is not installed the answer names no object: what an admin has decided is not known then.
+fn is_not_there(status: &Status) -> bool {
+    status.is_not_found() && status.details.as_ref().is_some_and(|details| details.name == NAME)
 }
 
 impl Projects {
@@ -87,6 +149,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         .reflect(writer)
         .take_until(stop.cancelled_owned());
     let mut changes = std::pin::pin!(changes);
+    let mut fails_since = None;
     while let Some(change) = changes.next().await {
         // The store has it by now, and of a list all when it is complete.
         let concerned = match change {
@@ -95,11 +158,21 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             }
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => Vec::new(),
             Ok(watcher::Event::InitDone) => {
-                context.projects.listed.send_replace(true);
+                if context.projects.complete() {
+                    context
+                        .memory
+                        .keys()
+                        .into_iter()
+                        .for_each(|key| context.queue.push(key));
+                }
                 context.gate.namespaces()
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to watch ProjectSettings");
+                let since = *fails_since.get_or_insert_with(Instant::now);
+                if refusal(&error).is_some() || since.elapsed() >= PATIENCE {
+                    context.projects.fails(&error);
+                }
                 Vec::new()
             }
         };
@@ -115,6 +188,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 #[cfg(test)]
 mod tests {
     use futures::{FutureExt as _, stream::FuturesUnordered};
+    use serde_json::json;
 
     use super::*;
 
@@ -126,10 +200,22 @@ mod tests {
             waiting.next().now_or_never().is_none(),
             "nothing begins without the admin's word"
         );
-        projects.listed.send_replace(true);
+        projects.complete();
         // As a controller polls: only those that were woken.
         for _ in 0..9 {
             assert!(matches!(waiting.next().now_or_never(), Some(Some(Ok(_)))));
         }
+    }
+
+    #[test]
+    fn a_namespace_without_settings_is_told_from_a_cluster_without_the_kind() {
+        let answer = |json| serde_json::from_value::<Status>(json).unwrap();
+        let none = answer(json!({
+            "code": 404, "reason": "NotFound", "message": "projectsettings \"projectsettings\" not found",
+            "details": {"name": NAME, "group": "vteam.ambient-code", "kind": "projectsettings"},
+        }));
+        let no_kind = Status::failure("404 page not found", "Failed to parse error data").with_code(404);
+        assert!(is_not_there(&none));
+        assert!(!is_not_there(&no_kind) && withholds(&no_kind));
     }
 }

@@ -364,6 +364,11 @@ impl Memory {
         phases
     }
 
+    /// All sessions.
+    pub fn keys(&self) -> Vec<Key> {
+        self.locked().sessions.keys().cloned().collect()
+    }
+
     /// Whether it was not told so far that this version of a session cannot be read; then it counts as told.
     pub fn is_untold(&self, namespace: &str, name: &str) -> bool {
         let mut inner = self.locked();

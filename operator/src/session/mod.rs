@@ -191,7 +191,7 @@ enum Basis {
     /// Not at all.
     Live,
     /// The same, with the settings as they were read beside all else.
-    Read(Result<Arc<ProjectSettingsSpec>, String>),
+    Read(Result<Arc<ProjectSettingsSpec>, project_settings::Unknown>),
 }
 
 /// `None` when nothing can be decided before another look has read who else of the namespace runs.
@@ -203,8 +203,8 @@ async fn decide(
     now: Timestamp,
 ) -> Result<Option<Decided>, Error> {
     let namespace = session.namespace().unwrap_or_default();
-    let judge = |settings: Result<Arc<ProjectSettingsSpec>, String>| {
-        let settings = settings.map_err(Invalid::Settings);
+    let judge = |settings: Result<Arc<ProjectSettingsSpec>, project_settings::Unknown>| {
+        let settings = settings.map_err(Invalid::from);
         let limit = settings
             .as_ref()
             .ok()

@@ -20,6 +20,7 @@ use protocol::{
 };
 
 use super::{allow, mcp, mcp::McpSecret, repos, resolve};
+use crate::project_settings::Unknown;
 
 /// Running time when `spec.timeout` is absent, seconds.
 pub const DEFAULT_TIMEOUT: u64 = 3_600;
@@ -138,6 +139,11 @@ pub enum Invalid {
     /// The settings of the namespace cannot be read as this operator's schema has them.
     #[error("the ProjectSettings projectsettings of this namespace cannot be read: {0}; its admin must correct them")]
     Settings(String),
+    /// The operator may not read the settings of namespaces.
+    #[error(
+        "the operator cannot read the ProjectSettings of this namespace: {0}. The session waits until the cluster's admin has mended that"
+    )]
+    NoSettings(String),
     /// In no list of what is allowed.
     #[error(
         "{field}: {asked} is not allowed in this namespace. Allowed by spec.{list} of its ProjectSettings: {allowed}. \
@@ -183,11 +189,24 @@ pub enum Invalid {
     },
 }
 
+impl From<Unknown> for Invalid {
+    fn from(settings: Unknown) -> Self {
+        match settings {
+            Unknown::Unreadable(why) => Self::Settings(why),
+            Unknown::Withheld(why) => Self::NoSettings(why),
+        }
+    }
+}
+
 impl Invalid {
     /// Whether the admin can heal it: the session waits. Else it has failed, since its author cannot change it.
     pub fn heals(&self) -> bool {
         match self {
-            Self::Settings(_) | Self::NotAllowed { .. } | Self::TooMuch { .. } | Self::NotUnderPrefix { .. } => true,
+            Self::Settings(_)
+            | Self::NoSettings(_)
+            | Self::NotAllowed { .. }
+            | Self::TooMuch { .. }
+            | Self::NotUnderPrefix { .. } => true,
             Self::NoIdentity(_) | Self::LongName | Self::NotOnePrompt | Self::Timeout | Self::Nul(_) => false,
         }
     }

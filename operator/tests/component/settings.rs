@@ -1,6 +1,9 @@
 //! What the admin of a namespace decides, and what volumes sessions have.
 
-use crds::Phase;
+use std::sync::{Arc, Mutex};
+
+use crds::{Phase, condition};
+use http::StatusCode;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{
     Api, ResourceExt as _,
@@ -11,6 +14,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::{
+    faults::whole,
     life::environment,
     plane::operator_config,
     wire::{self, Fate, Wire, is_watch},
@@ -168,6 +172,81 @@ async fn a_retained_claim_has_no_owner_is_found_again_and_is_not_a_namesakes() {
         message.contains("claim ambient-workspace-poem,") && message.contains("spec.workspace.existingClaim"),
         "{message}"
     );
+}
+
+/// The API server does not give the settings while this says why.
+#[derive(Clone, Default)]
+struct Withheld(Arc<Mutex<Option<Why>>>);
+
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    /// A right is missing.
+    Forbidden,
+    /// The kind is not installed.
+    NoKind,
+}
+
+impl Wire for Withheld {
+    fn fate(&self, request: &http::Request<kube::client::Body>) -> Fate {
+        let why = *self.0.lock().unwrap();
+        let (Some(why), true) = (why, request.uri().path().ends_with("/projectsettings")) else {
+            return Fate::Pass;
+        };
+        let (code, said) = match why {
+            Why::Forbidden => {
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "projectsettings is forbidden", "reason": "Forbidden", "code": 403});
+                (StatusCode::FORBIDDEN, status.to_string())
+            }
+            Why::NoKind => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
+        };
+        let mut answer = http::Response::new(whole(said));
+        *answer.status_mut() = code;
+        Fate::Instead(answer)
+    }
+}
+
+#[rstest]
+#[case::from_its_start("no-settings-start", Why::Forbidden, true)]
+#[case::from_then_on("no-settings-then", Why::Forbidden, false)]
+#[case::and_the_kind_is_gone("no-settings-kind", Why::NoKind, false)]
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_settings_cannot_be_read_nothing_begins_and_what_runs_is_followed(
+    #[case] namespace: &str,
+    #[case] why: Why,
+    #[case] from_its_start: bool,
+) {
+    let mut world = World::without_operator(namespace).await;
+    world.settings_of_the_namespace(json!({"timeout": 77})).await;
+    let withheld = Withheld::default();
+    let client = async || wire::client(operator_config(namespace).await, withheld.clone());
+    world.start_operator_with(client().await);
+    world.create("works", json!({"prompt": "p"})).await;
+    let works = world.pod("works", 1).await;
+    world.start(&works).await;
+    world.phase("works", Phase::Running).await;
+    if from_its_start {
+        world.kill_operator().await;
+    }
+    *withheld.0.lock().unwrap() = Some(why);
+    if from_its_start {
+        world.start_operator_with(client().await);
+    }
+    world.create("next", json!({"prompt": "p"})).await;
+    let waits = world.status_when("next", |s| s.reason.is_some()).await;
+    assert_eq!(
+        (waits.phase, waits.reason.as_deref()),
+        (Phase::Pending, Some("ConfigError"))
+    );
+    let refused = waits.conditions.iter().find(|c| c.type_ == condition::SPEC_ACCEPTED);
+    let said = &refused.unwrap().message;
+    assert!(said.contains("cannot read the ProjectSettings"), "{said}");
+    world.end(&works, 3, Some(&report(Outcome::Succeeded, 1))).await;
+    world.phase("works", Phase::Completed).await;
+    *withheld.0.lock().unwrap() = None;
+    let next = world.pod("next", 1).await;
+    assert_eq!(environment(&next, "TIMEOUT"), "77");
+    let begins = world.phase("next", Phase::Creating).await;
+    assert!(begins.conditions.iter().all(|c| c.type_ != condition::SPEC_ACCEPTED));
 }
 
 /// The watch of settings tells nothing after its first list.

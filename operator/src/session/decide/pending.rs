@@ -1,6 +1,6 @@
 //! Whether and how an attempt begins.
 
-use crds::{AgenticSessionStatus, Phase};
+use crds::{AgenticSessionStatus, Phase, condition};
 use jiff::{SignedDuration, Timestamp};
 use protocol::Reason;
 
@@ -8,7 +8,7 @@ use super::{
     Hindered, Hindrance, LOOK_AGAIN, LOOK_LATER, LOOK_OFTEN, LOOK_SELDOM, held, hindrance::hindrance, next_attempt,
 };
 use crate::session::{
-    build, drain,
+    build, deadline, drain,
     observed::{ClaimSeen, JobSeen, Observed, PodSeen, Trouble},
     plan::{Attempt, Plan},
     transition,
@@ -57,6 +57,18 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
         Err(invalid) => {
             plan.status = transition::waiting(&plan.status, Reason::ConfigError, &invalid.to_string());
             transition::not_tried(&mut plan.status);
+            if let Invalid::NoSettings(_) = invalid {
+                // Of a right that is given back no watch tells.
+                let said = plan
+                    .status
+                    .conditions
+                    .iter()
+                    .find(|c| c.type_ == condition::SPEC_ACCEPTED);
+                let lasted = said.map_or(SignedDuration::ZERO, |said| {
+                    now.duration_since(said.last_transition_time.0)
+                });
+                plan.wake_in(deadline::patience(lasted, (LOOK_AGAIN, LOOK_SELDOM), "", now));
+            }
             return plan;
         }
     };
