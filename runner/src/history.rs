@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::cli::Turn;
 use crate::cli::wire::{self, Event};
+use crate::lenient::lenient;
 
 /// Bytes of an answer that are remembered; it is whole in its record.
 const RESULT: usize = 16 << 10;
@@ -308,13 +309,13 @@ struct Counted {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Counts {
-    #[serde(deserialize_with = "wire::or_default")]
+    #[serde(deserialize_with = "lenient")]
     input_tokens: u64,
-    #[serde(deserialize_with = "wire::or_default")]
+    #[serde(deserialize_with = "lenient")]
     output_tokens: u64,
-    #[serde(deserialize_with = "wire::or_default")]
+    #[serde(deserialize_with = "lenient")]
     cache_read_input_tokens: u64,
-    #[serde(deserialize_with = "wire::or_default")]
+    #[serde(deserialize_with = "lenient")]
     cache_creation_input_tokens: u64,
 }
 

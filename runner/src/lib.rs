@@ -16,6 +16,7 @@ pub mod journal;
 pub mod kill_point;
 pub mod langfuse;
 pub mod last_word;
+mod lenient;
 pub mod limits;
 pub mod log;
 pub mod outlet;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cli::wire::{is_light, or_default};
+use crate::lenient::lenient;
 use crate::outlet::Outlet;
 
 /// Longest part of a tool's arguments or answer that is shown, characters.
@@ -175,10 +176,11 @@ struct Line {
     #[serde(deserialize_with = "or_default")]
     is_error: bool,
     terminal_reason: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient")]
     duration_ms: u64,
+    #[serde(deserialize_with = "lenient")]
     result: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient")]
     errors: Vec<String>,
 }
 

@@ -6,6 +6,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::lenient::lenient;
+
 /// What the CLI says it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -88,30 +90,47 @@ pub struct ResultLine {
     /// `completed`, `api_error`, `aborted_tools`, …
     pub terminal_reason: Option<String>,
     /// Status of the API's last answer, as the CLI tells it.
+    #[serde(deserialize_with = "lenient")]
     pub api_error_status: Option<u16>,
     /// The last text.
+    #[serde(deserialize_with = "lenient")]
     pub result: Option<String>,
     /// In place of `result` for the error subtypes.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient")]
     pub errors: Vec<String>,
     /// Messages that wait to be taken up.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient")]
     pub queued_turn_count: u64,
     /// Rounds of the turn.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient")]
     pub num_turns: u64,
     /// Messages that the turn answered.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient")]
     pub user_message_uuids: Vec<Uuid>,
     /// Set when the CLI could not start.
     pub startup_failure_reason: Option<String>,
     /// The CLI's own figure, US dollars of the conversation.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient")]
     pub total_cost_usd: f64,
     /// Milliseconds of the turn.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient")]
     pub duration_ms: u64,
 }
+
+impl ResultLine {
+    /// A `result` that does not say how the turn ended. The turn is over all the same, and nothing else would end it.
+    fn unreadable(line: &str, error: &serde_json::Error) -> Self {
+        let beginning = &line[..line.floor_char_boundary(SHOWN)];
+        Self {
+            is_error: true,
+            errors: vec![format!("the CLI's result cannot be read ({error}): {beginning}")],
+            ..Self::default()
+        }
+    }
+}
+
+/// Bytes of a line that are shown to people.
+const SHOWN: usize = 300;
 
 /// Reads null as what is absent: a `result` that could not be read for it would never end its turn.
 pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
@@ -156,7 +175,9 @@ pub fn event(line: &str) -> Option<Event> {
         ("command_lifecycle", _) => lifecycle(line),
         ("assistant", _) if is_light(line) => assistant(line),
         ("user", _) if is_light(line) => tool_results(line),
-        ("result", _) => serde_json::from_str(line).ok().map(Event::Result),
+        ("result", _) => Some(Event::Result(Box::new(
+            serde_json::from_str(line).unwrap_or_else(|error| ResultLine::unreadable(line, &error)),
+        ))),
         ("conversation_reset", _) => reset(line),
         ("control_request", _) => control_request(line),
         ("control_cancel_request", _) => withdrawn(line),
@@ -170,6 +191,7 @@ fn init(line: &str) -> Option<Event> {
     #[derive(Deserialize)]
     struct Init {
         session_id: Option<Uuid>,
+        #[serde(default, deserialize_with = "lenient")]
         claude_code_version: Option<String>,
     }
     let Init {
@@ -192,6 +214,7 @@ fn state(line: &str) -> Option<Event> {
 fn retry(line: &str) -> Option<Event> {
     #[derive(Deserialize)]
     struct Retry {
+        #[serde(default, deserialize_with = "lenient")]
         error_status: Option<u16>,
     }
     serde_json::from_str(line)
@@ -247,12 +270,14 @@ fn assistant(line: &str) -> Option<Event> {
     struct Assistant {
         message: Message,
         parent_tool_use_id: Option<serde::de::IgnoredAny>,
-        #[serde(default, deserialize_with = "or_default")]
+        #[serde(default, deserialize_with = "lenient")]
         user_message_uuids: Vec<Uuid>,
     }
     #[derive(Deserialize)]
     struct Message {
+        #[serde(default, deserialize_with = "lenient")]
         id: Option<String>,
+        #[serde(default, deserialize_with = "lenient")]
         model: Option<String>,
         content: Option<Content>,
     }
@@ -317,7 +342,7 @@ fn control_request(line: &str) -> Option<Event> {
     #[derive(Deserialize)]
     struct Request {
         subtype: String,
-        #[serde(default, deserialize_with = "or_default")]
+        #[serde(default, deserialize_with = "lenient")]
         tool_name: String,
     }
     let Envelope { request_id, request } = serde_json::from_str(line).ok()?;
@@ -333,6 +358,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::cli::outcome;
+    use crate::proxy::Witness;
 
     #[rstest]
     #[case(
@@ -363,11 +390,35 @@ mod tests {
     #[case::null_is_absent(r#"{"type":"result","subtype":null}"#, Event::Result(Box::default()))]
     #[case::null_is_absent(r#"{"type":"assistant","message":{"id":null,"model":null,"content":[{"type":null},{"type":"tool_use"}],"usage":null},"parent_tool_use_id":null,"user_message_uuids":null}"#, Event::Assistant { message_id: None, main: true, calls: 1, answers: vec![] })]
     #[case::null_is_absent(r#"{"type":"control_request","request_id":"r","request":{"subtype":"initialize","tool_name":null}}"#, Event::ControlRequest { request_id: "r".into(), subtype: "initialize".into(), tool: String::new() })]
+    #[case::of_another_kind(r#"{"type":"result","subtype":"success","is_error":false,"terminal_reason":"completed","api_error_status":"429","result":["x"],"errors":{},"queued_turn_count":"1","num_turns":2.0,"user_message_uuids":[7],"total_cost_usd":"0.1","duration_ms":12.5}"#, Event::Result(Box::new(ResultLine { subtype: "success".into(), terminal_reason: Some("completed".into()), num_turns: 2, duration_ms: 13, ..ResultLine::default() })))]
+    #[case::of_another_kind(r#"{"type":"assistant","message":{"id":7,"model":{},"content":7},"user_message_uuids":{}}"#, Event::Assistant { message_id: None, main: true, calls: 0, answers: vec![] })]
+    #[case::of_another_kind(
+        r#"{"type":"system","subtype":"api_retry","error_status":529.0}"#,
+        Event::ApiRetry(Some(529))
+    )]
+    #[case::of_another_kind(
+        r#"{"type":"system","subtype":"api_retry","error_status":"529"}"#,
+        Event::ApiRetry(None)
+    )]
     #[case(r#"{"type":"stream_event","event":{}}"#, Event::Live)]
     #[case(r#"{"type":"news","state":{"of":"tomorrow"}}"#, Event::Other)]
     #[case(r#"{"type":{"not":"text"}}"#, Event::Other)]
     fn a_line_is_peeked_at(#[case] line: &str, #[case] expected: Event) {
         assert_eq!(event(line), Some(expected));
+    }
+
+    #[rstest]
+    #[case(r#"{"type":"result","subtype":"success","is_error":"no","result":"Done."}"#)]
+    #[case(r#"{"type":"result","subtype":{},"is_error":false,"result":"Done."}"#)]
+    #[case(r#"{"type":"result","subtype":"success","terminal_reason":["completed"],"result":"Done."}"#)]
+    #[case(r#"{"type":"result","subtype":"success","result":"Done.","result":"Done."}"#)]
+    fn a_result_that_does_not_say_how_the_turn_ended_ends_it_as_failed(#[case] line: &str) {
+        let Some(Event::Result(result)) = event(line) else {
+            panic!("{line}");
+        };
+        assert!(result.is_error && !result.nothing_done());
+        assert!(result.errors[0].contains("Done."), "{:?}", result.errors);
+        assert_eq!(outcome(&result, &Witness::default()), protocol::Outcome::AgentError);
     }
 
     #[rstest]
