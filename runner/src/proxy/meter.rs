@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
 use super::{answer, asked::Asked, sse::Event, stream::Encoding};
+use crate::lenient::lenient;
 
 /// Bytes of a `content_block_delta` event around its text.
 const DELTA_ENVELOPE: usize = 72;
@@ -237,17 +238,21 @@ struct Start {
     message: Message,
 }
 
-#[derive(Deserialize)]
+/// The numbers must not depend on what stands beside them.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Message {
-    #[serde(default)]
+    #[serde(deserialize_with = "lenient")]
     id: String,
-    #[serde(default)]
+    #[serde(deserialize_with = "lenient")]
     model: String,
+    #[serde(deserialize_with = "lenient")]
     usage: Option<Told>,
 }
 
 #[derive(Deserialize)]
 struct Delta {
+    #[serde(default, deserialize_with = "lenient")]
     usage: Option<Told>,
 }
 
@@ -267,7 +272,9 @@ struct Told {
     cache_read_input_tokens: Option<u64>,
     #[serde(default, deserialize_with = "count")]
     cache_creation_input_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "lenient")]
     cache_creation: Option<CacheCreation>,
+    #[serde(default, deserialize_with = "lenient")]
     server_tool_use: Option<ServerToolUse>,
 }
 
@@ -285,7 +292,7 @@ struct ServerToolUse {
 
 /// A count: gateways write some as `12.0`.
 fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    let number = Option::<serde_json::Number>::deserialize(deserializer)?;
+    let number: Option<serde_json::Number> = lenient(deserializer)?;
     let count = number.and_then(|n| n.as_u64().or_else(|| n.as_f64().map(|f| f.max(0.0).ceil() as u64)));
     Ok(count.map(|count| count.min(MAX_COUNT)))
 }

@@ -101,6 +101,42 @@ fn a_start_that_cannot_be_read_is_metered_by_its_bytes() {
 }
 
 #[test]
+fn numbers_count_whatever_stands_beside_them() {
+    let asked = br#"{"model":"claude-opus-5-5","max_tokens":100}"#;
+    for beside in [
+        r#""id":null,"model":"claude-opus-5-5""#,
+        r#""id":"msg_1","model":null"#,
+        r#""model":7"#,
+        r#""id":{}"#,
+    ] {
+        let message = format!(r#"{{{beside},"usage":{{"input_tokens":25,"output_tokens":4,"cache_creation":[]}}}}"#);
+        let mut streamed = Meter::new(Asked::read(asked).unwrap(), Arc::default(), at(1));
+        let start = format!(r#"{{"type":"message_start","message":{message}}}"#);
+        assert_eq!(streamed.event(&event("message_start", &start), at(2)), Step::Opened);
+        streamed.event(
+            &event("message_delta", r#"{"usage":{"output_tokens":4,"input_tokens":"x"}}"#),
+            at(2),
+        );
+        let mut whole = Meter::new(Asked::read(asked).unwrap(), Arc::default(), at(1));
+        whole.whole(message.as_bytes(), Encoding::Plain, at(2));
+        for meter in [streamed, whole] {
+            let closing = meter.closing(at(2));
+            assert_eq!(
+                (closing.usage.input_tokens, closing.usage.output_tokens),
+                (25, 4),
+                "{beside}"
+            );
+            assert_eq!(
+                (closing.estimated, closing.model.as_str()),
+                (false, "claude-opus-5-5"),
+                "{beside}"
+            );
+            assert_eq!(closing.cost_usd, Some(NanoUsd(25 * 4_000 + 4 * 20_000)), "{beside}");
+        }
+    }
+}
+
+#[test]
 fn a_response_in_an_unknown_name_costs_what_was_asked_for() {
     let asked = Asked::read(br#"{"model":"claude-opus-5-5","max_tokens":100}"#).unwrap();
     let mut meter = Meter::new(asked, Arc::default(), at(1));
