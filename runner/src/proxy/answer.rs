@@ -7,6 +7,8 @@ use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::client::SILENCE;
+
 /// Bytes of an answer that are held whole whatever others are.
 const SMALL: usize = 1 << 20;
 /// How many longer ones are held at a time, until the agent has read them.
@@ -91,6 +93,12 @@ pub fn with_headers(status: StatusCode, headers: HeaderMap, body: Body) -> Respo
 
 /// The answer for a request that the model API did not answer.
 pub fn unreachable(failure: &reqwest::Error) -> Response<Body> {
+    if is_silent(failure) {
+        return error(
+            StatusCode::GATEWAY_TIMEOUT,
+            &format!("the model API said nothing for {} s", SILENCE.as_secs()),
+        );
+    }
     let what = if failure.is_connect() { "be reached" } else { "answer" };
     // The error's own text would name the upstream's address; the last of its causes says enough.
     let mut last = std::error::Error::source(failure);
@@ -104,6 +112,11 @@ pub fn unreachable(failure: &reqwest::Error) -> Response<Body> {
     )
 }
 
+/// The model API took the request, and it may have worked on it, but did not answer in time.
+pub fn is_silent(failure: &reqwest::Error) -> bool {
+    failure.is_timeout() && !failure.is_connect()
+}
+
 /// The API's name for the error of a status.
 fn kind(status: StatusCode) -> &'static str {
     match status.as_u16() {
@@ -112,6 +125,7 @@ fn kind(status: StatusCode) -> &'static str {
         404 => "not_found_error",
         413 => "request_too_large",
         429 => "rate_limit_error",
+        504 => "timeout_error",
         529 => "overloaded_error",
         400..=499 => "invalid_request_error",
         _ => "api_error",
@@ -167,7 +181,7 @@ mod tests {
 
     #[test]
     fn an_error_in_a_stream_stands_for_the_status_of_its_kind() {
-        for status in [401, 403, 404, 413, 429, 529] {
+        for status in [401, 403, 404, 413, 429, 504, 529] {
             assert_eq!(status_of(kind(StatusCode::from_u16(status).unwrap())), status);
         }
         assert_eq!(status_of("api_error"), 500);

@@ -6,16 +6,22 @@ use reqwest::{Certificate, Client, ClientBuilder, Url, redirect};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the model API may say nothing, before its answer or within it: as long as the CLI waits itself.
+pub const SILENCE: Duration = Duration::from_mins(10);
 
 /// A client for requests to this base URL: no redirects, bodies untouched, no time limit but for connecting.
 ///
 /// `HTTPS_PROXY` and its kin hold, except towards loopback.
 pub fn http_client(base: &Url) -> reqwest::Result<Client> {
-    client_with(base, None)
+    towards(base, None)?.build()
 }
 
-/// The same, which takes certificates of these authorities (PEM) too.
-pub fn client_with(base: &Url, authorities: Option<&[u8]>) -> reqwest::Result<Client> {
+/// The same for the model API, which may have a certificate of one of these authorities (PEM) and is not waited for without end.
+pub fn model_client(base: &Url, authorities: Option<&[u8]>) -> reqwest::Result<Client> {
+    towards(base, authorities)?.read_timeout(SILENCE).build()
+}
+
+fn towards(base: &Url, authorities: Option<&[u8]>) -> reqwest::Result<ClientBuilder> {
     let mut client = plain();
     if let Some(pem) = authorities {
         client = client.tls_certs_merge(Certificate::from_pem_bundle(pem)?);
@@ -27,7 +33,7 @@ pub fn client_with(base: &Url, authorities: Option<&[u8]>) -> reqwest::Result<Cl
     if is_loopback(base) {
         client = client.no_proxy();
     }
-    client.build()
+    Ok(client)
 }
 
 /// What all our clients have in common.

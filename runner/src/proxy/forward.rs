@@ -353,6 +353,11 @@ async fn drive(
             stream::close(&shared, &meter, &mut permit).await;
         }
         Some(Err(failed)) => {
+            if matches!(&failed, Failed::Send(error) if answer::is_silent(error)) {
+                let mut meter = Meter::new(asked, Arc::clone(&shared.prices), started_at);
+                meter.given_up();
+                stream::close(&shared, &meter, &mut permit).await;
+            }
             let _ = head.send(shared.unanswered(&failed));
         }
         Some(Ok(answered)) if !answered.0.status().is_success() => {

@@ -111,7 +111,7 @@ impl Proxy {
         } = config;
         let base =
             client::base_url(&upstream.base_url).ok_or_else(|| ProxyError::BaseUrl(upstream.base_url.clone()))?;
-        let client = client::client_with(&base, upstream.authorities.as_deref()).map_err(ProxyError::Client)?;
+        let client = client::model_client(&base, upstream.authorities.as_deref()).map_err(ProxyError::Client)?;
         upstream
             .credential
             .check(&client)
