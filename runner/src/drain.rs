@@ -152,13 +152,14 @@ impl Drain {
         let mut guard = Guard::take(&config.state, config.attempt, &config.pod_uid).await?;
         let mut history = History::default();
         let mut held = Ok(());
-        let spool = Spool::open(&config.state.join("spool"), |record| {
+        let spool = Spool::open_in_turns(&config.state.join("spool"), |record| {
             history.observe(record);
             // A long session's spool takes longer on a slow volume than the lease holds.
             if held.is_ok() {
                 held = guard.renew_in_time();
             }
-        })?;
+        })
+        .await?;
         held?;
         guard.renew_in_time()?;
         let keeper = guard.keep();

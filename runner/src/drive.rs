@@ -139,7 +139,7 @@ impl Attempt {
             .inspect_err(|error| tracing::error!(error = %chain(error), "there will be no report"))
             .ok()
             .map(Arc::new);
-        let mut journal = open_journal(config, &mut guard)?;
+        let mut journal = open_journal(config, &mut guard).await?;
         // What came behind the last record may have taken long, too.
         guard.renew_in_time()?;
         let keeper = guard.keep();
@@ -280,11 +280,11 @@ impl Attempt {
     }
 }
 
-fn open_journal(config: &Config, guard: &mut Guard) -> Result<Journal, End> {
+async fn open_journal(config: &Config, guard: &mut Guard) -> Result<Journal, End> {
     let mut exporter = config.langfuse.as_ref().map(Exporter::start);
     let mut history = History::default();
     let mut held = Ok(());
-    let spool = Spool::open(&config.folders.state.join("spool"), |record| {
+    let spool = Spool::open_in_turns(&config.folders.state.join("spool"), |record| {
         history.observe(record);
         if let Some(exporter) = &mut exporter {
             exporter.replay(record);
@@ -294,7 +294,8 @@ fn open_journal(config: &Config, guard: &mut Guard) -> Result<Journal, End> {
         if held.is_ok() {
             held = guard.renew_in_time();
         }
-    })?;
+    })
+    .await?;
     held?;
     let (last, ended) = spool.last_attempt();
     let attempt = config.attempt.unwrap_or(last + 1);

@@ -23,10 +23,13 @@ use crate::workspace::is_full;
 use crate::workspace::state::Holding;
 
 pub use reader::{Reader, Stored};
-use segment::Scan;
+use segment::{Scan, Scanner};
 
 /// Bytes that may wait for the disk before [`Spool::room`] makes the producer wait.
 const MAX_PENDING: u64 = 32 << 20;
+
+/// How long a spool is read before others have their turn.
+const TURN: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// How long the writer may take to end.
 const CLOSING: std::time::Duration = std::time::Duration::from_secs(5);
@@ -150,52 +153,22 @@ pub struct Spool {
 impl Spool {
     /// Opens the spool in `dir`, or makes it there. A torn tail is cut; each intact record is shown to `see` in order.
     pub fn open(dir: &Path, mut see: impl FnMut(&Record)) -> Result<Self, SpoolError> {
-        std::fs::create_dir_all(dir).map_err(SpoolError::io("create", dir))?;
-        let mut sums = Sums::default();
-        let Scan {
-            id,
-            next_seq,
-            segment,
-            missing,
-        } = segment::scan(dir, &mut |record, bytes| {
-            sums.add(record.seq, record.attempt, record.kind, bytes);
-            see(record);
-        })?;
-        let (progress_tx, progress) = watch::channel(Progress {
-            durable: next_seq - 1,
-            sums: sums.clone(),
-            ..Progress::default()
-        });
-        segment::keep_reserve(dir);
-        let (entries, queue) = std_mpsc::channel();
-        let holding = Arc::default();
-        let writer = writer::Writer::new(dir.to_owned(), id.clone(), segment, progress_tx, Arc::clone(&holding));
-        let thread = std::thread::Builder::new()
-            .name("spool".to_owned())
-            .spawn(move || writer.run(&queue))
-            .map_err(SpoolError::io("start the writer of", dir))?;
-        let mut spool = Self {
-            dir: dir.to_owned(),
-            id,
-            next_seq,
-            handed_bytes: 0,
-            sums,
-            entries,
-            progress,
-            last_handed: false,
-            holding,
-            thread: Some(thread),
-        };
-        for (from, to) in missing {
-            let body = GapBody {
-                from: Some(from),
-                to: Some(to),
-                length: None,
-            };
-            let (attempt, _) = spool.last_attempt();
-            spool.append(attempt, 0, Kind::Gap, raw(Kind::Gap, &body)?)?;
+        let mut opening = Opening::of(dir)?;
+        while opening.next(&mut see)? {}
+        opening.finish(dir)
+    }
+
+    /// The same, in turns with others: a long spool takes minutes on a slow volume, and a signal is not heard meanwhile.
+    pub async fn open_in_turns(dir: &Path, mut see: impl FnMut(&Record)) -> Result<Self, SpoolError> {
+        let mut opening = Opening::of(dir)?;
+        let mut since = std::time::Instant::now();
+        while opening.next(&mut see)? {
+            if since.elapsed() >= TURN {
+                tokio::task::yield_now().await;
+                since = std::time::Instant::now();
+            }
         }
-        Ok(spool)
+        opening.finish(dir)
     }
 
     /// Has nothing more written once the session's lease is lost, which a runner that stood still learns late.
@@ -357,6 +330,77 @@ impl Spool {
             None if writer_lives => Ok(()),
             None => Err(SpoolError::Closed),
         }
+    }
+}
+
+/// A spool whose records are read.
+struct Opening {
+    scanner: Scanner,
+    sums: Sums,
+}
+
+impl Opening {
+    fn of(dir: &Path) -> Result<Self, SpoolError> {
+        std::fs::create_dir_all(dir).map_err(SpoolError::io("create", dir))?;
+        Ok(Self {
+            scanner: Scanner::of(dir)?,
+            sums: Sums::default(),
+        })
+    }
+
+    /// Shows the next record; `false`: there is none.
+    fn next(&mut self, see: &mut impl FnMut(&Record)) -> Result<bool, SpoolError> {
+        let Some((record, bytes)) = self.scanner.next()? else {
+            return Ok(false);
+        };
+        self.sums.add(record.seq, record.attempt, record.kind, &bytes);
+        see(&record);
+        Ok(true)
+    }
+
+    fn finish(self, dir: &Path) -> Result<Spool, SpoolError> {
+        let Self { scanner, sums } = self;
+        let Scan {
+            id,
+            next_seq,
+            segment,
+            missing,
+        } = scanner.finish()?;
+        let (progress_tx, progress) = watch::channel(Progress {
+            durable: next_seq - 1,
+            sums: sums.clone(),
+            ..Progress::default()
+        });
+        segment::keep_reserve(dir);
+        let (entries, queue) = std_mpsc::channel();
+        let holding = Arc::default();
+        let writer = writer::Writer::new(dir.to_owned(), id.clone(), segment, progress_tx, Arc::clone(&holding));
+        let thread = std::thread::Builder::new()
+            .name("spool".to_owned())
+            .spawn(move || writer.run(&queue))
+            .map_err(SpoolError::io("start the writer of", dir))?;
+        let mut spool = Spool {
+            dir: dir.to_owned(),
+            id,
+            next_seq,
+            handed_bytes: 0,
+            sums,
+            entries,
+            progress,
+            last_handed: false,
+            holding,
+            thread: Some(thread),
+        };
+        for (from, to) in missing {
+            let body = GapBody {
+                from: Some(from),
+                to: Some(to),
+                length: None,
+            };
+            let (attempt, _) = spool.last_attempt();
+            spool.append(attempt, 0, Kind::Gap, raw(Kind::Gap, &body)?)?;
+        }
+        Ok(spool)
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) const ENTRY_HEADER: usize = 8;
 /// Longest entry: a record's body of the greatest length, with room for its envelope.
 const MAX_ENTRY: usize = MAX_RECORD + (1 << 20);
 
-/// What [`scan`] found.
+/// What a [`Scanner`] found.
 pub(super) struct Scan {
     pub id: String,
     pub next_seq: u64,
@@ -144,64 +144,83 @@ pub(super) fn encode(batch: &mut Vec<u8>, record: &[u8]) {
     batch.extend_from_slice(record);
 }
 
-/// Reads a spool from its beginning and cuts the torn tail.
-pub(super) fn scan(dir: &Path, see: &mut impl FnMut(&Record, &[u8])) -> Result<Scan, SpoolError> {
-    let segments = list(dir)?;
-    let mut scan = Scan {
-        id: String::new(),
-        next_seq: 1,
-        segment: None,
-        missing: Vec::new(),
-    };
-    for (index, (first, path)) in segments.iter().enumerate() {
-        let file = File::open(path).map_err(SpoolError::io("open", path))?;
+/// Reads a spool from its beginning, one record after another.
+pub(super) struct Scanner {
+    dir: PathBuf,
+    /// With their numbers, from 0.
+    segments: std::iter::Enumerate<std::vec::IntoIter<(u64, PathBuf)>>,
+    /// The segment that is read. In `scan` stands where its intact entries end.
+    file: Option<BufReader<File>>,
+    scan: Scan,
+}
+
+impl Scanner {
+    pub(super) fn of(dir: &Path) -> Result<Self, SpoolError> {
+        Ok(Self {
+            dir: dir.to_owned(),
+            segments: list(dir)?.into_iter().enumerate(),
+            file: None,
+            scan: Scan {
+                id: String::new(),
+                next_seq: 1,
+                segment: None,
+                missing: Vec::new(),
+            },
+        })
+    }
+
+    /// The next record that is intact, with its bytes; `None` at the end of the spool.
+    pub(super) fn next(&mut self) -> Result<Option<(Record, Vec<u8>)>, SpoolError> {
+        loop {
+            if let (Some(file), Some((path, end))) = (&mut self.file, &mut self.scan.segment) {
+                let bytes = read_entry(file).map_err(SpoolError::io("read", path))?;
+                // The checksum was right, so only a foreign file can fail here; it is treated like damage.
+                let record = bytes.and_then(|bytes| Some((serde_json::from_slice::<Record>(&bytes).ok()?, bytes)));
+                if let Some((record, bytes)) = record.filter(|(record, _)| record.seq >= self.scan.next_seq) {
+                    self.scan.next_seq = record.seq + 1;
+                    *end += (ENTRY_HEADER + bytes.len()) as u64;
+                    return Ok(Some((record, bytes)));
+                }
+            }
+            match self.segments.next() {
+                Some((number, (first, path))) => self.open(number > 0, first, path)?,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn open(&mut self, later: bool, first: u64, path: PathBuf) -> Result<(), SpoolError> {
+        let file = File::open(&path).map_err(SpoolError::io("open", &path))?;
         let mut file = BufReader::with_capacity(256 << 10, file);
-        let header = read_header(&mut file).map_err(SpoolError::io("read", path))?;
+        let header = read_header(&mut file).map_err(SpoolError::io("read", &path))?;
         let Some(id) = header else {
             // Torn before its header was synced: nothing was ever in it.
-            drop_segment(dir, path)?;
-            continue;
+            self.file = None;
+            return drop_segment(&self.dir, &path);
         };
+        let scan = &mut self.scan;
         if scan.id.is_empty() {
             scan.id = id;
         }
-        if *first > scan.next_seq && index > 0 && !starts_with_gap(path)? {
+        if later && first > scan.next_seq && !starts_with_gap(&path)? {
             scan.missing.push((scan.next_seq, first - 1));
         }
-        scan.next_seq = scan.next_seq.max(*first);
-        let end = scan_entries(&mut file, path, &mut scan.next_seq, see)?;
-        scan.segment = Some((path.clone(), end));
+        scan.next_seq = scan.next_seq.max(first);
+        scan.segment = Some((path, HEADER));
+        self.file = Some(file);
+        Ok(())
     }
-    if scan.id.is_empty() {
-        scan.id = Uuid::new_v4().to_string();
-    }
-    if let Some((path, end)) = &scan.segment {
-        cut(path, *end)?;
-    }
-    Ok(scan)
-}
 
-/// Shows the entries of one segment; returns where the intact ones end.
-fn scan_entries(
-    file: &mut BufReader<File>,
-    path: &Path,
-    next_seq: &mut u64,
-    see: &mut impl FnMut(&Record, &[u8]),
-) -> Result<u64, SpoolError> {
-    let mut end = HEADER;
-    while let Some(bytes) = read_entry(file).map_err(SpoolError::io("read", path))? {
-        // The checksum was right, so only a foreign file can fail here; it is treated like damage.
-        let Ok(record) = serde_json::from_slice::<Record>(&bytes) else {
-            break;
-        };
-        if record.seq < *next_seq {
-            break;
+    /// Cuts the torn tail.
+    pub(super) fn finish(mut self) -> Result<Scan, SpoolError> {
+        if self.scan.id.is_empty() {
+            self.scan.id = Uuid::new_v4().to_string();
         }
-        see(&record, &bytes);
-        *next_seq = record.seq + 1;
-        end += (ENTRY_HEADER + bytes.len()) as u64;
+        if let Some((path, end)) = &self.scan.segment {
+            cut(path, *end)?;
+        }
+        Ok(self.scan)
     }
-    Ok(end)
 }
 
 /// A jump in seq that the spool made itself begins its segment with the gap record that explains it.

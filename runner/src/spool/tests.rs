@@ -202,14 +202,14 @@ fn on_a_full_disk_the_end_is_written_into_reserved_space() {
     drop(spool);
     let mut sums = Sums::default();
     let mut ends = Vec::new();
-    segment::scan(&dir, &mut |record, bytes| {
+    let mut scanner = Scanner::of(&dir).unwrap();
+    while let Some((record, bytes)) = scanner.next().unwrap() {
         if record.kind == Kind::End {
             ends.push(serde_json::from_str::<EndBody>(record.body.get()).unwrap());
             assert_eq!(*ends.last().unwrap(), sums.end(Outcome::DiskFull));
         }
-        sums.add(record.seq, record.attempt, record.kind, bytes);
-    })
-    .unwrap();
+        sums.add(record.seq, record.attempt, record.kind, &bytes);
+    }
     assert_eq!(ends.len(), 1);
     assert_eq!((ends[0].last_seq, sums.attempt), (end.seq - 1, 3));
     // Somebody made room: the next attempt goes on, and keeps a reserve again.

@@ -68,7 +68,7 @@ fn answer(kept: &mut Kept, text: &str, deaf: u64) -> GatewayFrame {
 }
 
 /// What an attempt leaves that dies after `records` records.
-fn left_behind(folder: &Path, attempt: u32, records: u32) {
+pub fn left_behind(folder: &Path, attempt: u32, records: u32) {
     let mut spool = Spool::open(&folder.join("spool"), |_| ()).unwrap();
     for n in 0..records {
         let body = raw(Kind::Cli, &serde_json::json!({ "type": "assistant", "n": n })).unwrap();
@@ -187,12 +187,9 @@ async fn a_gateway_that_does_not_answer_leaves_the_records_for_the_next_drain() 
     assert_eq!(kept.lock().unwrap().records.len(), 6);
 }
 
-/// As many as a volume gives in a minute that is slower than the lease is long.
-#[tokio::test]
-async fn records_that_take_longer_to_read_than_the_lease_holds_are_delivered_all_the_same() {
-    let claim = Claim::new();
-    left_behind(&claim.state(), 2, 12);
-    let spool = claim.state().join("spool");
+/// Has the records in this folder come as from a slow volume: a twelfth of them every `pause`.
+pub fn slow_volume(folder: &Path, pause: Duration) -> std::thread::JoinHandle<()> {
+    let spool = folder.join("spool");
     let (segment, read) = (spool.join(format!("{:020}.spool", 1)), spool.join("read"));
     std::fs::rename(&segment, &read).unwrap();
     assert!(
@@ -202,16 +199,27 @@ async fn records_that_take_longer_to_read_than_the_lease_holds_are_delivered_all
             .unwrap()
             .success()
     );
-    let slow = std::thread::spawn(move || {
+    std::thread::spawn(move || {
         let bytes = std::fs::read(&read).unwrap();
         let mut pipe = std::fs::File::options().write(true).open(&segment).unwrap();
         // Whoever writes to the spool next finds a file.
         std::fs::rename(&read, &segment).unwrap();
         for piece in bytes.chunks(bytes.len() / 12) {
-            std::io::Write::write_all(&mut pipe, piece).unwrap();
-            std::thread::sleep(Duration::from_secs(3));
+            // Whoever reads it may have been told to stop.
+            if std::io::Write::write_all(&mut pipe, piece).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
         }
-    });
+    })
+}
+
+/// As many as a volume gives in a minute that is slower than the lease is long.
+#[tokio::test]
+async fn records_that_take_longer_to_read_than_the_lease_holds_are_delivered_all_the_same() {
+    let claim = Claim::new();
+    left_behind(&claim.state(), 2, 12);
+    let slow = slow_volume(&claim.state(), Duration::from_secs(3));
     let (gateway, kept) = gateway(u64::MAX).await;
     let config = DrainConfig {
         patience: Duration::from_mins(2),

@@ -18,10 +18,11 @@ use tests::model::{FAKE_KEY, Logged, MockModel};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::common::{DEADLINE, Session, bash, eventually, script, signal, text};
+use crate::drain::{left_behind, slow_volume};
 
 /// The agent container.
 pub fn agent_container(session: &Session) -> Child {
@@ -132,6 +133,35 @@ async fn reading_the_records_of_earlier_attempts_gives_signs_of_life() {
     let pulse = next.pulse.clone();
     assert_eq!(drive(next).await, Outcome::Succeeded);
     assert_eq!(pulse.beats(), records);
+}
+
+#[tokio::test]
+async fn who_is_told_to_stop_while_the_volume_is_slow_does_not_read_all_of_it() {
+    let session = Session::new().await;
+    let next = Config {
+        attempt: Some(2),
+        ..config(&session, "MARK")
+    };
+    left_behind(&session.state(), 1, 12);
+    let slow = slow_volume(&session.state(), Duration::from_secs(3));
+    let (tell, stop) = watch::channel(false);
+    // The runtime has one thread, and that one reads.
+    let told = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(4));
+        tell.send_replace(true);
+        tell
+    });
+    let begun = Instant::now();
+    let outcome = timeout(DEADLINE, Box::pin(runner::drive::drive(next, stop)))
+        .await
+        .unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(
+        (outcome, session.report().outcome),
+        (Outcome::Stopped, Outcome::Stopped)
+    );
+    drop(told.join());
+    slow.join().unwrap();
 }
 
 #[tokio::test]
