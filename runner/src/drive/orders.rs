@@ -21,6 +21,10 @@ use crate::uplink::Request;
 /// and goes on.
 const STOPS: Duration = Duration::from_secs(5);
 
+/// Bytes that may wait for the CLI to take them up. They are all said at once to a CLI that is started anew, and a shim takes
+/// 16 MiB at a time.
+const MAX_QUEUED: usize = 12 << 20;
+
 /// What became of an order.
 enum Effect {
     /// The seq of the record that holds it.
@@ -104,6 +108,14 @@ impl Converse<'_> {
             uuid: identity::message_uuid(&self.attempt.uid, id),
             text: text.to_owned(),
         };
+        let length = |body: &UserBody| stdin::user_message(body.uuid, &body.text).len();
+        let untaken = self.attempt.journal.history().untaken();
+        let queued: usize = untaken.map(|message| length(&message.body)).sum();
+        if queued + length(&body) > MAX_QUEUED {
+            return Ok(Effect::Refused(format!(
+                "messages of {queued} bytes wait for the agent, which may be {MAX_QUEUED} with this one: say it again when it has taken them up"
+            )));
+        }
         if self.attempt.rounds_used_up().is_some() {
             // It is kept, and the agent gets it when the limit is raised.
             let seq = self.attempt.journal.user(&body)?;

@@ -42,6 +42,17 @@ while read -r line; do case "$line" in
 esac; done
 "#;
 
+/// Dies in mid-turn, and in its second life reads all that it is told.
+const DIES: &str = r#"
+cd "${0%/*}"
+read -r line; state running
+if [ ! -e died ]; then
+    while [ ! -e die ]; do sleep 0.05; done
+    touch died; kill -9 $$
+fi
+exec cat > told
+"#;
+
 /// The path of a CLI that is none.
 fn played(session: &Session, script: &str) -> String {
     std::fs::create_dir_all(session.state()).unwrap();
@@ -74,6 +85,36 @@ async fn an_interrupt_behind_a_first_result_stops_the_turn_and_does_not_complete
         (report.outcome, &*report.message),
         (Outcome::StoppedByUser, "the turn was interrupted")
     );
+}
+
+/// What waits for a CLI is said to the next one all at once.
+#[tokio::test]
+async fn messages_that_nobody_could_be_told_again_are_refused_and_the_others_reach_the_next_cli() {
+    let session = Session::new().await;
+    let child = session.start("MARK", &["--interactive", "--cli", &played(&session, DIES)]);
+    session
+        .status("it works", |status| status.phase == Phase::Working)
+        .await;
+    let mut refusals = Vec::new();
+    for letter in ["a", "b", "c", "d"] {
+        let request = Request::Send {
+            text: letter.repeat(5 << 20),
+            id: Some(format!("c-{letter}")),
+        };
+        if let Reply::Refused(why) = session.ask(&request).await {
+            refusals.push(why);
+        }
+    }
+    let file = |name: &str| session.state().join(name);
+    std::fs::write(file("die"), "").unwrap();
+    let told = || std::fs::metadata(file("told")).map_or(0, |told| told.len());
+    eventually("it was told again", || told() > 10 << 20).await;
+    session.ask(&Request::End).await;
+    assert_eq!(ended(child).await.code, Some(0));
+    assert_eq!(session.report().outcome, Outcome::EndedByRequest);
+    assert_eq!(refusals.len(), 2, "{refusals:?}");
+    assert!(refusals[0].contains("wait for the agent"), "{refusals:?}");
+    assert_eq!(session.events("agentRestarted").len(), 1);
 }
 
 #[tokio::test]
