@@ -123,7 +123,8 @@ impl Attempt {
             env_default: vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())],
             cwd: "/".to_owned(),
         };
-        self.run_in_agent(removal).await?;
+        // Where it was lost, it is started anew in any case.
+        let _ = self.run_in_agent(removal).await?;
         self.agent_lost(false, why).await
     }
 

@@ -91,7 +91,7 @@ impl Attempt {
         for (index, repo) in config.repos.list.iter().enumerate().filter(|(_, repo)| repo.push) {
             let before = self.repos.iter().find(|report| report.index == index && report.pushed);
             let before = before.map(|report| report.commit.clone());
-            let pushed = self.push_one(config, repo, before.as_deref()).await?;
+            let pushed = Box::pin(self.push_one(config, repo, before.as_deref())).await?;
             let target = push::target(&config.repos, repo);
             let (url, target_branch) =
                 target.map_or_else(|_| (String::new(), String::new()), |target| (target.url, target.branch));
@@ -134,13 +134,25 @@ impl Attempt {
         repo: &Repo,
         before: Option<&str>,
     ) -> Result<Result<Option<String>, GitError>, End> {
-        bundle::remove_leftovers(&config.repos);
         let name = bundle::new_name(&config.repos);
-        let spawn = match save::spawn(&config.repos, repo, &config.agent.mount, &name, before) {
-            Ok(spawn) => spawn,
-            Err(error) => return Ok(Err(error)),
+        let mut again = false;
+        let said = loop {
+            bundle::remove_leftovers(&config.repos);
+            let spawn = match save::spawn(&config.repos, repo, &config.agent.mount, &name, before, again) {
+                Ok(spawn) => spawn,
+                Err(error) => return Ok(Err(error)),
+            };
+            match self.run_in_agent(spawn).await? {
+                Ok(said) => break said,
+                Err(Lost { why, said }) => {
+                    again |= said.starts_with(save::FIT);
+                    self.agent_lost(false, &why).await?;
+                    if self.agent.is_none() {
+                        self.open_agent(config).await?;
+                    }
+                }
+            }
         };
-        let said = self.run_in_agent(spawn).await?;
         match save::saved(&repo.name, &said) {
             Ok(save::Saved::Bundle) => {}
             Ok(save::Saved::Same) => return Ok(Ok(None)),
@@ -164,13 +176,13 @@ impl Attempt {
     }
 
     /// Runs a process in the agent container, alone there; gives what it wrote to stdout.
-    pub(super) async fn run_in_agent(&mut self, spawn: Spawn) -> Result<String, End> {
+    pub(super) async fn run_in_agent(&mut self, spawn: Spawn) -> Result<Result<String, Lost>, End> {
         let Some(mut agent) = self.agent.take() else {
-            return Ok(String::new());
+            return Ok(Ok(String::new()));
         };
         let said = self.meanwhile(false, timeout(SAVING, run(&mut agent, spawn))).await;
         self.agent = Some(agent);
-        Ok(said?.unwrap_or_else(|_| "unfit it could not be committed in time".to_owned()))
+        Ok(said?.unwrap_or_else(|_| Ok("unfit it could not be committed in time".to_owned())))
     }
 }
 
@@ -183,22 +195,36 @@ fn branch(config: &Config, repo: &Repo, pushed: bool) -> String {
         .unwrap_or_default()
 }
 
-async fn run(agent: &mut Agent, spawn: Spawn) -> String {
-    // What the agent left running would go on to change what is committed.
-    if !agent.clear(KILLED).await || agent.send(&ToShim::Spawn(spawn)).is_err() {
-        return "unfit the agent container is gone".to_owned();
-    }
+/// The agent container was lost while a process ran there.
+pub(super) struct Lost {
+    why: String,
+    /// What the process had written to stdout.
+    said: String,
+}
+
+async fn run(agent: &mut Agent, spawn: Spawn) -> Result<String, Lost> {
     let mut said = Vec::new();
+    let lost = |why: String, said: &[u8]| {
+        let said = String::from_utf8_lossy(said).into_owned();
+        Err(Lost { why, said })
+    };
+    // What the agent left running would go on to change what is committed.
+    if !agent.clear(KILLED).await {
+        return lost("it does not answer".to_owned(), &said);
+    }
+    if let Err(error) = agent.send(&ToShim::Spawn(spawn)) {
+        return lost(error.to_string(), &said);
+    }
     loop {
         match agent.next().await {
             Ok(FromShim::Stdout(bytes)) => {
                 let room = MAX_SAID.saturating_sub(said.len());
                 said.extend_from_slice(&bytes[..bytes.len().min(room)]);
             }
-            Ok(FromShim::Exit(_)) => return String::from_utf8_lossy(&said).into_owned(),
-            Ok(FromShim::SpawnFailed(why)) => return format!("unfit {why}"),
+            Ok(FromShim::Exit(_)) => return Ok(String::from_utf8_lossy(&said).into_owned()),
+            Ok(FromShim::SpawnFailed(why)) => return Ok(format!("unfit {why}")),
             Ok(_) => {}
-            Err(error) => return format!("unfit {error}"),
+            Err(error) => return lost(error.to_string(), &said),
         }
     }
 }

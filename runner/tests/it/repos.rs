@@ -112,6 +112,45 @@ async fn an_agent_works_in_a_clone_and_what_it_changed_is_pushed() {
     );
 }
 
+/// The container dies with all that runs there, in the middle of what is done for the push.
+#[tokio::test]
+async fn what_a_container_that_was_lost_could_not_hand_over_is_pushed_by_the_next() {
+    let (scene, session) = scene().await;
+    let mut container = agent_container(&session);
+    let (filter, died) = (session.state().join("dies"), session.state().join("died"));
+    let shim = container.id().unwrap();
+    let died_already = died.display();
+    let script_of_its_own =
+        format!("#!/bin/sh\n[ -e {died_already} ] || {{ touch {died_already}; kill -9 {shim}; kill -9 0; }}\ncat\n");
+    std::fs::write(&filter, script_of_its_own).unwrap();
+    std::fs::set_permissions(&filter, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let change = format!(
+        "echo more >> README.md; mkdir -p .git/info; echo '* filter=dies' > .git/info/attributes; git config filter.dies.clean {}",
+        filter.display()
+    );
+    let prompt = script("MARK", &[bash(&change), text("Done.")]);
+    let driven = tokio::spawn(drive(with_repos(&scene, &session, &prompt)));
+    eventually("the container is lost", || died.exists()).await;
+    container.wait().await.unwrap();
+    let _second = agent_container(&session);
+    assert_eq!(
+        driven.await.unwrap(),
+        Outcome::Succeeded,
+        "{}",
+        session.report().message
+    );
+    let branch = "sessions/hello-6fa459ea";
+    assert_eq!(
+        scene
+            .server
+            .git("one", &["show", &format!("{branch}:README.md")])
+            .unwrap(),
+        "hello\nmore"
+    );
+    assert_eq!(session.events("agentRestarted").len(), 1);
+    assert!(session.report().repos[0].pushed);
+}
+
 /// What is begun here ends by a limit, which is known before the run or comes when the tool is at work.
 #[rstest]
 #[case::rounds(true, r#"{"maxTurns":1}"#, Outcome::MaxTurns)]

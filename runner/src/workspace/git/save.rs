@@ -9,7 +9,10 @@ use super::store::Store;
 use super::{GitError, Identity, Repos};
 use crate::agent::Spawn;
 
-/// Commits and bundles. Says one line: `unfit <why>`, `same`, `lfs`, or `bundle`.
+/// What the script says before it begins to change anything.
+pub const FIT: &str = "fit";
+
+/// Commits and bundles. Says `fit` when it begins, and in the end one line: `unfit <why>`, `same`, `lfs`, or `bundle`.
 const SCRIPT: &str = r#"
 unfit() { echo "unfit $1"; exit 0; }
 cd -- "$REPOSITORY" 2>/dev/null || unfit "its folder is gone"
@@ -19,12 +22,15 @@ g() { git -c safe.directory='*' -c core.hooksPath=/dev/null -c core.fsmonitor=fa
 lfs() { while IFS= read -rd '' path && IFS= read -rd '' name && IFS= read -rd '' value; do [ "$value" = lfs ] && return 0; done; return 1; }
 [ -e .git ] && dir=$(g rev-parse --git-dir 2>/dev/null) || unfit "there is no repository any more"
 for lock in index.lock HEAD.lock config.lock; do
-    [ -e "$dir/$lock" ] && unfit "$dir/$lock is there: a git command was killed"
+    [ -e "$dir/$lock" ] || continue
+    [ -n "$AGAIN" ] || unfit "$dir/$lock is there: a git command was killed"
+    rm -f -- "$dir/$lock"
 done
 [ -e "$dir/MERGE_HEAD" ] && unfit "a merge is in progress"
 [ -e "$dir/rebase-merge" ] || [ -e "$dir/rebase-apply" ] && unfit "a rebase is in progress"
 [ -e "$dir/CHERRY_PICK_HEAD" ] && unfit "a cherry-pick is in progress"
 [ -e "$dir/REVERT_HEAD" ] && unfit "a revert is in progress"
+echo fit
 error=$(g add --all -- . ':(exclude,top,glob)**/.agentic-*' 2>&1) || unfit "git add failed: $error"
 if ! g diff --cached --quiet 2>/dev/null || ! g rev-parse --quiet --verify HEAD >/dev/null; then
     if [ -n "$(g ls-files | head -n 1)" ] || g rev-parse --quiet --verify HEAD >/dev/null; then
@@ -52,13 +58,15 @@ pub enum Saved {
 }
 
 /// What to run in the agent container. `workspace` is the folder's name there; `bundle` the file to make in it; `pushed` the commit that
-/// was pushed last: where nothing came since, others may have gone on.
+/// was pushed last: where nothing came since, others may have gone on. `again`: it had begun and was lost with its container,
+/// so that what locks the repository is its own.
 pub fn spawn(
     repos: &Repos,
     repo: &Repo,
     workspace: &str,
     bundle: &str,
     pushed: Option<&str>,
+    again: bool,
 ) -> Result<Spawn, GitError> {
     let store = Store::new(repos, repo)?;
     let base = store.placed().map(|placed| placed.commit).unwrap_or_default();
@@ -67,6 +75,7 @@ pub fn spawn(
     let env = [
         ("REPOSITORY", format!("{workspace}/{name}")),
         ("BASE", base),
+        ("AGAIN", if again { "1" } else { "" }.to_owned()),
         ("PUSHED", pushed.unwrap_or_default().to_owned()),
         ("BUNDLE", format!("{workspace}/{bundle}")),
         ("SUBJECT", format!("Work of agentic session {session}")),
@@ -88,7 +97,8 @@ pub fn spawn(
 
 /// Reads what the script said.
 pub fn saved(name: &str, stdout: &str) -> Result<Saved, GitError> {
-    let line = stdout.trim_start().trim_end();
+    let line = stdout.trim();
+    let line = line.strip_prefix(FIT).map_or(line, str::trim_start);
     let unfit = |why: &str| Err(GitError::Unfit(format!("{name} cannot be pushed: {why}")));
     match line.split_once(' ').unwrap_or((line, "")) {
         ("same", _) => Ok(Saved::Same),
@@ -128,6 +138,9 @@ mod tests {
     fn what_the_agent_container_said_is_one_of_four_words_or_nothing() {
         assert_eq!(saved("server", "same\n").unwrap(), Saved::Same);
         assert_eq!(saved("server", " bundle\n").unwrap(), Saved::Bundle);
+        assert_eq!(saved("server", "fit\nbundle\n").unwrap(), Saved::Bundle);
+        assert!(refused("fit\nunfit git add failed: no\n").ends_with("git add failed: no"));
+        assert!(refused("fit\n").ends_with("did not say what became of it"));
         assert!(refused("lfs\n").contains("LfsUnsupported"));
         assert!(refused("unfit a merge is in progress\n").ends_with("a merge is in progress"));
         for said in ["", "bundles", "done same"] {

@@ -90,7 +90,7 @@ impl Scene {
     /// What the agent container does at the end.
     fn save(&self, repo: &Repo, name: &str) -> Result<Saved, GitError> {
         let workspace = self.path("workspace");
-        let spawn = save::spawn(&self.repos(), repo, workspace.to_str().unwrap(), name, None).unwrap();
+        let spawn = save::spawn(&self.repos(), repo, workspace.to_str().unwrap(), name, None, false).unwrap();
         let output = Command::new(&spawn.argv[0])
             .args(&spawn.argv[1..])
             .env_clear()
