@@ -254,7 +254,8 @@ impl Connection {
                 () = &mut superseded => return Err(End::Superseded),
                 changed = self.seen.changed() => self.still_writer(changed.is_ok())?,
                 _ = ping.tick() => {
-                    if (self.heard.elapsed() > SILENCE && !peer.is_held()) || peer.is_stuck() {
+                    let heard = peer.came().map_or(self.heard, |came| came.max(self.heard));
+                    if (heard.elapsed() > SILENCE && !peer.is_held()) || peer.is_stuck() {
                         return Err(End::Silent);
                     }
                     peer.message(Message::Ping(Bytes::new())).await?;

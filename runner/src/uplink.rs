@@ -3,6 +3,7 @@
 //! A task of its own reads the spool behind the writer's back, so nothing that the network does can hold up the agent.
 
 mod connection;
+mod line;
 #[cfg(test)]
 mod tests;
 

@@ -8,6 +8,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
@@ -27,6 +28,10 @@ use crate::{
 const FREE: usize = 16 << 10;
 /// Bytes read ahead, so that a short frame costs one read.
 const AHEAD: usize = 4 << 10;
+/// How long a long frame may take to arrive once there is room for it, whatever its length.
+const LONG_FRAME_WITHIN: Duration = Duration::from_mins(1);
+/// Bytes a second that it must have beyond that: a slow link must not keep the others waiting for its room.
+const SLOWEST: u64 = 64 << 10;
 /// Longest header: two bytes, eight of length, four of mask.
 const MAX_HEADER: usize = 14;
 
@@ -64,6 +69,10 @@ pub(super) struct Gate<S> {
     limit: usize,
     state: State,
     taken: Option<(Taken, Instant)>,
+    /// When something came of a frame.
+    came: Option<Instant>,
+    /// Bytes that have come of the frame that has its room.
+    bytes: u64,
 }
 
 enum State {
@@ -125,6 +134,8 @@ impl<S: AsyncRead> Gate<S> {
             limit,
             state: State::Header(Header::default()),
             taken: None,
+            came: None,
+            bytes: 0,
         }
     }
 
@@ -138,9 +149,15 @@ impl<S: AsyncRead> Gate<S> {
         matches!(self.state, State::Waiting(..))
     }
 
-    /// Since when a long frame has had its room.
-    pub(super) fn has_room_since(&self) -> Option<Instant> {
-        self.taken.as_ref().map(|(_, since)| *since)
+    /// When a part of a frame came last, if one did.
+    pub(super) fn came(&self) -> Option<Instant> {
+        self.came
+    }
+
+    /// Whether a long frame for which there is room comes more slowly than others can wait for that room.
+    pub(super) fn is_stuck(&self) -> bool {
+        let within = LONG_FRAME_WITHIN + Duration::from_secs(self.bytes / SLOWEST);
+        self.taken.as_ref().is_some_and(|(_, since)| since.elapsed() > within)
     }
 
     /// Gives the room of the last long frame back. Whether there was one.
@@ -201,6 +218,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
                 State::Waiting(room, header, length) => {
                     let taken = ready!(room.poll_unpin(cx));
                     this.taken = Some((taken, Instant::now()));
+                    this.bytes = 0;
                     this.state = State::Passing(*header, 0, *length);
                 }
                 State::Passing(header, from, length) => {
@@ -222,6 +240,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
                     let count = part.filled().len();
                     into.advance(count);
                     *left -= count;
+                    if count > 0 {
+                        this.came = Some(Instant::now());
+                        this.bytes += count as u64;
+                    }
                     if *left == 0 {
                         this.state = State::Header(Header::default());
                     }

@@ -6,7 +6,7 @@ use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use protocol::frame::{GatewayFrame, Hello, MAX_MESSAGE, RunnerFrame};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -25,8 +25,6 @@ use super::{
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 /// How long a close may take to be answered.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
-/// How long a long frame may take to arrive once there is room for it.
-const LONG_FRAME_WITHIN: Duration = Duration::from_mins(1);
 /// Longest frame before a pod is its session's writer: a hello.
 const MAX_HELLO: usize = 16 << 10;
 /// Longest frame of who is told to go.
@@ -67,8 +65,12 @@ impl Peer {
 
     /// Whether a frame for which there is room does not come.
     pub(super) fn is_stuck(&mut self) -> bool {
-        let since = self.gate().and_then(|gate| gate.has_room_since());
-        since.is_some_and(|since| since.elapsed() > LONG_FRAME_WITHIN)
+        self.gate().is_some_and(|gate| gate.is_stuck())
+    }
+
+    /// When a part of a frame came last, if one did: nothing else is heard while a long one comes.
+    pub(super) fn came(&mut self) -> Option<Instant> {
+        self.gate().and_then(|gate| gate.came())
     }
 
     pub(super) async fn hello(&mut self) -> Result<Hello, End> {

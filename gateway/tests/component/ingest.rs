@@ -1,3 +1,5 @@
+use std::{net::SocketAddr, time::Duration};
+
 use futures::SinkExt as _;
 use gateway::store::PageSize;
 use protocol::{
@@ -6,6 +8,11 @@ use protocol::{
 };
 use rstest::rstest;
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    time::{Instant, sleep_until},
+};
 
 use crate::support::{
     Served,
@@ -332,6 +339,43 @@ async fn the_longest_record_is_stored_and_a_message_beyond_the_limit_is_refused(
         .send(tokio_tungstenite::tungstenite::Message::text(text))
         .await;
     assert!(runner.next().await.is_err());
+}
+
+/// Bytes a second on a slow way.
+const SLOW: f64 = 409_600.0;
+
+/// A slow way to an address.
+fn slow_way(to: SocketAddr) -> SocketAddr {
+    let socket = TcpSocket::new_v4().unwrap();
+    // What is buffered on the way shows nothing of how slow it is.
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (near, _) = listener.accept().await.unwrap();
+        let far = TcpStream::connect(to).await.unwrap();
+        let (mut from_near, mut to_near) = near.into_split();
+        let (mut from_far, mut to_far) = far.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_far, &mut to_near).await });
+        let mut piece = vec![0; 20 << 10];
+        let (begun, mut passed) = (Instant::now(), 0);
+        while let Ok(count @ 1..) = from_near.read(&mut piece).await {
+            to_far.write_all(&piece[..count]).await.unwrap();
+            passed += count;
+            sleep_until(begun + Duration::from_secs_f64(passed as f64 / SLOW)).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_long_record_that_comes_slowly_and_steadily_is_waited_for() {
+    let served = served().await;
+    let way = slow_way(served.address);
+    let (mut runner, _) = Runner::admitted(way, &hello("s", "u", "p1"), "t1").await;
+    let long = record(1, Kind::Cli, &"x".repeat(16 << 20));
+    assert_eq!(runner.deliver(&[long]).await, 1);
 }
 
 #[tokio::test]

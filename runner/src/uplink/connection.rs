@@ -5,17 +5,18 @@ use protocol::frame::{
     Ack, EndSession, GatewayFrame, Hello, Interrupt, MAX_BATCH, MAX_MESSAGE, PermissionResponse, RunnerFrame,
     UserMessage, Welcome,
 };
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::error::UrlError;
 use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Request as HttpRequest};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
+use super::line::{Line, Taken};
 use super::{Link, Request};
 use crate::command::{Command, Order};
 use crate::files::Files;
@@ -23,11 +24,11 @@ use crate::spool::{Reader, SpoolError};
 
 /// How long connecting and being welcomed may take.
 const OPENING: Duration = Duration::from_secs(15);
-/// How long a frame may take to leave, though nothing is heard meanwhile.
+/// How long a frame may take to begin to leave, though nothing is heard meanwhile.
 const SENDING: Duration = Duration::from_secs(10);
 /// How often the other end is asked whether it is there.
 const PING: Duration = Duration::from_secs(10);
-/// Silence after which it is not: found within 30 s.
+/// Silence after which it is not, unless it still takes of what it is sent: found within 30 s.
 const SILENCE: Duration = Duration::from_secs(20);
 
 /// Greatest seq that a log is believed to end at: behind a greater one there would be no room for records, and readers of JSON
@@ -43,6 +44,8 @@ pub(super) enum Lost {
     Address(tungstenite::Error),
     #[error("{0}")]
     Socket(#[from] tungstenite::Error),
+    #[error("failed to connect: {0}")]
+    Connect(#[from] std::io::Error),
     #[error("the gateway does not answer")]
     Silent,
     #[error("closed with {0}")]
@@ -56,13 +59,14 @@ pub(super) enum Lost {
     Owner,
 }
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+type Socket = WebSocketStream<MaybeTlsStream<Line>>;
 
 /// See the module.
 pub(super) struct Connection<'a> {
     link: &'a mut Link,
     socket: Socket,
     heard: Instant,
+    taken: Taken,
     ping: Interval,
     files: Files,
 }
@@ -74,8 +78,14 @@ impl<'a> Connection<'a> {
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE))
             .max_frame_size(Some(MAX_MESSAGE));
-        let connect = connect_async_with_config(request, Some(config), true);
-        let (socket, _) = timeout(OPENING, connect).await.map_err(|_| Lost::Silent)??;
+        let connect = async {
+            let (host, port) = address(&request)?;
+            let stream = Line::open(&host, port).await?;
+            let taken = stream.taken();
+            let (socket, _) = client_async_tls_with_config(request, stream, Some(config), None).await?;
+            Ok::<_, Lost>((socket, taken))
+        };
+        let (socket, taken) = timeout(OPENING, connect).await.map_err(|_| Lost::Silent)??;
         let mut ping = interval(PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
@@ -83,6 +93,7 @@ impl<'a> Connection<'a> {
             link,
             socket,
             heard: Instant::now(),
+            taken,
             ping,
         })
     }
@@ -128,7 +139,7 @@ impl<'a> Connection<'a> {
 
     /// What [`Self::wait`] does of itself, for a time in which there is much to say.
     async fn is_it_there(&mut self) -> Result<(), Lost> {
-        if self.heard.elapsed() > SILENCE {
+        if self.silent_at() < Instant::now() {
             return Err(Lost::Silent);
         }
         match self.ping.tick().now_or_never() {
@@ -139,11 +150,12 @@ impl<'a> Connection<'a> {
 
     /// Waits for something to happen in either direction.
     async fn wait(&mut self) -> Result<(), Lost> {
+        let silent_at = self.silent_at();
         tokio::select! {
             // In this order: files are never ahead of records.
             biased;
             message = self.socket.next() => self.take(message).await,
-            () = sleep_until(self.heard + SILENCE) => Err(Lost::Silent),
+            () = sleep_until(silent_at) => Err(Lost::Silent),
             _ = self.ping.tick() => self.message(Message::Ping(tungstenite::Bytes::new())).await,
             changed = self.link.progress.changed() => changed.map_err(|_| Lost::Owner),
             Some(result) = self.link.results.1.recv() => {
@@ -311,13 +323,47 @@ impl<'a> Connection<'a> {
         self.message(Message::Text(text.into())).await
     }
 
+    /// Sends, for as long as it gets on.
     async fn message(&mut self, message: Message) -> Result<(), Lost> {
-        let until = (self.heard + SILENCE).max(Instant::now() + SENDING);
-        timeout_at(until, self.socket.send(message))
-            .await
-            .map_err(|_| Lost::Silent)?
-            .map_err(Lost::from)
+        let (heard, taken, begun) = (self.heard, self.taken.clone(), Instant::now());
+        let until = || silent_at(heard, &taken).max(begun + SENDING);
+        let sending = self.socket.send(message);
+        tokio::pin!(sending);
+        loop {
+            let due = until();
+            match timeout_at(due, &mut sending).await {
+                Ok(sent) => return sent.map_err(Lost::from),
+                Err(_) if until() > due => {}
+                Err(_) => return Err(Lost::Silent),
+            }
+        }
     }
+
+    fn silent_at(&self) -> Instant {
+        silent_at(self.heard, &self.taken)
+    }
+}
+
+/// When the other end is given up, if nothing comes from it and nothing is taken.
+fn silent_at(heard: Instant, taken: &Taken) -> Instant {
+    heard.max(taken.at()) + SILENCE
+}
+
+/// Host and port of the gateway.
+fn address(request: &HttpRequest<()>) -> Result<(String, u16), Lost> {
+    let uri = request.uri();
+    let usual = match uri.scheme_str() {
+        Some("wss") => Some(443),
+        Some("ws") => Some(80),
+        _ => None,
+    };
+    let unusable = |error| Lost::Address(tungstenite::Error::Url(error));
+    let port = uri
+        .port_u16()
+        .or(usual)
+        .ok_or_else(|| unusable(UrlError::UnsupportedUrlScheme))?;
+    let host = uri.host().ok_or_else(|| unusable(UrlError::NoHostName))?;
+    Ok((host.to_owned(), port))
 }
 
 fn upgrade(link: &Link) -> Result<HttpRequest<()>, Lost> {

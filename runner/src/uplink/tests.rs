@@ -17,7 +17,7 @@ use crate::journal::Journal;
 use crate::redact::Vault;
 use crate::spool::Spool;
 use crate::transcript::{Format, Transcript};
-use gatekeeper::{Log, gateway, serve, way};
+use gatekeeper::{Log, gateway, serve, slow_way, way};
 
 const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -116,6 +116,43 @@ async fn a_connection_on_which_everything_is_lost_is_found_within_thirty_seconds
     for (what, took) in [("idle", idle), ("busy", busy)] {
         assert!(took <= Duration::from_secs(30), "{what}: {took:?}");
     }
+}
+
+/// A record that takes longer than silence may: while it leaves, nothing can be heard.
+fn long_record(runner: &mut Runner) {
+    let line = serde_json::json!({ "type": "long", "text": "x".repeat(14 << 20) });
+    runner.journal.record(Kind::Cli, &line).unwrap();
+}
+
+#[tokio::test]
+async fn a_long_record_arrives_over_a_slow_connection_at_the_first_try() {
+    let gatekeeper = gateway(Log::default(), 0, vec![]).await;
+    let way = slow_way(&gatekeeper.url, None);
+    let mut runner = runner(&way.url, 0);
+    long_record(&mut runner);
+    let begun = Instant::now();
+    runner.deliver(1).await;
+    assert!(begun.elapsed() > Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert_eq!(way.came.lock().unwrap().len(), 1);
+    let log = gatekeeper.log.lock().unwrap();
+    assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), runner.spooled());
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_in_the_middle_of_a_long_record_is_found_within_thirty_seconds() {
+    let gatekeeper = gateway(Log::default(), 0, vec![]).await;
+    let way = slow_way(&gatekeeper.url, Some(1 << 20));
+    let mut runner = runner(&way.url, 0);
+    long_record(&mut runner);
+    let again = async {
+        while way.came.lock().unwrap().len() < 2 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(DEADLINE, again).await.expect("it comes again");
+    let came = way.came.lock().unwrap().clone();
+    // It was lost about three seconds after it began.
+    assert!(came[1] - came[0] < Duration::from_secs(33), "{:?}", came[1] - came[0]);
 }
 
 /// How long after the loss the runner came again; `busy`: while it always has something to send.

@@ -8,9 +8,10 @@ use protocol::frame::{Ack, GatewayFrame, RunnerFrame, Welcome};
 use protocol::record::GapBody;
 use protocol::{Kind, RecordHead};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant, sleep_until};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
 
@@ -211,5 +212,51 @@ pub(super) async fn way(to: &str) -> Way {
             });
         }
     });
+    Way { url, broken, came }
+}
+
+/// Bytes a second on a slow way.
+const SLOW: usize = 400 << 10;
+
+/// A slow way to the gateway. `stalls`: after so many bytes the first connection passes nothing more, and nothing is said of it.
+pub(super) fn slow_way(to: &str, stalls: Option<usize>) -> Way {
+    let to = to.trim_start_matches("ws://").split('/').next().unwrap().to_owned();
+    let socket = TcpSocket::new_v4().unwrap();
+    // What is buffered on the way shows nothing of how slow it is.
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(8).unwrap();
+    let url = format!("ws://{}/ws", listener.local_addr().unwrap());
+    let came = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&came);
+    tokio::spawn(async move {
+        let mut stalls = stalls;
+        while let Ok((near, _)) = listener.accept().await {
+            shared.lock().unwrap().push(Instant::now());
+            let (to, mut left) = (to.clone(), stalls.take());
+            tokio::spawn(async move {
+                let far = tokio::net::TcpStream::connect(to).await.unwrap();
+                let (mut from_near, mut to_near) = near.into_split();
+                let (mut from_far, mut to_far) = far.into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut from_far, &mut to_near).await });
+                let mut piece = vec![0; SLOW / 20];
+                let (begun, mut passed) = (Instant::now(), 0);
+                while let Ok(count @ 1..) = from_near.read(&mut piece).await {
+                    if let Some(left) = &mut left {
+                        *left = left.saturating_sub(count);
+                        if *left == 0 {
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                    if to_far.write_all(&piece[..count]).await.is_err() {
+                        return;
+                    }
+                    passed += count;
+                    sleep_until(begun + Duration::from_secs_f64(passed as f64 / SLOW as f64)).await;
+                }
+            });
+        }
+    });
+    let (broken, _) = watch::channel(false);
     Way { url, broken, came }
 }
