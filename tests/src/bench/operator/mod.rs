@@ -34,7 +34,8 @@ The operator as it is shipped on a bare control plane (etcd, API server, control
 and Job for each session by itself; both take turns, slice by slice, and are timed by the API server's audit log, from the answer to the session's
 creation to the answer to its Job's. Where pods run, kube-scheduler puts them on nodes of kwok, which starts them at once and ends them after 0.5 to
 1.5 s with the runner's report; claims stay without volumes, and no container runs. Memory is resident memory; processor time is the process's own, all
-threads.";
+threads. Everything shares the machine's cores. At 75/s the API server collects its garbage about once a second, on every core that it can get, and the
+longest waits are from those moments: a session made through the operator has a watch's event more on its way, and a status and an Event beside it.";
 
 /// How long anything may take that should come by itself.
 const PATIENCE: Duration = Duration::from_mins(5);
