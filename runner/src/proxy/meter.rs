@@ -100,7 +100,7 @@ impl Meter {
                     && let Some(usage) = delta.usage
                 {
                     self.take(&usage);
-                    self.is_final |= usage.output_tokens.is_some();
+                    self.is_final |= usage.is_final();
                 }
                 Step::Nothing
             }
@@ -117,7 +117,7 @@ impl Meter {
     pub fn whole(&mut self, body: &[u8], encoding: Encoding, now: Timestamp) {
         self.first_token(now);
         if let Ok(message) = serde_json::from_reader::<_, Message>(encoding.text(body)) {
-            self.is_final = message.usage.is_some();
+            self.is_final = message.usage.as_ref().is_some_and(Told::is_final);
             self.begin(message);
         }
         if !self.is_final {
@@ -276,6 +276,13 @@ struct Told {
     cache_creation: Option<CacheCreation>,
     #[serde(default, deserialize_with = "lenient")]
     server_tool_use: Option<ServerToolUse>,
+}
+
+impl Told {
+    /// Whether it can be the last word: without a number of the output there is only an estimate.
+    fn is_final(&self) -> bool {
+        self.output_tokens.is_some()
+    }
 }
 
 #[derive(Deserialize)]

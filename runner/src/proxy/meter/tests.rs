@@ -136,6 +136,29 @@ fn numbers_count_whatever_stands_beside_them() {
     }
 }
 
+/// A response without a number of its output is no response without output.
+#[test]
+fn a_response_that_does_not_tell_its_output_is_estimated() {
+    for usage in [
+        r#"{"input_tokens":25}"#,
+        r#"{"input_tokens":25,"output_tokens":"4"}"#,
+        r#"{"input_tokens":25,"output_tokens":null}"#,
+        r#"{"input_tokens":25,"output_tokens":{}}"#,
+    ] {
+        let message = format!(r#"{{"id":"msg_1","model":"some-model","content":"abcdefghijkl","usage":{usage}}}"#);
+        let mut whole = meter();
+        whole.whole(message.as_bytes(), Encoding::Plain, at(2));
+        let closing = whole.closing(at(2));
+        assert!(closing.estimated, "{usage}");
+        assert_eq!(closing.usage.input_tokens, 25, "{usage}");
+        assert_eq!(
+            closing.usage.output_tokens,
+            (message.len() as u64).div_ceil(3),
+            "{usage}"
+        );
+    }
+}
+
 #[test]
 fn a_response_in_an_unknown_name_costs_what_was_asked_for() {
     let asked = Asked::read(br#"{"model":"claude-opus-5-5","max_tokens":100}"#).unwrap();
