@@ -114,7 +114,14 @@ pub fn unreachable(failure: &reqwest::Error) -> Response<Body> {
 
 /// The model API took the request, and it may have worked on it, but did not answer in time.
 pub fn is_silent(failure: &reqwest::Error) -> bool {
-    failure.is_timeout() && !failure.is_connect()
+    failure.is_timeout() && !failure.is_connect() && !is_given_up_by_the_kernel(failure)
+}
+
+/// The connection is lost: nobody at its other end says that a packet has arrived, which is found within seconds.
+fn is_given_up_by_the_kernel(failure: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(failure), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.raw_os_error().is_some())
 }
 
 /// The API's name for the error of a status.
@@ -177,6 +184,17 @@ mod tests {
         assert!(futures::poll!(&mut next).is_pending());
         large.pop();
         assert_eq!(next.await.unwrap().len(), 4 << 20, "and no more of it than may be");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_lost_is_no_silence_of_the_api() {
+        let lost = rustix::io::Errno::TIMEDOUT.raw_os_error();
+        let body = move || futures::stream::iter([Err::<Bytes, _>(std::io::Error::from_raw_os_error(lost))]);
+        let answer = http::Response::new(reqwest::Body::wrap_stream(body()));
+        let failure = reqwest::Response::from(answer).bytes().await.unwrap_err();
+        assert!(failure.is_timeout(), "{failure:?}");
+        assert!(!is_silent(&failure));
+        assert_eq!(unreachable(&failure).status(), StatusCode::BAD_GATEWAY);
     }
 
     #[test]
