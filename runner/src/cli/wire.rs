@@ -120,7 +120,11 @@ pub struct ResultLine {
 impl ResultLine {
     /// A `result` that does not say how the turn ended. The turn is over all the same, and nothing else would end it.
     fn unreadable(line: &str, error: &serde_json::Error) -> Self {
-        let beginning = &line[..line.floor_char_boundary(SHOWN)];
+        let mut beginning = &line[..line.floor_char_boundary(SHOWN)];
+        if beginning.len() < line.len() {
+            // Up to the last whole word: of a credential that is cut nobody would know that it is one.
+            beginning = &beginning[..beginning.rfind(['"', ' ']).unwrap_or_default()];
+        }
         Self {
             is_error: true,
             errors: vec![format!("the CLI's result cannot be read ({error}): {beginning}")],
@@ -419,6 +423,24 @@ mod tests {
         assert!(result.is_error && !result.nothing_done());
         assert!(result.errors[0].contains("Done."), "{:?}", result.errors);
         assert_eq!(outcome(&result, &Witness::default()), protocol::Outcome::AgentError);
+    }
+
+    /// A credential is found when the message is told; a part of one would not be.
+    #[test]
+    fn what_is_shown_of_a_result_ends_behind_a_whole_word() {
+        for length in 200..320 {
+            let filler = "x".repeat(length);
+            let line =
+                format!(r#"{{"type":"result","is_error":"no","result":"{filler} fake-credential-of-40-characters"}}"#);
+            let Some(Event::Result(result)) = event(&line) else {
+                panic!("{line}");
+            };
+            let said = &result.errors[0];
+            assert!(
+                !said.contains("fake-") || said.contains("fake-credential-of-40-characters"),
+                "{said}"
+            );
+        }
     }
 
     #[rstest]
