@@ -26,6 +26,8 @@ use crate::spool::{Reader, SpoolError};
 const OPENING: Duration = Duration::from_secs(15);
 /// How long a frame may take to begin to leave, though nothing is heard meanwhile.
 const SENDING: Duration = Duration::from_secs(10);
+/// How often it is looked whether something has come, while a frame leaves.
+const LOOK: Duration = Duration::from_secs(5);
 /// How often the other end is asked whether it is there.
 const PING: Duration = Duration::from_secs(10);
 /// Silence after which it is not, unless it still takes of what it is sent: found within 30 s.
@@ -330,10 +332,11 @@ impl<'a> Connection<'a> {
         let sending = self.socket.send(message);
         tokio::pin!(sending);
         loop {
-            let due = until();
-            match timeout_at(due, &mut sending).await {
+            // What has come shows when the connection is written to.
+            let look = Instant::now() + LOOK;
+            match timeout_at(look.min(until()), &mut sending).await {
                 Ok(sent) => return sent.map_err(Lost::from),
-                Err(_) if until() > due => {}
+                Err(_) if Instant::now() < until() => {}
                 Err(_) => return Err(Lost::Silent),
             }
         }

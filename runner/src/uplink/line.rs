@@ -1,5 +1,5 @@
 //! The TCP connection below the WebSocket. A long message is one frame, and nothing is heard while it leaves; that the other
-//! end still takes of it shows here.
+//! end still takes of it, or says something, shows here.
 
 use std::io;
 use std::pin::Pin;
@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// When something was taken last from a socket that had been full. What a socket takes while it has room shows nothing: there
-/// may be nobody at the other end.
+/// When something was taken last from a socket that had been full, or came while it was. What a socket takes while it has room
+/// shows nothing: there may be nobody at the other end.
 #[derive(Clone)]
 pub(super) struct Taken(Arc<Mutex<Instant>>);
 
@@ -29,6 +29,8 @@ impl Taken {
 pub(super) struct Line {
     stream: TcpStream,
     full: bool,
+    /// Bytes that had come and were not read when it was looked last.
+    unread: u64,
     taken: Taken,
 }
 
@@ -41,6 +43,7 @@ impl Line {
         Ok(Self {
             stream,
             full: false,
+            unread: 0,
             taken: Taken(Arc::new(Mutex::new(Instant::now()))),
         })
     }
@@ -48,11 +51,23 @@ impl Line {
     pub(super) fn taken(&self) -> Taken {
         self.taken.clone()
     }
+
+    /// The gateway takes nothing of a long frame before it is that frame's turn, but it says that it is there. Nobody reads that
+    /// while the frame leaves.
+    fn look(&mut self) {
+        let unread = rustix::io::ioctl_fionread(&self.stream).unwrap_or_default();
+        if unread > self.unread {
+            self.taken.now();
+        }
+        self.unread = unread;
+    }
 }
 
 impl AsyncRead for Line {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, into)
+        let this = self.get_mut();
+        this.unread = 0;
+        Pin::new(&mut this.stream).poll_read(cx, into)
     }
 }
 
@@ -61,7 +76,10 @@ impl AsyncWrite for Line {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
         match &written {
-            Poll::Pending => this.full = true,
+            Poll::Pending => {
+                this.full = true;
+                this.look();
+            }
             Poll::Ready(Ok(1..)) if this.full => {
                 this.full = false;
                 this.taken.now();

@@ -138,6 +138,22 @@ async fn a_long_record_arrives_over_a_slow_connection_at_the_first_try() {
     assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), runner.spooled());
 }
 
+/// Who went would come again behind all others that wait.
+#[tokio::test]
+async fn a_long_record_waits_for_its_turn_at_a_gateway_that_says_that_it_is_there() {
+    let busy = Log {
+        busy: Some(Duration::from_secs(35)),
+        ..Log::default()
+    };
+    let gatekeeper = gateway(busy, 0, vec![]).await;
+    let mut runner = runner(&gatekeeper.url, 0);
+    long_record(&mut runner);
+    runner.deliver(0).await;
+    let log = gatekeeper.log.lock().unwrap();
+    assert_eq!(log.connections, 1);
+    assert_eq!(log.records.values().cloned().collect::<Vec<_>>(), runner.spooled());
+}
+
 #[tokio::test]
 async fn a_connection_that_is_lost_in_the_middle_of_a_long_record_is_found_within_thirty_seconds() {
     let gatekeeper = gateway(Log::default(), 0, vec![]).await;

@@ -11,7 +11,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
 
@@ -28,6 +28,9 @@ pub(super) struct Log {
     pub(super) deaf: u32,
     /// Ends of the log that are told instead of its own, each once, as those of another spool.
     pub(super) lies: Vec<u64>,
+    /// For so long the first connection reads nothing behind its hello, and only says that it is there: as a gateway does where
+    /// a long record waits for its turn.
+    pub(super) busy: Option<Duration>,
 }
 
 impl Log {
@@ -172,6 +175,12 @@ pub(super) async fn serve(
                 .send(Message::Text(serde_json::to_string(&answer).unwrap().into()))
                 .await
                 .ok()?;
+        }
+        let busy = log.lock().unwrap().busy.take();
+        let until = Instant::now() + busy.unwrap_or_default();
+        while Instant::now() < until {
+            sleep(Duration::from_secs(10)).await;
+            socket.send(Message::Ping(vec![].into())).await.ok()?;
         }
     }
     None
