@@ -26,6 +26,8 @@ for lock in index.lock HEAD.lock config.lock; do
     [ -n "$AGAIN" ] || unfit "$dir/$lock is there: a git command was killed"
     rm -f -- "$dir/$lock"
 done
+# A commit locks HEAD's branch together with HEAD.
+[ -z "$AGAIN" ] || rm -f -- "$(g rev-parse --git-path "$(g symbolic-ref --quiet HEAD).lock")"
 [ -e "$dir/MERGE_HEAD" ] && unfit "a merge is in progress"
 [ -e "$dir/rebase-merge" ] || [ -e "$dir/rebase-apply" ] && unfit "a rebase is in progress"
 [ -e "$dir/CHERRY_PICK_HEAD" ] && unfit "a cherry-pick is in progress"

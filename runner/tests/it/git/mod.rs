@@ -89,8 +89,13 @@ impl Scene {
 
     /// What the agent container does at the end.
     fn save(&self, repo: &Repo, name: &str) -> Result<Saved, GitError> {
+        self.save_again(repo, name, false)
+    }
+
+    /// The same; `again`: it was lost in the middle of it before.
+    fn save_again(&self, repo: &Repo, name: &str, again: bool) -> Result<Saved, GitError> {
         let workspace = self.path("workspace");
-        let spawn = save::spawn(&self.repos(), repo, workspace.to_str().unwrap(), name, None, false).unwrap();
+        let spawn = save::spawn(&self.repos(), repo, workspace.to_str().unwrap(), name, None, again).unwrap();
         let output = Command::new(&spawn.argv[0])
             .args(&spawn.argv[1..])
             .env_clear()

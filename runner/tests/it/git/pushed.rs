@@ -1,6 +1,7 @@
 //! What is pushed, where to, and what is not.
 
 use protocol::spec::RepoOutput;
+use runner::workspace::git::save::Saved;
 use runner::workspace::git::{Repos, bundle, clone};
 
 use super::{Scene, refused};
@@ -131,6 +132,21 @@ async fn an_empty_repository_is_begun_by_the_agent() {
         .server
         .git("empty", &["rev-parse", "refs/heads/sessions/hello-6fa459ea"]);
     assert_eq!(found.unwrap(), commit);
+}
+
+/// A commit that is killed leaves all of its locks.
+#[tokio::test]
+async fn what_the_first_try_locked_does_not_keep_the_second_from_it() {
+    let scene = Scene::new().await;
+    let repo = scene.cloned("one").await;
+    let git = scene.work("one").join(".git");
+    std::fs::write(scene.work("one").join("README.md"), "x").unwrap();
+    let branch = scene.agent("one", &["symbolic-ref", "HEAD"]);
+    for lock in ["index.lock", "HEAD.lock", &format!("{}.lock", branch.trim())] {
+        std::fs::write(git.join(lock), "").unwrap();
+    }
+    refused(scene.save(&repo, ".b.bundle"), "index.lock is there");
+    assert_eq!(scene.save_again(&repo, ".b.bundle", true).unwrap(), Saved::Bundle);
 }
 
 #[tokio::test]
