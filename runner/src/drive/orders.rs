@@ -113,7 +113,7 @@ impl Converse<'_> {
         let queued: usize = untaken.map(|message| length(&message.body)).sum();
         if queued + length(&body) > MAX_QUEUED {
             return Ok(Effect::Refused(format!(
-                "messages of {queued} bytes wait for the agent, which may be {MAX_QUEUED} with this one: say it again when it has taken them up"
+                "messages of {queued} bytes wait for the agent, which may be {MAX_QUEUED} with this one: say it again, under another id, when it has taken them up"
             )));
         }
         if self.attempt.rounds_used_up().is_some() {
