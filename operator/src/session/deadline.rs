@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use jiff::{SignedDuration, Timestamp};
-use protocol::Reason;
+use protocol::{Reason, spec::LiveLimits};
 
 use super::{
     observed::{Observed, PodSeen, Resolved, RunnerSeen, Trouble},
@@ -166,8 +166,18 @@ pub fn terms(seen: &Observed, request: &Result<Request, Invalid>) -> Resolved {
             limits: request.limits,
             asked: Some(request.asked),
         },
-        (None, Err(_)) => Resolved::default(),
+        // Its Job was taken away from above it.
+        (None, Err(_)) => Resolved {
+            limits: told(seen).unwrap_or_default(),
+            ..Resolved::default()
+        },
     }
+}
+
+/// The limits that the attempt's pod was told of.
+fn told(seen: &Observed) -> Option<LiveLimits> {
+    let its_own = |pod: &&PodSeen| Some(&pod.uid) == seen.session.status.pod_uid.as_ref();
+    seen.pods.iter().find(its_own)?.limits
 }
 
 impl Resolved {

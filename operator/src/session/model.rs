@@ -90,6 +90,7 @@ impl Model {
         let live = matches!(self.status.phase, Phase::Creating | Phase::Running | Phase::Stopping);
         Observed {
             session: SessionSeen {
+                uid: "uid-of-write-poem".to_owned(),
                 generation: Some(self.generation),
                 created: Some(self.created),
                 suspend: self.suspend,

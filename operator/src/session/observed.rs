@@ -81,6 +81,8 @@ impl Policy {
 /// What of the session itself decisions rest on.
 #[derive(Clone, Debug, Default)]
 pub struct SessionSeen {
+    /// `metadata.uid`.
+    pub uid: String,
     /// `metadata.generation`.
     pub generation: Option<i64>,
     /// When it was made. What its status tells of before that was in another life, of which a backup was taken.
@@ -98,6 +100,7 @@ pub struct SessionSeen {
 impl From<&AgenticSession> for SessionSeen {
     fn from(session: &AgenticSession) -> Self {
         Self {
+            uid: session.metadata.uid.clone().unwrap_or_default(),
             generation: session.metadata.generation,
             created: session.creation_timestamp().map(|time| time.0),
             suspend: session.spec.suspend.unwrap_or_default(),

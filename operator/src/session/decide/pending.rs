@@ -67,7 +67,8 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
                 let lasted = said.map_or(SignedDuration::ZERO, |said| {
                     now.duration_since(said.last_transition_time.0)
                 });
-                plan.wake_in(deadline::patience(lasted, (LOOK_AGAIN, LOOK_SELDOM), "", now));
+                let who = &*seen.session.uid;
+                plan.wake_in(deadline::patience(lasted, (LOOK_AGAIN, LOOK_SELDOM), who, now));
             }
             return plan;
         }

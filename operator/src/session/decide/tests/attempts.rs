@@ -11,6 +11,7 @@ use crate::session::{
     observed::{ClaimSeen, Resolved, RunnerSeen},
     plan::{Plan, Target, Tuned},
     pod::Disruption,
+    validate::Invalid,
 };
 
 #[test]
@@ -517,4 +518,23 @@ fn a_pod_that_lost_its_job_before_status_named_it_ends_before_another_begins(
     let lost = recorded && claim == ClaimSeen::Ephemeral;
     let end = if lost { Phase::Failed } else { Phase::Completed };
     assert_eq!(model.status.phase, end, "{:#?}", model.status);
+}
+
+#[test]
+fn an_attempt_whose_job_was_taken_away_keeps_its_limits_while_nobody_knows_what_is_allowed() {
+    let mut model = running();
+    model.jobs.clear();
+    let told = LiveLimits {
+        timeout: Some(9_000),
+        ..LiveLimits::default()
+    };
+    model.pods[0].limits = Some(told);
+    model.request = Err(Invalid::NoSettings("forbidden".into()));
+    assert!(model.look(true).tune.is_empty());
+    model.happen(Happening::Time(8_000));
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Running, "{:#?}", model.status);
+    model.happen(Happening::Time(2_000));
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Stopping);
 }

@@ -97,6 +97,21 @@ fn sessions_that_wait_for_the_same_do_not_come_at_the_same_time() {
     assert!(wakes.len() > 5, "{wakes:?}");
 }
 
+#[test]
+fn sessions_that_wait_for_the_settings_do_not_come_at_the_same_time() {
+    let mut model = Model::new();
+    model.request = Err(Invalid::NoSettings("forbidden".into()));
+    model.look(true);
+    model.happen(Happening::Time(1_000));
+    let wake = |number: u32| {
+        let mut seen = model.observed();
+        seen.session.uid = number.to_string();
+        decide(&seen, &model.request, model.now).wake
+    };
+    let wakes: std::collections::HashSet<_> = (0..50).map(wake).collect();
+    assert!(wakes.len() > 5, "{wakes:?}");
+}
+
 fn refuse(model: &mut Model) -> Plan {
     let said = ("Job", "write-poem-job", "exceeded quota: small");
     let plan = refused(&model.observed(), &model.request, said, model.now);
