@@ -129,6 +129,8 @@ fn last(
 fn queued(mut next: AgenticSessionStatus, message: &str, now: Timestamp) -> AgenticSessionStatus {
     next.first_attempt = next.first_attempt.map(|first| first.saturating_add(1));
     next = waiting(&next, Reason::Queued, message);
+    // It may have been held back before it began: that time is none of the next start's.
+    conditions::remove(&mut next, &[condition::RUNNER_STARTED]);
     conditions::set(
         &mut next,
         condition::RUNNER_STARTED,

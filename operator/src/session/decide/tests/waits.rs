@@ -182,6 +182,32 @@ fn the_time_to_wait_for_something_else_is_none_of_a_starts(#[values(true, false)
     assert_eq!(model.status.reason.as_deref(), Some("QuotaExceeded"));
 }
 
+#[test]
+fn the_time_that_others_held_an_attempt_back_is_none_of_the_nexts() {
+    let mut model = Model::new();
+    model.request.as_mut().unwrap().queue = Some("poets".into());
+    model.look(true);
+    model.jobs[0].1.suspended = true;
+    model.look(true);
+    model.happen(Happening::Time(9_000));
+    model.happen(Happening::JobLetGo);
+    model.jobs[0].1.started = Some(model.now);
+    model.happen(Happening::JobController);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Creating);
+    model.happen(Happening::JobSuspended);
+    model.pods[0].terminal = true;
+    model.look(true);
+    assert_eq!(
+        (model.status.phase, model.status.reason.as_deref()),
+        (Phase::Pending, Some("Queued"))
+    );
+    refuse(&mut model);
+    assert_eq!(model.status.phase, Phase::Pending, "{:#?}", model.status);
+    model.happen(Happening::Time(3_600));
+    assert_eq!(refuse(&mut model).status.phase, Phase::Failed);
+}
+
 /// What a session says that waits for a place, or for what was refused.
 #[derive(Clone, Copy)]
 enum For {
