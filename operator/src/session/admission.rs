@@ -162,6 +162,15 @@ impl Ledger {
         queue.leave(name)
     }
 
+    /// Whether one may have a place that others could have.
+    pub fn may_hold(&self, namespace: &str, name: &str) -> bool {
+        match self.namespaces.get(namespace) {
+            None => false,
+            Some(Namespace::Loading(_)) => true,
+            Some(Namespace::Known(queue)) => queue.holders.contains(name),
+        }
+    }
+
     /// Forgets all but these namespaces. One that is asked about again is read anew.
     pub fn keep_namespaces(&mut self, occupied: &HashSet<String>) {
         self.namespaces

@@ -176,6 +176,11 @@ impl Gate {
         self.change(namespace, name, Timestamp::MAX, Place::None);
     }
 
+    /// Whether a session may have a place that others could have.
+    pub fn may_hold(&self, namespace: &str, name: &str) -> bool {
+        held(&self.ledger).may_hold(namespace, name)
+    }
+
     /// A session could not be looked at.
     pub fn stumbled(&self, namespace: &str, name: &str) {
         if held(&self.ledger).stumble(namespace, name) {

@@ -162,7 +162,8 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             return Ok(Settled::Gone);
         }
         Found::Unreadable { uid, why } => {
-            if observe::works(&context.client, namespace, name, &uid).await? {
+            // They may be many, after an upgrade all: what they do is read only where that may give others a place.
+            if context.gate.may_hold(namespace, name) && observe::works(&context.client, namespace, name, &uid).await? {
                 // As a list has it, it may wait for a place.
                 context.gate.stumbled(namespace, name);
             } else {

@@ -1,5 +1,10 @@
 //! Nothing hangs: not on a node that is lost, not on a namespace that goes, not on a session that cannot be read.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use crds::Phase;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{
@@ -11,7 +16,8 @@ use rstest::rstest;
 use serde_json::json;
 
 use crate::{
-    plane::jobs_created,
+    plane::{jobs_created, operator_config},
+    wire::{self, Fate, Wire, is_watch},
     world::{World, report, until},
 };
 
@@ -370,6 +376,31 @@ async fn a_session_that_cannot_be_read_has_its_place_for_as_long_as_its_attempt_
         world.start_operator().await;
     }
     world.pod("next", 1).await;
+}
+
+/// Counts how often the children of a session are listed.
+#[derive(Clone, Default)]
+struct Lists(Arc<AtomicUsize>);
+
+impl Wire for Lists {
+    fn fate(&self, request: &http::Request<kube::client::Body>) -> Fate {
+        let query = request.uri().query().unwrap_or_default();
+        if query.contains("session-uid%3D") && !is_watch(request) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        Fate::Pass
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_does_that_cannot_be_read_is_not_asked_where_no_places_are_counted() {
+    let mut world = World::without_operator("unreadable-unbound").await;
+    world.create("cipher", json!({"prompt": "write"})).await;
+    make_unreadable(&world, "cipher").await;
+    let lists = Lists::default();
+    world.start_operator_with(wire::client(operator_config("unreadable-unbound").await, lists.clone()));
+    of_cipher(&world).await;
+    assert_eq!(lists.0.load(Ordering::SeqCst), 0);
 }
 
 /// What is told of the session that cannot be read.

@@ -49,6 +49,15 @@ fn one_that_cannot_begin_holds_nobody_up() {
 }
 
 #[test]
+fn whether_one_may_have_a_place_is_known_where_a_namespace_was_read() {
+    let mut ledger = ledger(vec![change("runs", 0, Place::Holds), change("old", 1, Place::Waits)]);
+    assert!(ledger.may_hold(NS, "runs") && !ledger.may_hold(NS, "old") && !ledger.may_hold(NS, "other"));
+    assert!(!ledger.may_hold("painters", "runs"), "nobody asked for a bound there");
+    assert!(ledger.begin("painters"));
+    assert!(ledger.may_hold("painters", "runs"));
+}
+
+#[test]
 fn what_changes_while_a_namespace_is_read_counts() {
     let mut ledger = Ledger::default();
     assert_eq!(ledger.ask(NS, "a", at(1), 1), Answer::Unknown);
