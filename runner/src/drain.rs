@@ -106,7 +106,11 @@ pub async fn drain(config: &DrainConfig, mut stop: watch::Receiver<bool>) -> Out
     let mut drain = match begun {
         Ok(drain) => drain,
         Err(error) => {
-            leave(config, Report::new(error.outcome(), config.attempt), Some(&error));
+            let report = Report {
+                events: Delivery::Failed,
+                ..Report::new(error.outcome(), config.attempt)
+            };
+            leave(config, report, Some(&error));
             return error.outcome();
         }
     };

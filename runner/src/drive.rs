@@ -19,6 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use protocol::record::{LogLevel, SessionBody, UserBody};
+use protocol::report::Delivery;
 use protocol::{Outcome, identity};
 use secrecy::SecretString;
 use tokio::sync::{mpsc, watch};
@@ -56,7 +57,8 @@ const LOST_CONVERSATION: &str = "The earlier conversation could not be resumed: 
 
 /// Leaves the report of an attempt whose configuration cannot be read; returns its outcome.
 pub fn refuse(report: &Path, attempt: u32, error: &dyn std::error::Error) -> Outcome {
-    finish::without_records(report, attempt, &End::new(Outcome::ConfigError, chain(error)))
+    let end = End::new(Outcome::ConfigError, chain(error));
+    finish::without_records(report, attempt, Delivery::Off, &end)
 }
 
 /// Runs an attempt and leaves its report; `stop` becomes true when we are told to stop.
@@ -68,7 +70,16 @@ pub async fn drive(config: Config, mut stop: watch::Receiver<bool>) -> Outcome {
     };
     let mut attempt = match prepared {
         Ok(attempt) => attempt,
-        Err(end) => return finish::without_records(&config.folders.report, config.attempt.unwrap_or(0), &end),
+        Err(end) => {
+            let attempt = config.attempt.unwrap_or(0);
+            // Nobody has looked at what earlier attempts left: a drain must.
+            let mut spool = std::fs::read_dir(config.folders.state.join("spool"))
+                .into_iter()
+                .flatten();
+            let left = config.gateway.is_some() && spool.next().is_some();
+            let events = if left { Delivery::Failed } else { Delivery::Off };
+            return finish::without_records(&config.folders.report, attempt, events, &end);
+        }
     };
     let end = match Box::pin(attempt.clone_repos(&config)).await {
         Ok(()) => match attempt.work(&config).await {

@@ -23,9 +23,10 @@ const RELEASED: Duration = Duration::from_secs(5);
 /// How long responses in flight may take to be accounted for.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The end of an attempt that never got to its records.
-pub(super) fn without_records(path: &Path, attempt: u32, end: &End) -> Outcome {
+/// The end of an attempt that never got to its records. `events`: what becomes of those that earlier ones left.
+pub(super) fn without_records(path: &Path, attempt: u32, events: Delivery, end: &End) -> Outcome {
     let report = Report {
+        events,
         message: end.message.clone(),
         ..Report::new(end.outcome, attempt)
     };

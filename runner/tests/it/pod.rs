@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::{SinkExt as _, StreamExt as _};
 use protocol::frame::{Ack, GatewayFrame, RunnerFrame, Welcome};
+use protocol::report::Delivery;
 use protocol::spec::LiveLimits;
 use protocol::{Outcome, RecordHead, Report};
 use runner::agent::Place;
@@ -140,6 +141,10 @@ async fn who_is_told_to_stop_while_the_volume_is_slow_does_not_read_all_of_it() 
     let session = Session::new().await;
     let next = Config {
         attempt: Some(2),
+        gateway: Some(runner::config::Gateway {
+            url: "ws://127.0.0.1:1/ws".to_owned(),
+            token_file: None,
+        }),
         ..config(&session, "MARK")
     };
     left_behind(&session.state(), 1, 12);
@@ -160,6 +165,8 @@ async fn who_is_told_to_stop_while_the_volume_is_slow_does_not_read_all_of_it() 
         (outcome, session.report().outcome),
         (Outcome::Stopped, Outcome::Stopped)
     );
+    // Else nobody would deliver them.
+    assert_eq!(session.report().events, Delivery::Failed, "what attempt 1 left");
     drop(told.join());
     slow.join().unwrap();
 }
