@@ -21,8 +21,11 @@ use crate::context::{Context, watching};
 /// Settings that may be ones of another schema.
 type Guarded = DeserializeGuard<ProjectSettings>;
 
-/// How long the first list may fail before sessions are told; a refusal they are told at once.
+/// How long the first list may fail before sessions are told.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may be refused: rights that are installed together with the operator may come a moment after it, and all sessions
+/// would be told, and then told that it is over.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the settings of a namespace are not known.
 #[derive(Clone, Debug)]
@@ -170,7 +173,12 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             Err(error) => {
                 tracing::warn!(%error, "failed to watch ProjectSettings");
                 let since = *fails_since.get_or_insert_with(Instant::now);
-                if refusal(&error).is_some() || since.elapsed() >= PATIENCE {
+                let patience = if refusal(&error).is_some() {
+                    REFUSED_PATIENCE
+                } else {
+                    PATIENCE
+                };
+                if since.elapsed() >= patience {
                     context.projects.fails(&error);
                 }
                 Vec::new()
