@@ -56,6 +56,15 @@ impl Round {
     }
 }
 
+/// Keeps the end, from a whole word on: of a credential that is cut nobody would know that it is one.
+fn keep_end(stderr: &mut String) {
+    let from = stderr.ceil_char_boundary(stderr.len().saturating_sub(STDERR_TAIL));
+    if from > 0 {
+        let end = stderr[from..].find(['"', ' ', '\n']);
+        stderr.drain(..end.map_or(stderr.len(), |end| from + end));
+    }
+}
+
 impl Converse<'_> {
     pub(super) fn heard(&mut self, from: Result<FromShim, AgentError>) -> Result<Step, End> {
         match from {
@@ -79,11 +88,7 @@ impl Converse<'_> {
 
     fn stderr(&mut self, bytes: &[u8]) {
         self.stderr += &String::from_utf8_lossy(bytes);
-        let mut from = self.stderr.len().saturating_sub(STDERR_TAIL);
-        while !self.stderr.is_char_boundary(from) {
-            from += 1;
-        }
-        self.stderr.drain(..from);
+        keep_end(&mut self.stderr);
     }
 
     pub(super) fn line(&mut self, line: RawLine) -> Result<(), End> {
@@ -262,5 +267,29 @@ impl Attempt {
                 uplink.delta(delta);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_stderr_begins_with_a_whole_word() {
+        for filler in 1_900..2_100 {
+            let mut stderr = format!(
+                "failed with fake-credential-of-40-characters {}",
+                "ä ".repeat(filler / 3)
+            );
+            keep_end(&mut stderr);
+            assert!(stderr.len() <= STDERR_TAIL);
+            assert!(
+                !stderr.contains("characters") || stderr.contains("fake-credential-of-40-characters"),
+                "{stderr}"
+            );
+        }
+        let mut stderr = "short".to_owned();
+        keep_end(&mut stderr);
+        assert_eq!(stderr, "short");
     }
 }
