@@ -27,8 +27,10 @@ pub fn draining(
 pub fn drained(status: &AgenticSessionStatus, report: Option<&Report>, now: Timestamp) -> AgenticSessionStatus {
     let mut next = status.clone();
     next.drain_job_name = None;
-    // One that could not read the volume's state knows nothing of it.
-    if let Some(report) = report.filter(|report| report.has_read() || next.last_seq.is_none()) {
+    // One that could not read the volume's state knows nothing of it. One that found nothing there says the same, and is right where
+    // nothing is known of records.
+    let none_known = next.last_seq.unwrap_or_default() == 0;
+    if let Some(report) = report.filter(|report| report.has_read() || none_known) {
         next.last_seq = Some(report.last_seq);
         next.acked_seq = Some(report.acked_seq);
         conditions::events(&mut next, Some(report), true, now);

@@ -1,7 +1,7 @@
 //! What ends a session, and when it is deleted.
 
 use crds::{Phase, condition};
-use protocol::{Outcome, Report};
+use protocol::{Outcome, Report, report::Delivery};
 use rstest::rstest;
 
 use super::{brought_to, running};
@@ -96,6 +96,32 @@ fn delivered(model: &Model) -> (&str, &str) {
     let mut conditions = model.status.conditions.iter();
     let found = conditions.find(|c| c.type_ == condition::EVENTS_DELIVERED).unwrap();
     (&found.reason, &found.message)
+}
+
+#[test]
+fn a_drain_that_finds_no_records_has_delivered_them_also_behind_one_that_could_not_look() {
+    let mut model = undelivered();
+    for (drain, outcome, events, expected) in [
+        (1, Outcome::Stopped, Delivery::Failed, "Undelivered"),
+        (2, Outcome::Succeeded, Delivery::Delivered, "Delivered"),
+    ] {
+        model.look(true);
+        model.happen(Happening::JobController);
+        model.look(true);
+        assert_eq!(model.status.drains, Some(drain));
+        model.end_drain(Some(&Report {
+            events,
+            last_seq: 0,
+            acked_seq: 0,
+            ..drain_report(outcome)
+        }));
+        model.happen(Happening::JobController);
+        model.look(true);
+        assert_eq!(delivered(&model).0, expected, "{:#?}", model.status);
+        model.happen(Happening::Time(3_600));
+        model.look(true);
+        model.look(true);
+    }
 }
 
 #[test]
