@@ -31,7 +31,7 @@ const AHEAD: usize = 4 << 10;
 /// How long a long frame may take to arrive once there is room for it, whatever its length.
 const LONG_FRAME_WITHIN: Duration = Duration::from_mins(1);
 /// Bytes a second that it must have beyond that: a slow link must not keep the others waiting for its room.
-const SLOWEST: u64 = 64 << 10;
+const SLOWEST: u64 = 256 << 10;
 /// Longest header: two bytes, eight of length, four of mask.
 const MAX_HEADER: usize = 14;
 
