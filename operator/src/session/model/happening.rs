@@ -162,7 +162,11 @@ impl Model {
                 if let Some((number, _)) = self.jobs.pop() {
                     let named = self.status.pod_uid.clone();
                     let left = |pod: &mut PodSeen| pod.attempt == number && Some(&pod.uid) != named.as_ref();
-                    self.bare.extend(self.pods.extract_if(.., left));
+                    for mut pod in self.pods.extract_if(.., left) {
+                        // A Job that is made anew, and its pod, have the UIDs of those before them here.
+                        pod.uid = format!("{}-left-{}", pod.uid, self.bare.len());
+                        self.bare.push(pod);
+                    }
                 }
             }
             Happening::Suspend(suspend) => {
