@@ -97,9 +97,14 @@ fn numbers(status: &AgenticSessionStatus, rest: &str) -> String {
     )
 }
 
+/// The condition of a type.
+pub fn find<'a>(status: &'a AgenticSessionStatus, type_: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|c| c.type_ == type_)
+}
+
 /// The reason of a condition that says no.
 pub fn denied<'a>(status: &'a AgenticSessionStatus, type_: &str) -> Option<&'a str> {
-    let found = status.conditions.iter().find(|c| c.type_ == type_)?;
+    let found = find(status, type_)?;
     (found.status == "False").then_some(&*found.reason)
 }
 

@@ -196,7 +196,7 @@ pub fn kept(mut plan: Plan, seen: &Observed, refusal: &Refusal, now: Timestamp) 
 /// How a refusal is told. They may be other words each time: the first stay, or writing the next would have it tried again at once.
 fn words(seen: &Observed, type_: &str, Refusal { what, said }: &Refusal) -> String {
     let what = format!("The API server refuses to {what}: ");
-    let told = seen.session.status.conditions.iter().find(|c| c.type_ == type_);
+    let told = conditions::find(&seen.session.status, type_);
     match told.filter(|told| told.message.starts_with(&what)) {
         Some(told) => told.message.clone(),
         None => what + said,

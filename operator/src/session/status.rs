@@ -97,7 +97,7 @@ pub fn notes(old: &AgenticSessionStatus, next: &AgenticSessionStatus) -> Vec<Not
         });
     }
     if lost(next) && !lost(old) {
-        let said = next.conditions.iter().find(|c| c.type_ == condition::EVENTS_DELIVERED);
+        let said = conditions::find(next, condition::EVENTS_DELIVERED);
         notes.push(Note {
             warning: true,
             reason: "EventsLost".to_owned(),

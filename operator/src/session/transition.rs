@@ -219,7 +219,7 @@ pub fn suspended_between_attempts(status: &AgenticSessionStatus, now: Timestamp)
 
 /// Whether the last attempt was ended, or held back, by whoever admits Jobs.
 pub fn was_held(status: &AgenticSessionStatus) -> bool {
-    let started = status.conditions.iter().find(|c| c.type_ == condition::RUNNER_STARTED);
+    let started = conditions::find(status, condition::RUNNER_STARTED);
     started.is_some_and(|c| c.reason == Reason::Queued.as_str())
 }
 
@@ -266,7 +266,7 @@ pub fn finish(
 /// What the status of an ended run said, if its phase is of one that is not over: somebody else has written that. An ended run stays
 /// ended; from such a phase another attempt would follow, beyond those it has.
 pub fn overwritten(status: &AgenticSessionStatus) -> Option<AgenticSessionStatus> {
-    let finished = status.conditions.iter().find(|c| c.type_ == condition::FINISHED);
+    let finished = conditions::find(status, condition::FINISHED);
     let finished = finished.filter(|_| !status.phase.is_terminal() && status.completion_time.is_some())?;
     let is = |reason: Reason| finished.reason == reason.as_str();
     let (phase, reason) = if is(Reason::Completed) {
@@ -319,19 +319,13 @@ pub fn not_tried(status: &mut AgenticSessionStatus) {
 
 /// Since when this keeps the runner from starting, if it was said.
 pub fn hindered_since(status: &AgenticSessionStatus, reason: Reason) -> Option<Timestamp> {
-    let said = status
-        .conditions
-        .iter()
-        .find(|c| c.type_ == condition::RUNNER_STARTED)?;
+    let said = conditions::find(status, condition::RUNNER_STARTED)?;
     (said.status == "False" && said.reason == reason.as_str()).then_some(said.last_transition_time.0)
 }
 
 /// Since when no runner started though nothing but the cluster kept it from starting, if that was said.
 pub fn not_started_since(status: &AgenticSessionStatus) -> Option<Timestamp> {
-    let said = status
-        .conditions
-        .iter()
-        .find(|c| c.type_ == condition::RUNNER_STARTED)?;
+    let said = conditions::find(status, condition::RUNNER_STARTED)?;
     (said.status == "False").then_some(said.last_transition_time.0)
 }
 

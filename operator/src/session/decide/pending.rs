@@ -8,7 +8,7 @@ use super::{
     Hindered, Hindrance, LOOK_AGAIN, LOOK_LATER, LOOK_OFTEN, LOOK_SELDOM, held, hindrance::hindrance, next_attempt,
 };
 use crate::session::{
-    build, deadline, drain,
+    build, conditions, deadline, drain,
     observed::{ClaimSeen, JobSeen, Observed, PodSeen, Trouble},
     plan::{Attempt, Plan},
     transition,
@@ -59,11 +59,7 @@ pub fn decide(mut plan: Plan, seen: &Observed, request: &Result<Request, Invalid
             transition::not_tried(&mut plan.status);
             if let Invalid::NoSettings(_) = invalid {
                 // Of a right that is given back no watch tells.
-                let said = plan
-                    .status
-                    .conditions
-                    .iter()
-                    .find(|c| c.type_ == condition::SPEC_ACCEPTED);
+                let said = conditions::find(&plan.status, condition::SPEC_ACCEPTED);
                 let lasted = said.map_or(SignedDuration::ZERO, |said| {
                     now.duration_since(said.last_transition_time.0)
                 });

@@ -1,7 +1,9 @@
 //! `decide` in the model of the world.
 
 mod attempts;
+mod clock;
 mod ends;
+mod losses;
 mod starts;
 mod waits;
 
@@ -185,5 +187,22 @@ fn brought_to(phase: Phase) -> Model {
     model.happen(Happening::JobController);
     model.look(true);
     assert_eq!(model.status.phase, phase);
+    model
+}
+
+/// A run has ended without a final report, and there is a gateway.
+fn undelivered() -> Model {
+    let mut model = Model {
+        gateway: true,
+        ..running()
+    };
+    model.end_runner(None);
+    model.happen(Happening::PodTurnsTerminal);
+    model.happen(Happening::JobController);
+    // It counts as a try: suspended, it ends.
+    model.happen(Happening::Suspend(true));
+    model.look(true);
+    model.look(true);
+    assert_eq!(model.status.phase, Phase::Stopped);
     model
 }

@@ -237,10 +237,7 @@ fn attempt_ran(next: &mut AgenticSessionStatus, remains: &Remains<'_>, now: Time
 }
 
 fn runner_started(status: &AgenticSessionStatus) -> Option<Timestamp> {
-    let started = status
-        .conditions
-        .iter()
-        .find(|c| c.type_ == condition::RUNNER_STARTED)?;
+    let started = conditions::find(status, condition::RUNNER_STARTED)?;
     (started.status == "True").then_some(started.last_transition_time.0)
 }
 

@@ -4,7 +4,7 @@ use crds::{Phase, condition};
 use protocol::{Outcome, Report, report::Delivery};
 use rstest::rstest;
 
-use super::{brought_to, running};
+use super::{brought_to, running, undelivered};
 use crate::session::{
     decide::{decide, refused},
     model::{Happening, Model, drain_report},
@@ -73,23 +73,6 @@ fn a_session_is_deleted_when_its_time_is_over_and_its_records_are_delivered_and_
     assert!(!model.expired, "what it delivered is recorded first");
     model.look(true);
     assert!(model.expired, "{:#?}", model.status);
-}
-
-/// A run has ended without a final report, and there is a gateway.
-fn undelivered() -> Model {
-    let mut model = Model {
-        gateway: true,
-        ..running()
-    };
-    model.end_runner(None);
-    model.happen(Happening::PodTurnsTerminal);
-    model.happen(Happening::JobController);
-    // It counts as a try: suspended, it ends.
-    model.happen(Happening::Suspend(true));
-    model.look(true);
-    model.look(true);
-    assert_eq!(model.status.phase, Phase::Stopped);
-    model
 }
 
 fn delivered(model: &Model) -> (&str, &str) {

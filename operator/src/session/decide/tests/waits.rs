@@ -1,11 +1,11 @@
-//! How long one waits that others must help, and what is not done while nobody is sure what time it is.
+//! How long one waits that others must help.
 
 use crds::{Phase, condition};
 use jiff::SignedDuration;
-use protocol::{Outcome, Reason};
+use protocol::Outcome;
 use rstest::rstest;
 
-use super::{brought_to, running};
+use super::{running, undelivered};
 use crate::session::{
     decide::{decide, queued, refused},
     model::{Happening, Model, drain_report},
@@ -112,7 +112,7 @@ fn sessions_that_wait_for_the_settings_do_not_come_at_the_same_time() {
     assert!(wakes.len() > 5, "{wakes:?}");
 }
 
-fn refuse(model: &mut Model) -> Plan {
+pub(super) fn refuse(model: &mut Model) -> Plan {
     let said = ("Job", "write-poem-job", "exceeded quota: small");
     let plan = refused(&model.observed(), &model.request, said, model.now);
     model.status = plan.status.clone();
@@ -255,17 +255,8 @@ fn a_start_request_of_one_that_waits_is_answered(#[values(For::APlace, For::What
 fn what_the_last_run_left_is_recorded_and_goes_while_the_next_waits(
     #[values(For::APlace, For::WhatWasRefused)] what: For,
 ) {
-    let mut model = Model {
-        gateway: true,
-        ..running()
-    };
-    model.end_runner(None);
-    model.happen(Happening::PodTurnsTerminal);
-    model.happen(Happening::JobController);
-    model.happen(Happening::Suspend(true));
-    for _ in 0..3 {
-        model.look(true);
-    }
+    let mut model = undelivered();
+    model.look(true);
     model.happen(Happening::Suspend(false));
     model.happen(Happening::JobController);
     model.end_drain(Some(&drain_report(Outcome::Succeeded)));
@@ -350,107 +341,6 @@ fn a_job_that_was_let_go_and_whose_pod_ended_before_anybody_looked_was_admitted(
     model.look(true);
     model.look(true);
     assert_eq!((model.status.phase, &*admitted(&model)), (Phase::Completed, "True"));
-}
-
-/// What is decided when the clocks disagree, and when they do not, after so long.
-fn after(model: &mut Model, seconds: i64) -> (Plan, Plan) {
-    model.happen(Happening::Time(seconds));
-    let mut seen = model.observed();
-    let sure = decide(&seen, &model.request, model.now);
-    seen.policy.clock_is_sure = false;
-    (decide(&seen, &model.request, model.now), sure)
-}
-
-#[test]
-fn no_agent_is_stopped_for_a_time_that_may_not_have_come() {
-    let mut model = running();
-    let (unsure, sure) = after(&mut model, 7_200);
-    assert_eq!(
-        (unsure.status.phase, sure.status.phase),
-        (Phase::Running, Phase::Stopping)
-    );
-    assert!(unsure.wake.unwrap().as_secs() >= 30, "{:?}", unsure.wake);
-    model.happen(Happening::Suspend(true));
-    let (unsure, _) = after(&mut model, 0);
-    assert_eq!(unsure.status.phase, Phase::Stopping, "a person's word is one");
-}
-
-#[test]
-fn no_start_is_given_up_for_a_time_that_may_not_have_come() {
-    let mut model = brought_to(Phase::Creating);
-    model.happen(Happening::JobController);
-    model.look(true);
-    let (unsure, sure) = after(&mut model, 7_200);
-    assert_eq!(
-        (unsure.status.phase, sure.status.phase),
-        (Phase::Creating, Phase::Stopping)
-    );
-
-    let mut model = Model {
-        claim: ClaimSeen::Absent,
-        ..Model::new()
-    };
-    model.look(true);
-    let (unsure, sure) = after(&mut model, 7_200);
-    assert_eq!(
-        (unsure.status.phase, sure.status.phase),
-        (Phase::Pending, Phase::Failed)
-    );
-
-    let mut model = Model::new();
-    refuse(&mut model);
-    model.happen(Happening::Time(7_200));
-    let mut seen = model.observed();
-    seen.policy.clock_is_sure = false;
-    let said = ("Job", "write-poem-job", "exceeded quota: small");
-    let unsure = refused(&seen, &model.request, said, model.now);
-    assert_eq!(unsure.status.phase, Phase::Pending);
-    assert_eq!(refuse(&mut model).status.phase, Phase::Failed);
-}
-
-#[rstest]
-#[case::its_job_is_kept(None)]
-#[case::it_is_kept_itself(Some(50))]
-fn nothing_is_deleted_for_a_time_that_may_not_have_come(#[case] ttl: Option<u64>) {
-    let mut model = brought_to(Phase::Completed);
-    model.happen(Happening::JobController);
-    model.look(true);
-    model.request.as_mut().unwrap().ttl = ttl;
-    let (unsure, sure) = after(&mut model, 7_200);
-    assert!(unsure.delete.is_empty() && !unsure.delete_session, "{unsure:#?}");
-    assert!(unsure.wake.unwrap().as_secs() >= 30, "it is looked at again");
-    assert_eq!((sure.delete.len(), sure.delete_session), (1, ttl.is_some()));
-}
-
-#[test]
-fn no_records_are_given_up_for_a_time_that_may_not_have_come() {
-    let mut model = Model {
-        gateway: true,
-        ..running()
-    };
-    model.end_runner(None);
-    model.happen(Happening::PodTurnsTerminal);
-    model.happen(Happening::JobController);
-    // It counts as a try: suspended, it ends.
-    model.happen(Happening::Suspend(true));
-    for _ in 0..3 {
-        model.look(true);
-    }
-    assert_eq!(model.status.phase, Phase::Stopped);
-    model.drains.clear();
-    model.drain_pods.clear();
-    model.status.drain_job_name = None;
-    let delivered = |plan: &Plan| {
-        let found = plan
-            .status
-            .conditions
-            .iter()
-            .find(|c| c.type_ == condition::EVENTS_DELIVERED);
-        found.map(|c| c.reason.clone())
-    };
-    let (unsure, sure) = after(&mut model, 100_000);
-    assert_eq!(delivered(&unsure).as_deref(), Some(Reason::Undelivered.as_str()));
-    assert_eq!(delivered(&sure).as_deref(), Some(Reason::Lost.as_str()));
 }
 
 #[test]
