@@ -1,4 +1,5 @@
-//! Sessions at a steady rate: made for the operator, or by a client that also makes the claim and the Job itself.
+//! Sessions at a steady rate: made for the operator, or by a client that also makes the claim and the Job itself, and that may
+//! record what it made as the operator does.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,8 +10,9 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::plane::{BARE, NAMESPACE};
+use super::plane::NAMESPACE;
 
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces";
 const SESSIONS: &str = "/apis/vteam.ambient-code/v1alpha1/namespaces";
 /// About as long as a task that a person writes.
 const PROMPT: &str = "Read the failing test, find out why it fails, correct the code and not the test, and explain in \
@@ -23,24 +25,35 @@ pub enum Side {
     Operator,
     /// The client that made the session.
     Bare,
+    /// That client, and it then writes the status and the Event that the operator writes.
+    Recording,
 }
 
-/// What the operator makes for a session, to be made again by the bare client.
+/// What the operator writes for a session until its pod waits, to be written again by the bare client.
 pub struct Children {
     claim: String,
     job: String,
+    status: String,
+    event: String,
     name: String,
     uid: String,
 }
 
 impl Children {
-    /// Those of a session that the operator has a Job for.
+    /// Those of a session whose waiting pod the operator has told of.
     pub async fn of(client: &Client, name: &str, uid: &str) -> Result<Self> {
         let jobs: Api<Job> = Api::namespaced(client.clone(), NAMESPACE);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), NAMESPACE);
         let mut job = serde_json::to_value(jobs.get(&format!("{name}-job")).await?)?;
         let mut claim = serde_json::to_value(claims.get(&format!("ambient-workspace-{name}")).await?)?;
-        for object in [&mut job, &mut claim] {
+        let session = get(client, &format!("{SESSIONS}/{NAMESPACE}/agenticsessions/{name}")).await?;
+        let told = get(
+            client,
+            &format!("{EVENTS}/{NAMESPACE}/events?fieldSelector=regarding.name={name}"),
+        )
+        .await?;
+        let mut event = told["items"][0].clone();
+        for object in [&mut job, &mut claim, &mut event] {
             let object = object.as_object_mut().context("not an object")?;
             object.remove("status");
             let metadata = object["metadata"].as_object_mut().context("no metadata")?;
@@ -54,7 +67,6 @@ impl Children {
             ] {
                 metadata.remove(servers);
             }
-            metadata.insert("namespace".into(), json!(BARE));
         }
         job["spec"].as_object_mut().context("no spec")?.remove("selector");
         for labels in ["/metadata/labels", "/spec/template/metadata/labels"] {
@@ -65,33 +77,41 @@ impl Children {
         Ok(Self {
             claim: claim.to_string(),
             job: job.to_string(),
+            status: json!({"status": session["status"]}).to_string(),
+            event: event.to_string(),
             name: name.to_owned(),
             uid: uid.to_owned(),
         })
     }
 
-    fn for_session(&self, name: &str, uid: &str) -> (Vec<u8>, Vec<u8>) {
-        let made = |object: &str| object.replace(&self.name, name).replace(&self.uid, uid).into_bytes();
-        (made(&self.claim), made(&self.job))
+    /// One of them as it is for another session.
+    fn of_session(&self, object: &str, name: &str, uid: &str) -> Vec<u8> {
+        object.replace(&self.name, name).replace(&self.uid, uid).into_bytes()
     }
 }
 
 /// A client that makes sessions.
 pub struct Load {
     client: Client,
+    side: Side,
     children: Option<Arc<Children>>,
 }
 
 impl Load {
     /// One whose sessions are the operator's work.
     pub fn for_operator(client: Client) -> Self {
-        Self { client, children: None }
-    }
-
-    /// One that makes claim and Job itself.
-    pub fn bare(client: Client, children: Arc<Children>) -> Self {
         Self {
             client,
+            side: Side::Operator,
+            children: None,
+        }
+    }
+
+    /// One that does itself what `side` does.
+    pub fn of_side(client: Client, side: Side, children: Arc<Children>) -> Self {
+        Self {
+            client,
+            side,
             children: Some(children),
         }
     }
@@ -102,12 +122,12 @@ impl Load {
         let mut under_way = JoinSet::new();
         for n in 0..count {
             tokio::time::sleep_until(start + Duration::from_secs_f64(n as f64 / rate)).await;
-            let (client, children) = (self.client.clone(), self.children.clone());
+            let (client, children, side) = (self.client.clone(), self.children.clone(), self.side);
             let name = format!("{prefix}-{n}");
             under_way.spawn(async move {
                 match children {
-                    None => create_session(&client, NAMESPACE, &name, json!({})).await.map(drop),
-                    Some(children) => create_all(&client, &children, &name).await,
+                    Some(children) if side != Side::Operator => create_all(&client, &children, &name, side).await,
+                    _ => create_session(&client, NAMESPACE, &name, json!({})).await.map(drop),
                 }
             });
         }
@@ -141,16 +161,24 @@ pub async fn create_session(client: &Client, namespace: &str, name: &str, extra:
         .to_owned())
 }
 
-async fn create_all(client: &Client, children: &Children, name: &str) -> Result<()> {
-    let uid = create_session(client, BARE, name, json!({})).await?;
-    let (claim, job) = children.for_session(name, &uid);
-    post(
-        client,
-        &format!("/api/v1/namespaces/{BARE}/persistentvolumeclaims"),
-        claim,
-    )
-    .await?;
-    post(client, &format!("/apis/batch/v1/namespaces/{BARE}/jobs"), job).await?;
+async fn create_all(client: &Client, children: &Children, name: &str, side: Side) -> Result<()> {
+    let uid = create_session(client, NAMESPACE, name, json!({})).await?;
+    let of_session = |object| children.of_session(object, name, &uid);
+    let claims = format!("/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims");
+    post(client, &claims, of_session(&children.claim)).await?;
+    let jobs = format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs");
+    post(client, &jobs, of_session(&children.job)).await?;
+    if side == Side::Recording {
+        post(
+            client,
+            &format!("{EVENTS}/{NAMESPACE}/events"),
+            of_session(&children.event),
+        )
+        .await?;
+        let status = format!("{SESSIONS}/{NAMESPACE}/agenticsessions/{name}/status");
+        let status = Request::patch(status).header("content-type", "application/merge-patch+json");
+        client.request_text(status.body(of_session(&children.status))?).await?;
+    }
     Ok(())
 }
 
@@ -162,4 +190,13 @@ async fn post(client: &Client, path: &str, body: Vec<u8>) -> Result<String> {
         .request_text(request)
         .await
         .with_context(|| format!("failed to POST to {path}"))
+}
+
+async fn get(client: &Client, path: &str) -> Result<Value> {
+    let request = Request::get(path).body(Vec::new())?;
+    let answer = client
+        .request_text(request)
+        .await
+        .with_context(|| format!("failed to GET {path}"))?;
+    Ok(serde_json::from_str(&answer)?)
 }

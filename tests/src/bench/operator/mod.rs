@@ -1,17 +1,19 @@
-//! The operator beside a client that makes the same claim and Job for each session, in one run on one control plane.
+//! The operator beside clients that make the same claim and Job for each session, in one run.
 //!
 //! Both are timed by the API server's audit log: from the answer to the session's creation to the answer to its Job's. They take
-//! turns, slice by slice, so that whatever else the machine does falls on both.
+//! turns, slice by slice, so that whatever else the machine does falls on both, and each has a control plane to itself, so that
+//! neither waits for what the other has left there.
 
 mod admit;
 mod audit;
+mod burst;
 mod lives;
 mod load;
 mod many;
 mod nodes;
 mod plane;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use kube::Client;
@@ -19,9 +21,8 @@ use tokio::time::Instant;
 
 use self::{
     audit::{Audit, Write},
-    load::{Children, Load, Side, create_session},
     nodes::pods,
-    plane::{ACCOUNT, Plane},
+    plane::ACCOUNT,
 };
 use super::{
     machine,
@@ -30,12 +31,13 @@ use super::{
 
 /// What stands above the table.
 const ABOUT: &str = "\
-The operator as it is shipped on a bare control plane (etcd, API server, controller manager, no scheduler), and a client that makes the same claim
-and Job for each session by itself; both take turns, slice by slice, and are timed by the API server's audit log, from the answer to the session's
-creation to the answer to its Job's. Where pods run, kube-scheduler puts them on nodes of kwok, which starts them at once and ends them after 0.5 to
-1.5 s with the runner's report; claims stay without volumes, and no container runs. Memory is resident memory; processor time is the process's own, all
-threads. Everything shares the machine's cores. At 75/s the API server collects its garbage about once a second, on every core that it can get, and the
-longest waits are from those moments: a session made through the operator has a watch's event more on its way, and a status and an Event beside it.";
+The operator as it is shipped on a bare control plane (etcd, API server, controller manager, no scheduler). Beside it two clients, each on a control
+plane of its own: a bare one, which makes a session's claim and Job by itself and nothing else, and one that then records it, with the status and the
+Event that the operator writes. All take turns, slice by slice, and are timed by the API server's audit log, from the answer to the session's creation
+to the answer to its Job's. Where pods run, kube-scheduler puts them on nodes of kwok, which starts them at once and ends them after 0.5 to 1.5 s with
+the runner's report; claims stay without volumes, and no container runs. Memory is resident memory; processor time is the process's own, all threads.
+Everything shares the machine's cores. At 75/s the API server collects its garbage about once a second, on every core that it can get, and the longest
+waits are from those moments; a status makes more garbage than a claim and a Job, which is why the client that records waits longer too.";
 
 /// How long anything may take that should come by itself.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -51,7 +53,7 @@ pub struct Options {
     /// Sessions a second, and for how many seconds, of each load.
     #[arg(long, value_delimiter = ',', default_value = "25x12,75x20", value_parser = parse_load)]
     loads: Vec<(f64, f64)>,
-    /// Slices into which each load is cut; operator and bare client take turns.
+    /// Slices into which each load is cut; operator and bare clients take turns.
     #[arg(long, default_value_t = 4)]
     slices: usize,
     /// Sessions a second that are followed through their whole life, and for how many seconds; 0x0 for none.
@@ -82,7 +84,8 @@ fn parse_load(text: &str) -> Result<(f64, f64), String> {
 pub async fn run(options: Options) -> Result<()> {
     let mut table = Table::default();
     let machine = machine::describe();
-    let version = burst(&options, &mut table).await?;
+    eprintln!("part 1 of 4: loads (about 3 min)");
+    let version = burst::measure(&options, &mut table).await?;
     let (rate, seconds) = options.lives;
     if rate * seconds > 0.0 {
         eprintln!("part 2 of 4: whole lives, {rate}/s (about 1 min)");
@@ -105,112 +108,6 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// Loads in turns with the bare client; pods wait.
-async fn burst(options: &Options, table: &mut Table) -> Result<String> {
-    eprintln!("part 1 of 4: loads (about 2 min)");
-    let plane = Plane::start()?;
-    let operator = plane.operator(&options.operator).await?;
-    tokio::time::sleep(QUIET).await;
-    let (idle, _) = machine::resident(operator.pid())?;
-    table.hold("memory, idle", mib(idle), "≤ 15 MiB", idle <= 15.0);
-
-    let client = plane.client().await?;
-    let children = Arc::new(template(&client).await?);
-    let mut audit = Audit::new(plane.audit_log());
-    let mut writes = audit.read()?;
-    let (before, mut bare) = (operator.cpu()?, Duration::ZERO);
-    for (number, (rate, seconds)) in options.loads.iter().enumerate() {
-        let started = writes.len();
-        bare += take_turns(
-            &plane,
-            &children,
-            options.slices,
-            number,
-            (*rate, *seconds),
-            &mut audit,
-            &mut writes,
-        )
-        .await?;
-        compare(*rate, *seconds, number, &writes[started..], table);
-    }
-    let sessions = count_created(&writes, "load-");
-    table.tell(
-        "processor time of the bare client, its two requests",
-        format!(
-            "{:.2} ms each session",
-            bare.as_secs_f64() * 1e3 / sessions.max(1) as f64
-        ),
-    );
-    settle(&client, "load-", "Pending", sessions, &mut audit, &mut writes).await?;
-    let used = operator.cpu()?.saturating_sub(before).as_secs_f64() * 1e3 / sessions.max(1) as f64;
-    table.hold(
-        "processor time of the operator, session → waiting pod",
-        format!("{used:.2} ms each"),
-        "≤ 2 ms",
-        used <= 2.0,
-    );
-    let (now, most) = machine::resident(operator.pid())?;
-    table.hold(
-        &format!("memory with {sessions} sessions whose pods wait"),
-        format!("{}, at most {}", mib(now), mib(most)),
-        "≤ 25 MiB",
-        now <= 25.0,
-    );
-    quiet(&mut audit, &mut writes, "writes in 20 s while all pods wait", table).await?;
-    let version = plane.version()?;
-    operator.stop().await?;
-    Ok(version)
-}
-
-/// Has the operator make what the bare client then makes.
-async fn template(client: &Client) -> Result<Children> {
-    let name = "template-of-the-bench";
-    let uid = create_session(client, plane::NAMESPACE, name, serde_json::json!({})).await?;
-    until("the pod of the first session", async || {
-        Ok(pods(client, name, "Pending").await? == 1)
-    })
-    .await?;
-    Children::of(client, name, &uid).await
-}
-
-/// Answers the processor time that claims and Jobs cost the bare client: it makes the sessions of both.
-async fn take_turns(
-    plane: &Plane,
-    children: &Arc<Children>,
-    slices: usize,
-    number: usize,
-    (rate, seconds): (f64, f64),
-    audit: &mut Audit,
-    writes: &mut Vec<Write>,
-) -> Result<Duration> {
-    let (own, mut cost) = (std::process::id(), [Duration::ZERO; 2]);
-    let each = (rate * seconds / slices.max(1) as f64).round() as usize;
-    let operators = Load::for_operator(plane.client().await?);
-    let bare = Load::bare(plane.client().await?, children.clone());
-    for slice in 0..slices {
-        for (load, side) in [(&operators, Side::Operator), (&bare, Side::Bare)] {
-            let prefix = format!("{}{number}-{slice}", prefix_of(side));
-            let before = machine::cpu(own)?;
-            load.run(&prefix, each, rate).await?;
-            cost[usize::from(side == Side::Bare)] += machine::cpu(own)?.saturating_sub(before);
-            // The next slice does not begin in this one's backlog.
-            until("the Jobs of a slice", async || {
-                writes.extend(audit.read()?);
-                Ok(jobs_created(writes, &prefix) >= each)
-            })
-            .await?;
-        }
-    }
-    Ok(cost[1].saturating_sub(cost[0]))
-}
-
-fn prefix_of(side: Side) -> &'static str {
-    match side {
-        Side::Operator => "load-",
-        Side::Bare => "bare-",
-    }
-}
-
 fn created<'a>(writes: &'a [Write], resource: &'a str) -> impl Iterator<Item = &'a Write> {
     writes
         .iter()
@@ -221,52 +118,6 @@ fn jobs_created(writes: &[Write], prefix: &str) -> usize {
     created(writes, "jobs")
         .filter(|write| write.name.starts_with(&format!("{prefix}-")))
         .count()
-}
-
-fn count_created(writes: &[Write], prefix: &str) -> usize {
-    created(writes, "agenticsessions")
-        .filter(|write| write.name.starts_with(prefix))
-        .count()
-}
-
-/// Milliseconds from each session to its Job, sorted.
-fn latencies(writes: &[Write], prefix: &str) -> Vec<f64> {
-    let sessions: HashMap<_, _> = created(writes, "agenticsessions")
-        .map(|write| (&*write.name, write.at))
-        .collect();
-    let mut found: Vec<f64> = created(writes, "jobs")
-        .filter(|write| write.name.starts_with(prefix))
-        .filter_map(|job| Some(job.at.duration_since(*sessions.get(job.name.strip_suffix("-job")?)?)))
-        .map(|took| took.as_secs_f64() * 1e3)
-        .collect();
-    found.sort_by(f64::total_cmp);
-    found
-}
-
-fn compare(rate: f64, seconds: f64, number: usize, writes: &[Write], table: &mut Table) {
-    let of = |side: Side| {
-        let found = latencies(writes, &format!("{}{number}-", prefix_of(side)));
-        (found.len(), quantile(&found, 0.5), quantile(&found, 0.99))
-    };
-    let (count, p50, p99) = of(Side::Operator);
-    let (_, bare_p50, bare_p99) = of(Side::Bare);
-    let (r50, r99) = (p50 / bare_p50, p99 / bare_p99);
-    table.tell(
-        &format!("session → Job, {rate}/s for {seconds} s ({count} sessions): the bare client"),
-        format!("p50 {bare_p50:.1} ms, p99 {bare_p99:.1} ms"),
-    );
-    // Above the rate that the bound on the median is made for, what counts is to keep up.
-    let holds = r99 <= 2.0 && (rate > 25.0 || r50 <= 1.2);
-    table.hold(
-        &format!("session → Job, {rate}/s: the operator"),
-        format!("p50 {p50:.1} ms, p99 {p99:.1} ms: {r50:.2} × and {r99:.2} ×"),
-        if rate > 25.0 {
-            "p99 ≤ 2 ×"
-        } else {
-            "p50 ≤ 1.2 ×, p99 ≤ 2 ×"
-        },
-        holds,
-    );
 }
 
 /// Waits until so many sessions of a prefix have a pod in this phase and the operator has nothing more to write.

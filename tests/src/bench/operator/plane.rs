@@ -19,10 +19,8 @@ use crate::bench::machine;
 
 /// Where the product is installed.
 const INSTALLED_IN: &str = "agentic-system";
-/// The namespace that the operator looks after.
+/// The namespace of the sessions.
 pub const NAMESPACE: &str = "sessions";
-/// The namespace of the bare client, whose sessions no operator sees.
-pub const BARE: &str = "bare";
 /// Who the operator is to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:agentic-system:agentic-operator";
 
@@ -44,8 +42,7 @@ impl Plane {
         plane.apply(&installed()?)?;
         plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
         plane.apply(&format!(
-            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}\n---\n\
-             {{apiVersion: v1, kind: Namespace, metadata: {{name: {BARE}}}}}"
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}"
         ))?;
         plane.write_operators_kubeconfig()?;
         Ok(plane)
