@@ -100,7 +100,12 @@ struct Turns {
 impl Turns {
     async fn new(side: Side, plane: Plane, children: &Arc<Children>) -> Result<Self> {
         Ok(Self {
-            load: Load::of_side(plane.client().await?, side, children.clone()),
+            load: Load::of_side(
+                plane.client().await?,
+                side,
+                children.clone(),
+                plane.operators_client().await?,
+            ),
             audit: Audit::new(plane.audit_log()),
             plane,
             writes: Vec::new(),

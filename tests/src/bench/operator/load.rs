@@ -94,7 +94,15 @@ impl Children {
 pub struct Load {
     client: Client,
     side: Side,
-    children: Option<Arc<Children>>,
+    own: Option<Own>,
+}
+
+/// What is made by the client itself, and as whom: with the operator's account, so that both wait in the same queue of the API server and pass
+/// the same checks.
+#[derive(Clone)]
+struct Own {
+    children: Arc<Children>,
+    account: Client,
 }
 
 impl Load {
@@ -103,16 +111,16 @@ impl Load {
         Self {
             client,
             side: Side::Operator,
-            children: None,
+            own: None,
         }
     }
 
-    /// One that does itself what `side` does.
-    pub fn of_side(client: Client, side: Side, children: Arc<Children>) -> Self {
+    /// One that does itself what `side` does; what the operator would do as its `account`.
+    pub fn of_side(client: Client, side: Side, children: Arc<Children>, account: Client) -> Self {
         Self {
             client,
             side,
-            children: Some(children),
+            own: Some(Own { children, account }),
         }
     }
 
@@ -122,11 +130,11 @@ impl Load {
         let mut under_way = JoinSet::new();
         for n in 0..count {
             tokio::time::sleep_until(start + Duration::from_secs_f64(n as f64 / rate)).await;
-            let (client, children, side) = (self.client.clone(), self.children.clone(), self.side);
+            let (client, own, side) = (self.client.clone(), self.own.clone(), self.side);
             let name = format!("{prefix}-{n}");
             under_way.spawn(async move {
-                match children {
-                    Some(children) if side != Side::Operator => create_all(&client, &children, &name, side).await,
+                match own {
+                    Some(own) if side != Side::Operator => create_all(&client, &own, &name, side).await,
                     _ => create_session(&client, NAMESPACE, &name, json!({})).await.map(drop),
                 }
             });
@@ -161,23 +169,24 @@ pub async fn create_session(client: &Client, namespace: &str, name: &str, extra:
         .to_owned())
 }
 
-async fn create_all(client: &Client, children: &Children, name: &str, side: Side) -> Result<()> {
+async fn create_all(client: &Client, own: &Own, name: &str, side: Side) -> Result<()> {
     let uid = create_session(client, NAMESPACE, name, json!({})).await?;
+    let Own { children, account } = own;
     let of_session = |object| children.of_session(object, name, &uid);
     let claims = format!("/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims");
-    post(client, &claims, of_session(&children.claim)).await?;
+    post(account, &claims, of_session(&children.claim)).await?;
     let jobs = format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs");
-    post(client, &jobs, of_session(&children.job)).await?;
+    post(account, &jobs, of_session(&children.job)).await?;
     if side == Side::Recording {
         post(
-            client,
+            account,
             &format!("{EVENTS}/{NAMESPACE}/events"),
             of_session(&children.event),
         )
         .await?;
         let status = format!("{SESSIONS}/{NAMESPACE}/agenticsessions/{name}/status");
         let status = Request::patch(status).header("content-type", "application/merge-patch+json");
-        client.request_text(status.body(of_session(&children.status))?).await?;
+        account.request_text(status.body(of_session(&children.status))?).await?;
     }
     Ok(())
 }

@@ -50,9 +50,12 @@ impl Plane {
 
     /// An administrator's client with connections of its own.
     pub async fn client(&self) -> Result<Client> {
-        let kubeconfig = Kubeconfig::read_from(self.plane.kubeconfig())?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        Ok(Client::try_from(config)?)
+        client(&self.plane.kubeconfig()).await
+    }
+
+    /// A client that is the operator to the API server.
+    pub async fn operators_client(&self) -> Result<Client> {
+        client(&self.folder.path().join("kubeconfig")).await
     }
 
     /// The API server's log of writes.
@@ -112,6 +115,12 @@ impl Plane {
         )?;
         Ok(())
     }
+}
+
+async fn client(kubeconfig: &Path) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
 }
 
 /// What the installed product consists of, but for its own pods.
