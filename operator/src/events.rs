@@ -13,8 +13,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::writes;
 
-/// Written at once: nobody waits for them, and sessions come first.
-const AT_ONCE: usize = 4;
+/// Written at once, when many wait: nobody waits for them, and sessions come first.
+const AT_ONCE: u32 = 4;
+/// While no more than so many wait, they are written one after another, so that they are no burst for an API server that has sessions to begin.
+const FEW: usize = 64;
 /// That wait to be written. What comes beyond is not told: the status says it too.
 const WAITING: usize = 2_048;
 
@@ -42,6 +44,11 @@ pub struct Events {
     at_once: Arc<Semaphore>,
 }
 
+/// What an Event takes of all that are written at once, when so many wait.
+fn share(waiting: usize) -> u32 {
+    if waiting <= FEW { AT_ONCE } else { 1 }
+}
+
 /// The API server refuses notes of more bytes (`NoteLengthLimit` of its validation of events).
 fn shortened(mut text: String) -> String {
     const LONGEST: usize = 1_024;
@@ -57,7 +64,7 @@ impl Events {
             instance: instance.to_owned(),
             under_way,
             waiting: Arc::new(Semaphore::new(WAITING)),
-            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            at_once: Arc::new(Semaphore::new(AT_ONCE as usize)),
         }
     }
 
@@ -73,12 +80,13 @@ impl Events {
             return;
         };
         let (event, at_once) = (self.event(about, note), self.at_once.clone());
+        let share = share(WAITING.saturating_sub(self.waiting.available_permits()));
         let client = self.client.clone();
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         self.under_way.spawn(async move {
             let _place = place;
             // Never closed.
-            let _turn = at_once.acquire().await;
+            let _turn = at_once.acquire_many(share).await;
             if let Err(error) = writes::create(&client, &namespace, &event).await {
                 let about = event.regarding.unwrap_or_default();
                 tracing::warn!(session = about.name, namespace = about.namespace, %error, "failed to write an Event");
@@ -112,6 +120,14 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_are_written_one_after_another_and_many_four_at_once() {
+        assert_eq!(
+            [1, FEW, FEW + 1, WAITING].map(|waiting| AT_ONCE / share(waiting)),
+            [1, 1, 4, 4]
+        );
+    }
 
     #[test]
     fn a_note_of_wide_characters_is_cut_to_what_the_api_server_takes() {
